@@ -1,0 +1,38 @@
+# make train, make test: everything is set up on first use in .venv and reused afterwards.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help train test check clean
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+train: .venv/.ready  ## set up if needed and run apa-train on the built-in task (ARGS="objective=ppo")
+	$(BIN)/apa-train $(ARGS)
+
+test: .venv/.ready-dev  ## set up if needed and run the tests (ARGS="-k name")
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/.ready-dev  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## remove the set-up
+	rm -rf .venv build dist
+
+.venv/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.12 …")'
+	@echo "Setting up .venv, once ($(TORCH) and what pyproject.toml asks for) …"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/.ready-dev: .venv/.ready
+	@echo "Adding the tools for tests …"
+	@$(PIP) --editable ".[dev]"
+	@touch $@
