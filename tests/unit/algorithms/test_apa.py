@@ -1,0 +1,67 @@
+import math
+
+import torch
+from torch.testing import assert_close
+
+from apa_cli.algorithms import apa_loss, apa_target_residual
+
+NAN = math.nan
+
+
+def case():
+    """λ = 1/2, so A/λ = 2A. Residuals: −1 + 2 − 2 = −1, −2 + 1.5 + 1 = 0.5, −0.5 + 3 − 0.5 = 2; the last is masked."""
+    policy = torch.tensor([[-1.0, -2.0], [-0.5, NAN]], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([[-2.0, -1.5], [-3.0, NAN]], dtype=torch.float64)
+    advantages = torch.tensor([[1.0, -0.5], [0.25, NAN]], dtype=torch.float64)
+    return policy, reference, advantages, torch.tensor([[1, 1], [1, 0]])
+
+
+def test_loss_and_gradient_by_hand():
+    policy, reference, advantages, mask = case()
+    loss = apa_loss(policy, reference, advantages, mask, kl_lambda=0.5)
+    # (1 + 0.25 + 4) / 3
+    assert_close(loss, torch.tensor(1.75, dtype=torch.float64), rtol=0, atol=1e-9)
+    loss.backward()
+    # 2/3 of each residual
+    expected = torch.tensor([[-2 / 3, 1 / 3], [4 / 3, 0.0]], dtype=torch.float64)
+    assert_close(policy.grad, expected, rtol=0, atol=1e-9)
+
+
+def test_zero_at_its_target():
+    generator = torch.Generator().manual_seed(0)
+    reference, advantages = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    policy = (reference + advantages / 2.0).requires_grad_()
+    loss = apa_loss(policy, reference, advantages, torch.ones(3, 4), kl_lambda=2.0)
+    loss.backward()
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    assert_close(loss, zero, rtol=0, atol=1e-9)
+    assert_close(policy.grad, torch.zeros_like(reference), rtol=0, atol=1e-9)
+
+
+def test_a_tabular_policy_reaches_the_tilted_reference():
+    # Minimising over a softmax at one state, every action seen once, with advantages whose normaliser is exactly 1:
+    # Σ π_ref exp(A/λ) = 1, so the minimiser is π_ref exp(A/λ) itself.
+    reference = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    target = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+    kl_lambda = 0.7
+    advantages = kl_lambda * (target / reference).log()
+    logits = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    for _ in range(300):
+        loss = apa_loss(
+            logits.log_softmax(0)[None], reference.log()[None], advantages[None], torch.ones(1, 3), kl_lambda=kl_lambda
+        )
+        (gradient,) = torch.autograd.grad(loss, logits)
+        logits = (logits - gradient).detach().requires_grad_()
+    assert_close(logits.softmax(0).detach(), target, rtol=0, atol=1e-6)  # gradient descent, stopped
+
+
+def test_target_residual_is_a_sum_and_a_count():
+    policy, reference, advantages, mask = case()
+    squares, count = apa_target_residual(policy, reference, advantages, mask, kl_lambda=0.5)
+    assert squares.item() == 5.25
+    assert count.item() == 3
+    assert not squares.requires_grad
+    first = apa_target_residual(policy[:1], reference[:1], advantages[:1], mask[:1], kl_lambda=0.5)
+    second = apa_target_residual(policy[1:], reference[1:], advantages[1:], mask[1:], kl_lambda=0.5)
+    assert (first[0] + second[0]).item() == 5.25
+    assert (first[1] + second[1]).item() == 3
