@@ -1,0 +1,202 @@
+"""Is this configuration possible? Limits of single fields first, then rules that span fields. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from apa_cli.config.schema import RewardConfig, TrainConfig
+from apa_cli.errors import UserError
+
+MISSING = "???"  # how OmegaConf writes a value that is not set
+
+
+def check_config(config: TrainConfig) -> None:
+    """Raise UserError, naming the key and what to do, for the first thing that is wrong."""
+    check_fields(config)
+    _check_policy(config)
+    check_reward(config.reward, "reward")
+    check_reward(config.evaluation.reward, "evaluation.reward")
+    _check_leftovers(config)
+    _check_objective(config)
+    _check_sizes(config)
+
+
+def check_fields(config: Any, prefix: str = "") -> None:
+    """Apply each field's own choices and limits, all the way down."""
+    for key, value, metadata in _leaves(config, prefix):
+        if isinstance(value, str) and value == MISSING:
+            raise UserError(key, "not set", f"give it a value, such as {key}=VALUE, or choose a recipe: config=NAME")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, float) and not math.isfinite(item):
+                raise UserError(key, f"{item} is not a finite number", "give an ordinary number")
+        if value is None:  # only where the annotation allows it
+            continue
+        if isinstance(value, list):
+            _check_list(key, value)
+        if isinstance(value, str) and not value.strip():
+            raise UserError(key, "empty text", "give it a value, or leave the key out")
+        if "choices" in metadata and value not in metadata["choices"]:
+            raise UserError(key, f"{value!r} is not a choice", one_of(str(value), metadata["choices"]))
+        _check_limits(key, value, metadata.get("limits", {}))
+
+
+def one_of(wrong: str, choices: tuple[str, ...] | list[str]) -> str:
+    """The nearest choice where one is near, then all of them."""
+    near = get_close_matches(wrong, choices, n=1)
+    return f"{f'did you mean {near[0]}? ' if near else ''}choose one of {', '.join(choices)}"
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    for field in dataclasses.fields(config):
+        key, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value, dict(field.metadata)
+
+
+def _check_limits(key: str, value: Any, limits: dict[str, float]) -> None:
+    tests: dict[str, tuple[str, Callable[[float], bool]]] = {
+        "minimum": ("at least", lambda bound: value >= bound),
+        "maximum": ("at most", lambda bound: value <= bound),
+        "above": ("greater than", lambda bound: value > bound),
+        "below": ("less than", lambda bound: value < bound),
+    }
+    if not all(tests[name][1](bound) for name, bound in limits.items()):
+        allowed = " and ".join(f"{tests[name][0]} {bound:,g}" for name, bound in limits.items())
+        raise UserError(key, f"{value:g} is out of range", f"give a number {allowed}")
+
+
+def _check_list(key: str, items: list[Any]) -> None:
+    for item in items:
+        # A stop string may well be a blank line, so only the empty string is refused.
+        if item == "" or item is None:
+            raise UserError(key, "an empty item in the list", "take it out, or quote what you mean")
+
+
+def _check_policy(config: TrainConfig) -> None:
+    adapter, policy = config.policy.adapter, config.policy
+    if adapter.r > 0 and adapter.path is not None:
+        raise UserError(
+            "policy.adapter.r",
+            f"{adapter.r}, but the trained adapter in policy.adapter.path has a rank of its own",
+            "set policy.adapter.r=0",
+        )
+    for name, given in (("dropout", adapter.dropout > 0), ("target_modules", adapter.target_modules is not None)):
+        if given and not adapter.enabled:
+            raise UserError(
+                f"policy.adapter.{name}", "set, but there is no adapter", "add policy=lora, or policy.adapter.r=16"
+            )
+    if adapter.target_modules is not None and not adapter.target_modules:
+        raise UserError(
+            "policy.adapter.target_modules", "an empty list adapts nothing", "name layers, or set it to null"
+        )
+    attention = policy.attn_implementation or ""
+    if attention.startswith("flash_attention_") and config.precision != "bf16":
+        raise UserError(
+            "policy.attn_implementation", f"{attention} does not run in {config.precision}", "add precision=bf16"
+        )
+    if config.value.kind == "shared" and config.value.path is not None:
+        raise UserError("value.path", "a shared critic is a head on the policy and loads nothing", "add value=separate")
+
+
+def check_reward(reward: RewardConfig, key: str) -> None:
+    """`key` is where this reward stands in the configuration."""
+    if reward.kind == "model" and reward.path is None and reward.function is None:
+        raise UserError(f"{key}.path", f"not set, but {key}.kind=model needs it", f"give a model: {key}.path=MODEL")
+    if reward.kind != "function" and reward.function is not None:
+        raise UserError(
+            f"{key}.function", f"set, but {key}.kind={reward.kind}", f"add {key}.kind=function, or {key}.function=null"
+        )
+    if reward.kind == "function":
+        if reward.function is None:
+            raise UserError(
+                f"{key}.function",
+                f"not set, but {key}.kind=function needs it",
+                f"name one: {key}.function=package.module:name, or path/to/file.py:name",
+            )
+        check_function(reward.function, f"{key}.function")
+    if reward.kind == "none" and reward.path is not None:
+        raise UserError(f"{key}.path", f"set, but {key}.kind=none", f"add {key}.kind=model, or {key}.path=null")
+
+
+def _check_leftovers(config: TrainConfig) -> None:
+    """The default recipe's prompts and evaluator say nothing about another task."""
+    if config.data.path.startswith("builtin:"):
+        return
+    start = "begin your YAML file with `defaults: [own]`"
+    if (config.data.eval_path or "").startswith("builtin:"):
+        raise UserError(
+            "data.eval_path",
+            f"still the built-in task's prompts, while data.path={config.data.path}",
+            f"set data.eval_path=null (rows are set aside) or your own; or {start}",
+        )
+    if (config.evaluation.reward.function or "").startswith("apa_cli.assets."):
+        raise UserError(
+            "evaluation.reward.function",
+            f"still the built-in task's evaluator, while data.path={config.data.path}",
+            f"set it to null and evaluation.reward.kind=none, or to your own; or {start}",
+        )
+
+
+def check_function(function: str, key: str) -> None:
+    """`module:name` or `path/to/file.py:name`; whether it exists is found out where it is loaded."""
+    place, colon, name = function.rpartition(":")
+    is_file = place.endswith(".py")
+    is_module = bool(place) and all(part.isidentifier() for part in place.split("."))
+    if not (colon and name.isidentifier() and (is_file or is_module)):
+        raise UserError(
+            key,
+            f"{function!r} does not name a function",
+            "write package.module:name, or path/to/file.py:name",
+        )
+
+
+def _check_objective(config: TrainConfig) -> None:
+    objective = config.objective
+    if objective.kl_target is not None and objective.name != "ppo":
+        raise UserError(
+            "objective.kl_target",
+            f"only ppo steers its KL coefficient, and objective.name={objective.name}",
+            "add objective=ppo, or set it to null",
+        )
+    if objective.kl_target is not None and objective.kl_horizon <= config.rollout.batch_size:
+        raise UserError(
+            "objective.kl_horizon",
+            f"{objective.kl_horizon}, but one iteration already has {config.rollout.batch_size} responses",
+            "raise it, so that β moves over several iterations",
+        )
+
+
+def _check_sizes(config: TrainConfig) -> None:
+    _not_above(
+        "generation.min_new_tokens",
+        config.generation.min_new_tokens,
+        "generation.max_new_tokens",
+        config.generation.max_new_tokens,
+    )
+    _not_above(
+        "training.minibatch_size", config.training.minibatch_size, "rollout.batch_size", config.rollout.batch_size
+    )
+    _not_above(
+        "optimizer.warmup_iterations",
+        config.optimizer.warmup_iterations,
+        "training.iterations",
+        config.training.iterations,
+    )
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(
+            "optimizer.betas",
+            f"{betas} is not a pair of decay rates",
+            "give two numbers from 0 up to but not including 1, such as [0.9,0.95]",
+        )
+
+
+def _not_above(key: str, value: int, bound_key: str, bound: int) -> None:
+    if value > bound:
+        raise UserError(key, f"{value} is more than {bound_key}={bound}", "lower the one or raise the other")

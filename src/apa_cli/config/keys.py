@@ -1,0 +1,115 @@
+"""Every key of the configuration with its type, default and help, read from the schema. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from apa_cli.config.schema import TrainConfig
+
+# The key that a group's file names: what `objective: ppo` was probably meant to say.
+NAMING_KEY = {
+    "policy": "policy.path",
+    "reference": "reference.path",
+    "reward": "reward.kind",
+    "value": "value.kind",
+    "data": "data.path",
+    "objective": "objective.name",
+    "advantage": "advantage.name",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Key:
+    name: str  # dotted
+    type: type  # str, int, float, bool, list
+    optional: bool
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+@cache
+def all_keys() -> dict[str, Key]:
+    """Dotted name to key, in the schema's order."""
+    return {key.name: key for key in _walk(TrainConfig, "")}
+
+
+def _walk(schema: type, prefix: str) -> Iterator[Key]:
+    types = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        annotation, optional = types[field.name], False
+        if get_origin(annotation) is Union:
+            annotation, optional = get_args(annotation)[0], True
+        if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
+            yield from _walk(annotation, f"{prefix}{field.name}.")
+            continue
+        factory: Any = field.default_factory
+        yield Key(
+            name=f"{prefix}{field.name}",
+            type=get_origin(annotation) or annotation,
+            optional=optional,
+            default=field.default if factory is dataclasses.MISSING else factory(),
+            help=field.metadata.get("help", ""),
+            choices=tuple(field.metadata.get("choices", ())),
+        )
+
+
+@cache
+def groups() -> tuple[str, ...]:
+    """The top-level groups: policy, reference, ..."""
+    return tuple(dict.fromkeys(name.split(".")[0] for name in all_keys() if "." in name))
+
+
+@cache
+def sections() -> tuple[str, ...]:
+    """Every name that holds keys and is not one: policy, policy.adapter, ..."""
+    return tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in all_keys() if "." in name)) + tuple(
+        group for group in groups() if not any(name.rsplit(".", 1)[0] == group for name in all_keys())
+    )
+
+
+def nearest(wrong: str, names: Iterable[str]) -> str:
+    """`did you mean X?`, or an empty string where nothing is near."""
+    found = get_close_matches(wrong, list(names), n=1)
+    return f"did you mean {found[0]}?" if found else ""
+
+
+def nearest_key(wrong: str) -> str:
+    """The key that was probably meant: a key with this last part, one near it, or one near the whole name."""
+    names = list(all_keys())
+    parent, _, leaf = wrong.rpartition(".")
+    same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
+    if len(same_leaf) == 1:
+        return f"did you mean {same_leaf[0]}?"
+    siblings = [name for name in names if name.rpartition(".")[0] == parent]
+    return (
+        nearest(wrong, siblings)
+        or nearest(wrong, [*names, *sections(), "config"])
+        or _near_leaf(leaf, names)
+        or "apa-train --help lists every key"
+    )
+
+
+def _near_leaf(leaf: str, names: list[str]) -> str:
+    leaves = {name.rsplit(".", 1)[-1]: name for name in names}
+    found = get_close_matches(leaf, leaves, n=1)
+    return f"did you mean {leaves[found[0]]}?" if found else ""
+
+
+def expected(name: str) -> str:
+    """What a value of this key looks like, in words."""
+    key = all_keys()[name]
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        list: "a list such as [a,b]",
+    }[key.type]
+    if key.choices:
+        words = f"one of {', '.join(key.choices)}"
+    return f"{words} or null" if key.optional else words

@@ -1,0 +1,221 @@
+"""The configuration: one dataclass per YAML group. Imports no torch.
+
+Every field says its unit in `help`; `checks.check_config` applies the limits and the rules that span fields.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+from apa_cli.config.fields import choice, items, number, required, switch, text
+
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass(kw_only=True)
+class AdapterConfig:
+    r: int = number(0, "LoRA rank; 0 trains all weights", minimum=0)
+    alpha: float = number(16.0, "LoRA scale: the update is multiplied by alpha / r", above=0)
+    dropout: float = number(0.0, "dropout inside the adapter, active in the update only", minimum=0, below=1)
+    target_modules: Optional[list[str]] = items(None, "layers to adapt, by name; null = peft's choice for the model")
+    path: Optional[str] = text(None, "start from this trained PEFT adapter, which is then the reference too")
+
+    @property
+    def enabled(self) -> bool:
+        return self.r > 0 or self.path is not None
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    path: str = required("model to align: local folder, Hub id, or builtin:reviews/policy")
+    revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.path")
+    gradient_checkpointing: bool = switch(False, "recompute activations in backward: less memory, about a third slower")
+    attn_implementation: Optional[str] = choice(
+        None, "attention kernel; null = the library's choice for this model", choices=ATTENTION
+    )
+    trust_remote_code: bool = switch(False, "run Python code that the model's repository carries")
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+
+@dataclass(kw_only=True)
+class ReferenceConfig:
+    path: Optional[str] = text(None, "frozen model that KL is measured from; null = the policy as it starts")
+
+
+@dataclass(kw_only=True)
+class RewardConfig:
+    kind: str = choice("model", "a sequence-classification model, or a Python function", choices=("model", "function"))
+    path: Optional[str] = text(None, "reward model: local folder, Hub id, or builtin:reviews/reward")
+    revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
+    function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
+    label: Optional[int] = number(None, "which output is the score, for a model with several", minimum=0)
+    format: str = choice(
+        "auto",
+        "what it reads: text (prompt + response), pair (two segments), chat (its template); auto = chat or text",
+        choices=("auto", "text", "pair", "chat"),
+    )
+    max_tokens: Optional[int] = number(None, "longest text scored, cut on the left; null = the model's own", minimum=1)
+
+
+@dataclass(kw_only=True)
+class EvaluatorConfig(RewardConfig):
+    """A second reward that judges and never trains."""
+
+    kind: str = choice(
+        "none",
+        "separate evaluator that training never sees: a model or a function",
+        choices=("none", "model", "function"),
+    )
+
+
+@dataclass(kw_only=True)
+class ValueConfig:
+    kind: str = choice(
+        "separate", "critic: a network of its own, or a head on the policy's trunk", choices=("separate", "shared")
+    )
+    path: Optional[str] = text(None, "where a separate critic starts; null = from the policy")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    path: str = required("prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a Hub id, or builtin:…")
+    subset: Optional[str] = text(None, "Hub data set's configuration name")
+    split: str = text("train", "split of a Hub data set")
+    prompt_column: str = text("prompt", "column with the prompt (format text) or the messages (format chat)")
+    format: str = choice(
+        "auto",
+        "text, chat (messages through the template) or hh (prompt = up to the last Assistant:); auto looks at the rows",
+        choices=("auto", "text", "chat", "hh"),
+    )
+    max_prompt_tokens: int = number(512, "longest prompt, tokens", minimum=1)
+    overlong: str = choice("cut", "longer prompts are cut on the left, or dropped", choices=("cut", "drop"))
+    eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
+    eval_split: str = text("test", "split of data.eval_path when that is a Hub data set")
+
+
+@dataclass(kw_only=True)
+class GenerationConfig:
+    max_new_tokens: int = number(128, "longest response, tokens", minimum=1)
+    min_new_tokens: int = number(0, "no end of text before this many tokens", minimum=0)
+    temperature: float = number(1.0, "sampling temperature; log-probs are taken at the same one", above=0)
+    top_k: int = number(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
+    top_p: float = number(1.0, "sample within this probability mass; 1 = all", above=0, maximum=1)
+    stop: list[str] = items([], "strings that end a response; the response counts up to and including them")
+    backend: str = choice("hf", "generation engine: transformers' generate", choices=("hf",))
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig:
+    name: str = choice("apa", "policy objective", choices=("apa", "awr", "ppo"))
+    kl_lambda: float = number(0.3, "apa, awr: the KL knob, in whitened advantages; smaller moves further", above=0)
+    clip_range: float = number(0.2, "ppo: the ratio is clipped to 1 ± this", above=0, below=1)
+    value_clip_range: Optional[float] = number(0.2, "ppo: value clipped around the rollout's; null = off", above=0)
+    kl_coef: float = number(0.05, "ppo: β of the KL-shaped reward (the first value if adaptive)", minimum=0)
+    kl_target: Optional[float] = number(None, "ppo: KL to steer β to, nats a response; null = fixed β", above=0)
+    kl_horizon: int = number(10_000, "ppo: responses over which β adapts", minimum=1)
+    value_coef: float = number(1.0, "weight of the value loss", minimum=0)
+    missing_eos_penalty: Optional[float] = number(
+        None, "subtracted from the score of a response cut at max_new_tokens; null = off", minimum=0
+    )
+    score_scaling: str = choice("running", "divide scores by their running deviation", choices=("none", "running"))
+    score_clip: Optional[float] = number(100.0, "scaled scores are clipped at ± this; null = off", above=0)
+
+
+@dataclass(kw_only=True)
+class AdvantageConfig:
+    name: str = choice("gae", "advantage estimator", choices=("gae",))
+    gamma: float = number(1.0, "discount", above=0, maximum=1)
+    gae_lambda: float = number(0.95, "GAE's λ: 0 trusts the critic, 1 the returns", minimum=0, maximum=1)
+    whiten: bool = switch(True, "give the objective advantages of mean 0 and deviation 1 over the rollout")
+
+
+@dataclass(kw_only=True)
+class RolloutConfig:
+    batch_size: int = number(64, "responses an iteration", minimum=1)
+
+
+@dataclass(kw_only=True)
+class TrainingConfig:
+    iterations: int = number(100, "rollouts and updates", minimum=1)
+    epochs_per_rollout: int = number(2, "passes over each rollout", minimum=1)
+    minibatch_size: int = number(16, "responses an optimizer step", minimum=1)
+    microbatch_tokens: int = number(
+        16_384, "tokens (padding included) in one forward and backward; memory only, same gradient", minimum=1
+    )
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    learning_rate: float = number(1e-6, "AdamW, policy", above=0)
+    value_learning_rate: Optional[float] = number(None, "AdamW, critic; null = learning_rate", above=0)
+    betas: list[float] = items([0.9, 0.95], "AdamW's two decay rates")
+    eps: float = number(1e-8, "AdamW's ε", above=0)
+    weight_decay: float = number(1e-6, "decoupled weight decay", minimum=0)
+    max_grad_norm: float = number(1.0, "gradient norm clip, policy and critic apart", above=0)
+    schedule: str = choice("constant", "learning rate after warm-up", choices=("constant", "linear", "cosine"))
+    warmup_iterations: int = number(0, "iterations over which the learning rate rises to its value", minimum=0)
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every: int = number(50, "iterations between checkpoints; 0 = only at the end", minimum=0)
+    keep: int = number(2, "how many of the newest to keep; 0 = all", minimum=0)
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    every: int = number(20, "iterations between evaluations on held-out prompts; 0 = before and after only", minimum=0)
+    prompts: int = number(64, "held-out prompts; 0 = no evaluation", minimum=0)
+    reward: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    mode: str = choice(
+        "auto",
+        "auto = online when a key is configured, otherwise offline in the run's folder",
+        choices=("auto", "online", "offline", "disabled"),
+    )
+    project: str = text("apa-cli", "wandb project")
+    entity: Optional[str] = text(None, "wandb team or user")
+    group: Optional[str] = text(None, "wandb group")
+    name: Optional[str] = text(None, "wandb run name; null = the run's folder")
+    tags: list[str] = items([], "wandb tags")
+
+
+@dataclass(kw_only=True)
+class TrackingConfig:
+    samples: int = number(4, "responses an iteration that go to samples.jsonl", minimum=0)
+    console: str = choice(
+        "auto",
+        "live table, plain lines, or only warnings (auto = live in a terminal)",
+        choices=("auto", "live", "plain", "quiet"),
+    )
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """What one run of apa-train is."""
+
+    seed: int = number(0, "seed of everything random", minimum=0, maximum=2**32 - 1)
+    device: str = choice("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
+    precision: str = choice(
+        "fp32", "bf16 = frozen weights and arithmetic in bf16, trained weights in fp32", choices=("fp32", "bf16")
+    )
+    output_dir: str = required("the run's folder (of a sweep: the folder of its runs)")
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,0 +1,222 @@
+"""How `config=path/to/mine.yaml` reaches Hydra: the user's file system as one more place where recipes are found.
+
+Hydra asks each place on its search path for `config/NAME`. `UserFileSource` answers where NAME is the path of a YAML
+file. It serves the file as a recipe: its keys stand at the root of the configuration, dotted keys are spread out,
+and a `defaults` list is completed, so that a file may hold only what differs. The schema types it like any recipe.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import yaml
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from apa_cli.config.keys import NAMING_KEY, groups, nearest
+from apa_cli.errors import UserError
+
+PRIMARY = "train"  # configs/train.yaml
+DEFAULT_RECIPE = "reviews_apa"
+ENDINGS = (".yaml", ".yml")
+_GROUP = "config/"
+_PLAIN = re.compile(r"[\w/.+-]+")  # what Hydra's grammar takes without quotes
+
+
+def config_dir() -> Path:
+    """The YAML files: inside the package when installed, beside src/ in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "configs", package.parent.parent / "configs"):
+        if (folder / f"{PRIMARY}.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"no {PRIMARY}.yaml in {package / 'configs'}: the installation is incomplete")
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that come with the command, by name."""
+    return {file.stem: file for file in sorted((config_dir() / "config").glob("*.yaml"))}
+
+
+def is_path(name: str) -> bool:
+    """Whether `config=name` means a file of the user's and not a recipe."""
+    return name.endswith(ENDINGS) or "/" in name or name.startswith("~")
+
+
+def absolute_paths(overrides: list[str]) -> list[str]:
+    """Write the files in `config=a.yaml,NAME` in full, so that a job started elsewhere finds them too."""
+    return [_absolute(override) if override.startswith("config=") else override for override in overrides]
+
+
+def _absolute(override: str) -> str:
+    names = override.removeprefix("config=")
+    if not names or names[0] in "[{" or "(" in names:  # a list or a function of Hydra's grammar: left as it is
+        return override
+    parts = [part.strip().strip("'\"") for part in names.split(",")]
+    return "config=" + ",".join(_quoted(_full(part)) if is_path(part) else part for part in parts)
+
+
+def _full(path: str, folder: str = "") -> str:
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
+
+
+def _quoted(path: str) -> str:
+    return path if _PLAIN.fullmatch(path) else "'" + path.replace("'", "\\'") + "'"
+
+
+def shown(path: str) -> str:
+    """A file as the user would write it: relative where that is shorter."""
+    relative = os.path.relpath(path)
+    return path if relative.startswith("..") else relative
+
+
+class UserFileSource(ConfigSource):
+    """Serves `config/<path of a YAML file>`."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "user"
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        # A file that is not there is claimed too: load_config says so better than Hydra could.
+        return config_path.startswith(_GROUP) and is_path(config_path.removeprefix(_GROUP))
+
+    def list(self, config_path: str, results_filter: Optional[ObjectType]) -> list[str]:
+        return []
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        path = _full(config_path.removeprefix(_GROUP))
+        content = read_yaml(path)
+        defaults = content.pop("defaults", None)
+        body = spread(content, shown(path))
+        for key, value in body.items():
+            _refuse_group_as_value(shown(path), key, value)
+        body["defaults"] = complete_defaults(defaults, path)
+        return ConfigResult(
+            provider=self.provider,
+            path=f"{self.scheme()}://{path}",
+            config=OmegaConf.create(body),
+            header={"package": "_global_"},
+        )
+
+
+class UserFileSearchPath(SearchPathPlugin):
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="apa-cli", path=f"{UserFileSource.scheme()}://")
+
+
+def register() -> None:
+    """Tell Hydra of both, once."""
+    for plugin in (UserFileSource, UserFileSearchPath):
+        Plugins.instance().register(plugin)
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """The file as a dictionary; {} where it is empty."""
+    where = shown(path)
+    if not Path(path).is_file():
+        problem = "is a folder, not a file" if Path(path).is_dir() else "no such file"
+        remedy = "name a .yaml file, or one of the recipes that apa-train --help lists"
+        if not path.endswith(ENDINGS) and Path(f"{path}.yaml").is_file():
+            remedy = f"did you mean config={where}.yaml?"
+        raise UserError(f"config={where}", problem, remedy)
+    try:
+        content = OmegaConf.load(path)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(where, f"{line}not YAML: {error.problem or error}", "mend that line") from error
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{where}: {error.full_key or error.key}", problem, "mend the ${...}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(where, f"cannot be read: {error}", "give a text file that holds YAML") from error
+    plain = OmegaConf.to_container(content, resolve=False)
+    if not isinstance(plain, dict):
+        raise UserError(where, "not a mapping of keys to values", "write lines such as `seed: 1`")
+    return {str(key): value for key, value in plain.items()}
+
+
+def spread(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """`objective.kl_lambda: 0.1` means the same as the nested form; both at once must not disagree."""
+    body: dict[str, Any] = {}
+    for key, value in content.items():
+        *parents, leaf = str(key).split(".")
+        node = body
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{where}: {key}", f"{parent} is already a plain value", "write one of the two")
+        new = spread(value, where) if isinstance(value, dict) else value
+        _put(node, leaf, new, f"{where}: {key}")
+    return body
+
+
+def _put(node: dict[str, Any], leaf: str, new: Any, where: str) -> None:
+    if leaf not in node:
+        node[leaf] = new
+    elif isinstance(new, dict) and isinstance(node[leaf], dict):
+        for key, value in new.items():
+            _put(node[leaf], key, value, where)
+    else:
+        raise UserError(where, "set twice", "keep one of the two")
+
+
+def _refuse_group_as_value(where: str, key: str, value: Any) -> None:
+    if key not in groups() or isinstance(value, dict):
+        return
+    naming = NAMING_KEY.get(key)
+    remedy = f"write `{naming}: {value}`" if naming else f"write `{key}:` with keys below it"
+    raise UserError(f"{where}: {key}", f"{value!r} stands where a group of keys belongs", remedy)
+
+
+def complete_defaults(defaults: Any, path: str) -> list[Any]:
+    """A full Hydra defaults list: what the file extends, the file itself, then its group choices."""
+    where = shown(path)
+    if defaults is None:
+        defaults = []
+    if not isinstance(defaults, list):
+        raise UserError(f"{where}: defaults", "not a list", f"write `defaults: [{DEFAULT_RECIPE}]`")
+    bases = [_base(entry, path) for entry in defaults if isinstance(entry, str)]
+    if all(base == "_self_" for base in bases):
+        bases.insert(0, f"/{_GROUP}{DEFAULT_RECIPE}")
+    if "_self_" not in bases:
+        bases.append("_self_")
+    choices = [choice for entry in defaults if not isinstance(entry, str) for choice in _choices(entry, where)]
+    return [*bases, *choices]
+
+
+def _base(entry: str, path: str) -> str:
+    if entry == "_self_":
+        return entry
+    name = entry.removeprefix("/").removeprefix(_GROUP) if entry.startswith(f"/{_GROUP}") else entry
+    if is_path(name):
+        name = _full(name, os.path.dirname(path))
+        if name == path:
+            raise UserError(f"{shown(path)}: defaults", "the file extends itself", "name another recipe or file")
+    return f"/{_GROUP}{name}"
+
+
+def _choices(entry: Any, where: str) -> Iterator[dict[str, Any]]:
+    """`objective: ppo`, `/objective: ppo` and `override /objective: ppo` all choose a group's file."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: defaults", f"{entry!r} is not a recipe or a choice", "write `- objective: ppo`")
+    for key, name in entry.items():
+        group = str(key).removeprefix("override ").strip().removeprefix("/")
+        if group not in groups() and not group.startswith("hydra/"):
+            near = nearest(group, groups())
+            raise UserError(f"{where}: defaults", f"no group {group!r}", near or f"groups: {', '.join(groups())}")
+        yield {f"override /{group}": name}

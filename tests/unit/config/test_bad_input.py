@@ -1,0 +1,107 @@
+"""What the user gets wrong ends before anything is loaded or written: exit 2 and one line with the way out."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should a check be lost, the test fails at once instead of training."""
+    module = types.ModuleType("apa_cli.training.run")
+    module.train = lambda config, overrides: pytest.fail("training began")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "apa_cli.training.run", module)
+
+
+BAD = [
+    # unknown keys, with the nearest
+    (["objective.kl_lamda=1"], "objective.kl_lamda: unknown key; did you mean objective.kl_lambda?"),
+    (["kl_lambda=1"], "kl_lambda: unknown key; did you mean objective.kl_lambda?"),
+    (["optimiser.learning_rate=1"], "optimiser.learning_rate: unknown key; did you mean optimizer.learning_rate?"),
+    (["objetive=ppo"], "objetive: unknown key; did you mean objective?"),
+    (["+policy.foo=1"], "policy.foo: unknown key"),
+    (["++training.iteratons=1"], "training.iteratons: unknown key; did you mean training.iterations?"),
+    (["+objective.kl_lambda=1"], "objective.kl_lambda: exists already; leave out the +"),
+    (["~objective.kl_lambda"], "objective.kl_lambda: cannot be deleted; leave out the ~"),
+    (["seed.x=1"], "seed: a value, and holds no keys; write seed=VALUE"),
+    # choices and files
+    (["objective=pp0"], "objective=pp0: no such choice; did you mean ppo? choose one of apa, awr, ppo"),
+    (["objective=null"], "objective=null: not the name of a choice"),
+    (["policy=3"], "policy=3: not the name of a choice"),
+    (["config=review_ppo"], "config=review_ppo: no such recipe; did you mean reviews_ppo?"),
+    (["config=nope.yaml"], "config=nope.yaml: no such file"),
+    (["config=~/nope.yaml"], "nope.yaml: no such file"),
+    (["config=folder/"], "config=folder: no such file"),
+    (["objective.name=pp0"], "objective.name: 'pp0' is not a choice; did you mean ppo? choose one of apa, awr, ppo"),
+    # types and ranges
+    (["training.iterations=many"], "training.iterations: 'many' is not a whole number"),
+    (["training.iterations=1.5"], "training.iterations: '1.5' is not a whole number"),
+    (["seed=null"], "seed: cannot be null; give a whole number"),
+    (["policy.trust_remote_code=maybe"], "policy.trust_remote_code: 'maybe' is not true or false"),
+    (["policy.adapter=lora"], "policy.adapter: a group of keys, not a value (lora); write policy.adapter.r=VALUE"),
+    (["generation.stop=a"], "generation.stop: the value is not a list; give a list such as [a,b]"),
+    (["optimizer.betas=[0.9,b]"], "optimizer.betas: holds 'b', of the wrong type"),
+    (["objective.kl_lambda=-1"], "objective.kl_lambda: -1 is out of range; give a number greater than 0"),
+    (["objective.kl_lambda=nan"], "objective.kl_lambda: nan is not a finite number"),
+    (["optimizer.learning_rate=inf"], "optimizer.learning_rate: inf is not a finite number"),
+    # impossible together
+    (["objective.kl_target=6"], "objective.kl_target: only ppo"),
+    (["policy=lora", "policy.adapter.path=x"], "policy.adapter.r: 16, but the trained adapter"),
+    (["generation.min_new_tokens=64"], "generation.min_new_tokens: 64 is more than generation.max_new_tokens=32"),
+    (["reward=function"], "reward.function: not set, but reward.kind=function needs it"),
+    (["policy.path=???"], "policy.path: not set; give it a value, such as policy.path=VALUE"),
+    # the command line itself
+    (["mine.yaml"], "mine.yaml: not KEY=VALUE; did you mean config=mine.yaml?"),
+    (["objective"], "objective: not KEY=VALUE; did you mean objective=VALUE?"),
+    (["--mutirun"], "--mutirun: unknown option; did you mean --multirun?"),
+    (["--cfg", "jobs"], "--cfg"),
+    (["-m", "--cfg", "job"], "--multirun --cfg: do different things"),
+    (["--resolve"], "--resolve"),
+    (["--config-dir", "nowhere"], "--config-dir: no folder nowhere"),
+    (["objective.kl_lambda=0.1,0.3"], "objective.kl_lambda: several values (0.1,0.3); add -m"),
+    (["generation.stop=a,b"], "generation.stop: several values (a,b); write generation.stop=[a,b]"),
+    (["policy.path=${nope}"], "policy.path: Interpolation key 'nope' not found"),
+    (["policy.path='a"], "policy.path: cannot read the value"),
+    # in a sweep, before its first run
+    (["-m", "objective.kl_lambda=0.1,-1"], "objective.kl_lambda: -1 is out of range"),
+    (["-m", "objective=apa,pp0"], "objective=pp0: no such choice"),
+    (["config=reviews_apa,nope.yaml", "-m"], "config=nope.yaml: no such file"),
+    # asked to show it, not to run it
+    (["--cfg", "job", "objective.kl_lamda=1"], "objective.kl_lamda: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("argv", "line"), BAD, ids=[" ".join(argv) for argv, _ in BAD])
+def test_bad_input(apa_train, workdir, argv, line):
+    code, out, err = apa_train(*argv)
+    assert code == 2
+    assert err.startswith("apa-train: error: ")
+    assert line in err
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert out == ""
+    assert list(workdir.iterdir()) == []
+
+
+def test_of_a_large_sweep_every_value_is_tried_once(apa_train, workdir, monkeypatch):
+    monkeypatch.setattr("apa_cli.commands.train.WHOLE_SWEEP", 5)
+    code, _, err = apa_train("-m", "seed=0,1,2", "objective.kl_lambda=0.1,-1")
+    assert (code, list(workdir.iterdir())) == (2, [])
+    assert "objective.kl_lambda: -1 is out of range" in err
+
+
+def test_output_dir_that_is_a_file(apa_train, workdir):
+    (workdir / "taken").write_text("")
+    code, _, err = apa_train("output_dir=taken/run")
+    assert (code, err) == (2, "apa-train: error: output_dir: taken is a file; name a folder: output_dir=DIR\n")
+
+
+def test_full_error_shows_the_traceback(apa_train, monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code, _, err = apa_train("objective.kl_lamda=1")
+    assert code == 2
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("apa-train: error: objective.kl_lamda: unknown key")

@@ -1,0 +1,144 @@
+"""The rules themselves, on dataclasses, without Hydra."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from apa_cli.config.checks import check_config
+from apa_cli.config.keys import all_keys
+from apa_cli.config.schema import TrainConfig
+from apa_cli.errors import UserError
+
+
+def valid() -> TrainConfig:
+    config = TrainConfig(output_dir="runs/x")
+    config.policy.path, config.data.path, config.reward.path = "my/policy", "prompts.jsonl", "my/reward"
+    return config
+
+
+def changed(**changes: Any) -> TrainConfig:
+    """`objective__name="ppo"` sets objective.name."""
+    config = valid()
+    for path, value in changes.items():
+        node: Any = config
+        *parents, leaf = path.split("__")
+        for parent in parents:
+            node = getattr(node, parent)
+        assert hasattr(node, leaf)
+        setattr(node, leaf, value)
+    return config
+
+
+def test_a_valid_configuration_passes():
+    check_config(valid())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective__name": "ppo", "objective__kl_target": 6.0},
+        {"policy__adapter__r": 8, "policy__adapter__dropout": 0.1, "policy__adapter__target_modules": ["q_proj"]},
+        {"policy__adapter__path": "my/adapter", "policy__adapter__dropout": 0.1},
+        {"policy__attn_implementation": "flash_attention_2", "precision": "bf16"},
+        {"reward__kind": "function", "reward__function": "package.module:score"},
+        {"reward__kind": "function", "reward__function": "../my folder/reward.py:score"},
+        {"reward__kind": "function", "reward__function": "m:f", "reward__path": "left over from the recipe"},
+        {"evaluation__reward__kind": "model", "evaluation__reward__path": "my/judge"},
+        {"training__minibatch_size": 64, "rollout__batch_size": 64},
+        {"generation__min_new_tokens": 128},
+        {"generation__stop": ["\n"]},
+        {"optimizer__betas": [0.0, 0.999]},
+        {"optimizer__warmup_iterations": 100},
+        {"evaluation__prompts": 0},
+        {"seed": 0},
+    ],
+)
+def test_possible(changes: dict[str, Any]):
+    check_config(changed(**changes))
+
+
+IMPOSSIBLE = [
+    ({"reward__path": None}, "reward.path", "reward.path=MODEL"),
+    ({"reward__kind": "function"}, "reward.function", "reward.function="),
+    ({"reward__function": "m:f"}, "reward.function", "reward.kind=function"),
+    ({"evaluation__reward__kind": "model"}, "evaluation.reward.path", "evaluation.reward.path=MODEL"),
+    ({"evaluation__reward__function": "m:f"}, "evaluation.reward.function", "evaluation.reward.kind=function"),
+    ({"evaluation__reward__path": "my/judge"}, "evaluation.reward.path", "evaluation.reward.kind=model"),
+    ({"objective__kl_target": 6.0}, "objective.kl_target", "objective=ppo"),
+    ({"generation__min_new_tokens": 129}, "generation.min_new_tokens", "generation.max_new_tokens=128"),
+    ({"value__kind": "shared", "value__path": "x"}, "value.path", "value=separate"),
+    ({"training__minibatch_size": 65}, "training.minibatch_size", "rollout.batch_size=64"),
+    ({"optimizer__warmup_iterations": 101}, "optimizer.warmup_iterations", "training.iterations=100"),
+    ({"optimizer__betas": [0.9]}, "optimizer.betas", "two numbers"),
+    ({"optimizer__betas": [0.9, 1.0]}, "optimizer.betas", "two numbers"),
+    ({"policy__attn_implementation": "flash_attention_2"}, "policy.attn_implementation", "precision=bf16"),
+    ({"policy__adapter__dropout": 0.1}, "policy.adapter.dropout", "policy=lora"),
+    ({"policy__adapter__target_modules": ["q"]}, "policy.adapter.target_modules", "policy=lora"),
+    ({"policy__adapter__r": 8, "policy__adapter__path": "a"}, "policy.adapter.r", "policy.adapter.r=0"),
+    ({"generation__stop": ["ok", ""]}, "generation.stop", "take it out"),
+    ({"policy__path": "???"}, "policy.path", "policy.path=VALUE"),
+    ({"policy__path": "  "}, "policy.path", "give it a value"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key", "remedy"), IMPOSSIBLE)
+def test_impossible(changes: dict[str, Any], key: str, remedy: str):
+    with pytest.raises(UserError) as caught:
+        check_config(changed(**changes))
+    assert caught.value.where == key
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "function", ["score", ":score", "m:", "m.py", "a-b:score", "a b:score", "m:not a name", "m::f"]
+)
+def test_not_a_function(function: str):
+    with pytest.raises(UserError, match="does not name a function"):
+        check_config(changed(reward__kind="function", reward__function=function))
+
+
+def numbers() -> list[str]:
+    return [key.name for key in all_keys().values() if key.type in (int, float)]
+
+
+@pytest.mark.parametrize("key", numbers())
+def test_every_number_is_kept_finite(key: str):
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(UserError) as caught:
+            check_config(changed(**{key.replace(".", "__"): bad}))
+        assert caught.value.where == key
+
+
+@pytest.mark.parametrize("key", numbers())
+def test_every_number_has_a_lower_limit(key: str):
+    with pytest.raises(UserError, match="out of range") as caught:
+        check_config(changed(**{key.replace(".", "__"): -1}))
+    assert caught.value.where == key
+
+
+@pytest.mark.parametrize("key", [key.name for key in all_keys().values() if key.choices])
+def test_every_choice_is_kept(key: str):
+    with pytest.raises(UserError, match="choose one of") as caught:
+        check_config(changed(**{key.replace(".", "__"): "nonsense"}))
+    assert caught.value.where == key
+
+
+def test_limits_are_inclusive_or_not_as_declared():
+    check_config(changed(generation__top_p=1.0))
+    check_config(changed(advantage__gae_lambda=0.0))
+    for key, value in [
+        ("generation__top_p", 1.01),
+        ("generation__temperature", 0.0),
+        ("policy__adapter__dropout", 1.0),
+    ]:
+        with pytest.raises(UserError, match="out of range"):
+            check_config(changed(**{key: value}))
+
+
+def test_the_walk_reaches_nested_dataclasses():
+    leaves = [field.name for field in dataclasses.fields(TrainConfig().policy.adapter)]
+    assert all(f"policy.adapter.{leaf}" in all_keys() for leaf in leaves)

@@ -1,0 +1,146 @@
+"""`config=path/to/mine.yaml`: a user's file that holds only what differs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from apa_cli.config.compose import compose_train
+from apa_cli.config.sources import absolute_paths
+from apa_cli.errors import UserError
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def same_but(base: list[str], **changes: object) -> object:
+    config = compose_train([*base, "output_dir=x"])
+    return dataclasses.replace(config, **changes)
+
+
+def test_without_defaults_it_extends_the_default_recipe(workdir: Path):
+    write(workdir / "mine.yaml", "seed: 3\n")
+    assert compose_train(["config=mine.yaml", "output_dir=x"]) == same_but(["config=reviews_apa"], seed=3)
+
+
+def test_an_empty_file_is_the_default_recipe(workdir: Path):
+    write(workdir / "mine.yaml", "# nothing yet\n")
+    assert compose_train(["config=mine.yaml", "output_dir=x"]) == same_but([])
+
+
+@pytest.mark.parametrize("defaults", ["[reviews_ppo]", "[reviews_ppo, _self_]", "[/config/reviews_ppo]"])
+def test_it_extends_a_named_recipe(workdir: Path, defaults: str):
+    write(workdir / "mine.yaml", f"defaults: {defaults}\nseed: 3\n")
+    assert compose_train(["config=mine.yaml", "output_dir=x"]) == same_but(["config=reviews_ppo"], seed=3)
+
+
+@pytest.mark.parametrize("choice", ["objective: ppo", "/objective: ppo", "override /objective: ppo"])
+@pytest.mark.parametrize("base", ["", "reviews_awr, "])
+def test_it_chooses_a_group_and_the_command_line_wins(workdir: Path, choice: str, base: str):
+    write(workdir / "mine.yaml", f"defaults: [{base}{{{choice}}}]\n")
+    assert compose_train(["config=mine.yaml"]).objective.name == "ppo"
+    assert compose_train(["config=mine.yaml", "objective=apa"]).objective.name == "apa"
+
+
+def test_its_keys_win_over_the_recipe_and_lose_to_the_command_line(workdir: Path):
+    write(workdir / "mine.yaml", "objective: {kl_lambda: 0.7}\ntraining: {iterations: 5}\n")
+    config = compose_train(["config=mine.yaml", "training.iterations=6"])
+    assert (config.objective.kl_lambda, config.training.iterations) == (0.7, 6)
+
+
+def test_a_key_set_directly_does_what_the_groups_file_does(workdir: Path):
+    write(workdir / "a.yaml", "objective: {name: ppo}\n")
+    write(workdir / "b.yaml", "objective.name: ppo\n")
+    write(workdir / "c.yaml", "defaults: [{objective: ppo}]\n")
+    configs = [
+        compose_train([choice, "output_dir=x"]) for choice in ("config=a.yaml", "config=b.yaml", "config=c.yaml")
+    ]
+    assert configs[0] == configs[1] == configs[2] == compose_train(["objective=ppo", "output_dir=x"])
+
+
+def test_dotted_and_nested_keys_mix(workdir: Path):
+    write(workdir / "mine.yaml", "policy.adapter.r: 4\npolicy:\n  adapter:\n    alpha: 2\n  revision: main\n")
+    policy = compose_train(["config=mine.yaml"]).policy
+    assert (policy.adapter.r, policy.adapter.alpha, policy.revision) == (4, 2.0, "main")
+
+
+def test_files_extend_files_beside_them(workdir: Path):
+    write(workdir / "team/base.yaml", "defaults: [reviews_ppo]\nseed: 1\ntraining.iterations: 9\n")
+    write(workdir / "team/mine/run.yaml", "defaults: [../base.yaml]\nseed: 2\n")
+    config = compose_train(["config=team/mine/run.yaml"])
+    assert (config.objective.name, config.seed, config.training.iterations) == ("ppo", 2, 9)
+
+
+def test_places_a_file_can_be(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(workdir / "home"))
+    write(workdir / "home/a.yaml", "seed: 1\n")
+    write(workdir / "with space, no.yml", "seed: 2\n")
+    write(workdir / "with space/it's.yml", "seed: 2\n")
+    assert compose_train(["config=~/a.yaml"]).seed == 1
+    assert compose_train([f"config={workdir}/home/a.yaml"]).seed == 1
+    assert compose_train(["config=./home/../home/a.yaml"]).seed == 1
+    assert compose_train(["config=with space/it's.yml"]).seed == 2
+
+
+def test_overrides_name_files_in_full(workdir: Path):
+    """A job that a launcher starts elsewhere has to find them."""
+    here = os.getcwd()
+    assert absolute_paths(["config=a.yaml,reviews_ppo", "seed=1"]) == [f"config={here}/a.yaml,reviews_ppo", "seed=1"]
+    assert absolute_paths(["config=reviews_ppo"]) == ["config=reviews_ppo"]
+    assert absolute_paths(["config=b c.yaml"]) == [f"config='{here}/b c.yaml'"]
+
+
+def test_interpolation_reaches_other_keys(workdir: Path):
+    write(workdir / "mine.yaml", "training.iterations: 12\noptimizer.warmup_iterations: ${training.iterations}\n")
+    assert compose_train(["config=mine.yaml"]).optimizer.warmup_iterations == 12
+
+
+BAD_FILES = [
+    ("objectiv: {name: ppo}", "mine.yaml: objectiv: unknown key; did you mean objective?"),
+    ("training: {iteratons: 3}", "mine.yaml: training.iteratons: unknown key; did you mean training.iterations?"),
+    ("objective.kl_lamda: 3", "mine.yaml: objective.kl_lamda: unknown key; did you mean objective.kl_lambda?"),
+    ("objective: ppo", "objective.name: ppo"),
+    ("reward: function", "reward.kind: function"),
+    ("training:\n  iterations: [", "mine.yaml: line 2: not YAML"),
+    ("seed: 1\n  data: 2", "mine.yaml: line 2: not YAML"),
+    ("training: {iterations: many}", "mine.yaml: training.iterations: 'many' is not a whole number"),
+    ("- a\n- b", "mine.yaml: not a mapping"),
+    ("defaults: reviews_ppo", "mine.yaml: defaults: not a list; write `defaults: [reviews_apa]`"),
+    ("defaults: [reviews_pp]", "mine.yaml: defaults: no such recipe: reviews_pp; did you mean reviews_ppo?"),
+    ("defaults: [{objectve: ppo}]", "mine.yaml: defaults: no group 'objectve'; did you mean objective?"),
+    ("defaults: [{objective: pp0}]", "objective=pp0: no such choice; did you mean ppo?"),
+    ("defaults: [mine.yaml]", "mine.yaml: defaults: the file extends itself"),
+    ("defaults: [other.yaml]", "config=other.yaml: no such file"),
+    ("policy: {path: '${nope}'}", "policy.path: Interpolation key 'nope' not found"),
+    ("policy: {path: '${nope'}", "mine.yaml: policy.path"),
+    ("seed: 1\nobjective.name: ppo\nobjective: {name: awr}", "mine.yaml: objective: set twice"),
+    ("reward: {_target_: os.system}", "mine.yaml: reward._target_: unknown key"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), BAD_FILES)
+def test_what_is_wrong_in_a_file_names_the_file(workdir: Path, text: str, line: str):
+    write(workdir / "mine.yaml", text)
+    with pytest.raises(UserError) as caught:
+        compose_train(["config=mine.yaml"])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_in_a_circle(workdir: Path):
+    write(workdir / "a.yaml", "defaults: [b.yaml]\n")
+    write(workdir / "b.yaml", "defaults: [a.yaml]\n")
+    with pytest.raises(UserError, match="in a circle"):
+        compose_train(["config=a.yaml"])
+
+
+def test_a_name_that_is_a_file_here(workdir: Path):
+    write(workdir / "mine.yaml", "seed: 1\n")
+    with pytest.raises(UserError, match=r"did you mean the file config=mine\.yaml\?"):
+        compose_train(["config=mine"])

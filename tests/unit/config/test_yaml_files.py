@@ -1,0 +1,166 @@
+"""Every YAML file in configs/ composes, and says what it claims to say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from apa_cli.config.compose import compose_raw, compose_train
+from apa_cli.config.keys import all_keys, groups
+from apa_cli.config.schema import TrainConfig
+from apa_cli.config.sources import config_dir, recipes
+from apa_cli.errors import UserError
+
+GROUP_FILES = sorted(path for group in groups() for path in (config_dir() / group).glob("*.yaml"))
+
+
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in node.items():
+        leaves.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return leaves
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def written(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_nothing_lies_in_configs_that_these_tests_do_not_know():
+    known = {*GROUP_FILES, *recipes().values(), config_dir() / "train.yaml", config_dir() / "hydra/help/train.yaml"}
+    # Other commands keep a file of their own at the top.
+    found = {path for path in config_dir().rglob("*.yaml") if path.parent != config_dir()}
+    assert found <= known
+
+
+def test_every_group_has_a_choice():
+    assert {path.parent.name for path in GROUP_FILES} == set(groups())
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_composes(name: str):
+    theirs = ["policy.path=p", "reward.path=r", "data.path=d.jsonl"] if name == "own" else []
+    assert isinstance(compose_train([f"config={name}", *theirs]), TrainConfig)
+
+
+@pytest.mark.parametrize("key", ["policy.path", "reward.path", "data.path"])
+def test_the_own_recipe_has_nothing_built_in(key: str):
+    given = [f"{name}=mine" for name in ("policy.path", "reward.path", "data.path") if name != key]
+    with pytest.raises(UserError, match=f"{key}: not set"):
+        compose_train(["config=own", *given])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["data.path=d.jsonl"], "data.eval_path: still the built-in task's prompts"),
+        (["data.path=d.jsonl", "data.eval_path=null"], "evaluation.reward.function: still the built-in task's"),
+    ],
+)
+def test_the_built_in_task_does_not_judge_another(overrides: list[str], expected: str):
+    with pytest.raises(UserError, match=expected):
+        compose_train(overrides)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_recipe_has_a_header(name: str):
+    package, title, hardware, *_ = recipes()[name].read_text(encoding="utf-8").splitlines()
+    assert package == "# @package _global_"
+    assert title.startswith("# ")
+    assert hardware.startswith("# Hardware:")
+    if name.startswith("reviews_"):
+        assert "run on two CPU cores" in hardware
+    elif name != "own":
+        assert "Not run here" in hardware
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}={path.stem}")
+def test_group_file_only_sets_keys(path: Path):
+    """`objective=ppo` and its keys set one by one give the same configuration."""
+    group, keys = path.parent.name, flat(read(path), f"{path.parent.name}.")
+    assert set(keys) <= set(all_keys())
+    by_file = compose_raw([f"{group}={path.stem}", "output_dir=x"])
+    by_key = compose_raw(["output_dir=x", *(f"{key}={written(value)}" for key, value in keys.items())])
+    assert by_file == by_key
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_a_choice_on_the_command_line_wins_over_the_recipe(name: str):
+    """What a group's file may set, a recipe leaves to that file: otherwise `objective=awr` would not get through."""
+    choosable = {key for path in GROUP_FILES for key in flat(read(path), f"{path.parent.name}.")}
+    body = {key: value for key, value in read(recipes()[name]).items() if key != "defaults"}
+    assert not choosable & set(flat(body))
+
+
+def test_objective_on_the_command_line_wins_over_the_recipe():
+    assert compose_train(["config=reviews_ppo", "objective=awr"]).objective.name == "awr"
+
+
+def test_no_yaml_names_code():
+    for path in config_dir().rglob("*.yaml"):
+        assert "_target_" not in path.read_text(encoding="utf-8")
+
+
+def test_default_is_reviews_apa():
+    config = compose_train(["output_dir=x"])
+    assert config == compose_train(["config=reviews_apa", "output_dir=x"])
+    assert (config.objective.name, config.objective.kl_lambda) == ("apa", 0.3)
+    assert config.policy.path == "builtin:reviews/policy"
+
+
+def test_two_runs_get_two_folders():
+    assert compose_train([]).output_dir != compose_train([]).output_dir
+
+
+# The authors' runs on HH: λ, learning rate, rollouts, minibatch.
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("hh_pythia160m_apa", (0.1, 1e-6, 128, 8)),
+        ("hh_pythia160m_awr", (2.0, 1e-6, 128, 8)),
+        ("hh_pythia1b_apa", (0.1, 1e-6, 64, 2)),
+        ("hh_pythia1b_awr", (2.0, 1e-6, 64, 2)),
+    ],
+)
+def test_hh_recipes_follow_the_paper(name: str, expected: tuple[float, float, int, int]):
+    c = compose_train([f"config={name}"])
+    assert (
+        c.objective.kl_lambda,
+        c.optimizer.learning_rate,
+        c.rollout.batch_size,
+        c.training.minibatch_size,
+    ) == expected
+    assert c.data.max_prompt_tokens + c.generation.max_new_tokens == 1000
+    assert (c.data.format, c.evaluation.prompts, c.training.epochs_per_rollout) == ("hh", 280, 2)
+
+
+def test_hh_ppo_follows_the_paper():
+    c = compose_train(["config=hh_pythia160m_ppo"])
+    o = c.objective
+    assert (o.kl_coef, o.kl_target, o.kl_horizon, o.clip_range, o.score_clip) == (0.05, 6.0, 10_000, 0.2, 10.0)
+    assert c.optimizer.learning_rate == 8e-6
+
+
+def test_every_key_can_be_set_and_is_explained():
+    samples = {int: 7, float: 0.5, bool: True, str: "sample", list: ["a", "b"]}
+    values: dict[str, Any] = {}
+    for key in all_keys().values():
+        assert key.help, f"{key.name} has no help"
+        values[key.name] = key.choices[-1] if key.choices else samples[key.type]
+    values["optimizer.betas"] = [0.1, 0.2]
+    overrides = [
+        f"{name}=[{value[0]},{value[1]}]" if isinstance(value, list) else f"{name}={value}"
+        for name, value in values.items()
+    ]
+    composed = compose_raw(overrides)
+    for name, value in values.items():
+        node: Any = composed
+        for part in name.split("."):
+            node = node[part]
+        assert node == value, name
