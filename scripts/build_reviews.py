@@ -1,0 +1,365 @@
+"""Rebuild the built-in task `reviews`: a tiny policy, a reward model and prompts, all from the review grammar.
+
+1. Prompts are sampled from the grammar and split into training and held-out ones.
+2. The policy, a two-layer Llama, learns the grammar's reviews of mixed mood (supervised; each ends with the end token).
+3. Pairs of reviews are labelled by a noisy judge: the grammar's sentiment decides with probability
+   sigmoid(--sharpness x difference), and a share --flips of the labels is turned round. Some pairs set a review against
+   a spoilt copy (repeated, cut off, shuffled), which always loses.
+4. The reward model, started from the policy, learns the pairs (Bradley-Terry). Its scores are scaled to a standard
+   deviation of 1 over the policy's own reviews.
+"""
+
+import argparse
+import json
+import math
+import random
+import statistics
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from apa_cli.assets import grammar
+
+SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+MAX_NEW_TOKENS = 32
+BATCH = 64
+SPOILT_SHARE = 0.2
+TRAIN_PROMPTS, EVAL_PROMPTS, PREFERENCES, HELD_OUT_PAIRS = 2000, 256, 2000, 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two reviews of one prompt; `chosen` is what the noisy judge preferred."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+    @property
+    def margin(self) -> float:
+        """Sentiment of `chosen` above that of `rejected`; negative where the noisy judge erred."""
+        chosen, rejected = grammar.sentiment([self.prompt] * 2, [self.chosen, self.rejected])
+        return chosen - rejected
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per word or punctuation mark; decoding attaches punctuation to the word before it."""
+    words = [*SPECIAL_TOKENS.values(), *grammar.vocabulary()]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, SPECIAL_TOKENS["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=True), decoders.Replace(" :", ":")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **SPECIAL_TOKENS, padding_side="left", model_max_length=128
+    )
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast, **kwargs: object) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **kwargs,
+    )
+
+
+def sample_prompts(rng: random.Random) -> tuple[list[str], list[str]]:
+    """Training and held-out prompts, all different."""
+    prompts: dict[str, None] = {}
+    while len(prompts) < TRAIN_PROMPTS + EVAL_PROMPTS:
+        prompts[grammar.sample_prompt(rng)] = None
+    unique = list(prompts)
+    return unique[:TRAIN_PROMPTS], unique[TRAIN_PROMPTS:]
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompts: list[str], responses: list[str]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Left-padded ids and mask of prompt + response + end token, and a (B, L) mask of what follows the prompt."""
+    texts = [f"{p} {r}{tokenizer.eos_token}" for p, r in zip(prompts, responses, strict=True)]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    lengths = torch.tensor([len(ids) for ids in tokenizer(prompts)["input_ids"]])  # (B,)
+    position = batch["attention_mask"].cumsum(dim=1)  # (B, L) 1 at the first real token
+    return dict(batch), position > lengths[:, None]
+
+
+def train(model: PreTrainedModel, batches: list, loss_of, *, learning_rate: float, title: str) -> None:
+    """AdamW with a short warm-up and a cosine down to 0; one step for each of `batches`."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    steps, warmup = len(batches), 50
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+    )
+    model.train()
+    for batch in track(batches, title):
+        loss = loss_of(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def response_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: list[tuple[str, str]]):
+    """Mean cross-entropy of the response tokens, end token included, in nats."""
+    inputs, mask = encode(tokenizer, [p for p, _ in rows], [r for _, r in rows])
+    logits = model(**inputs).logits[:, :-1]
+    return functional.cross_entropy(logits[mask[:, 1:]], inputs["input_ids"][:, 1:][mask[:, 1:]])
+
+
+@torch.no_grad()
+def sample_policy(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], title: str
+) -> tuple[list[str], float]:
+    """One response to each prompt at temperature 1, and the share that ended within MAX_NEW_TOKENS."""
+    responses, ended = [], 0
+    for start in track(range(0, len(prompts), 256), title):
+        batch = tokenizer(prompts[start : start + 256], padding=True, return_tensors="pt", return_token_type_ids=False)
+        ids = policy.generate(**batch, max_new_tokens=MAX_NEW_TOKENS)[:, batch["input_ids"].shape[1] :]
+        ended += int((ids == tokenizer.eos_token_id).any(dim=1).sum())
+        responses += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return responses, ended / len(prompts)
+
+
+def spoil(response: str, rng: random.Random) -> str:
+    """A copy of `response` that no reader would prefer: repeated, cut off, shuffled, stuttering, run on or empty."""
+    words = grammar.tokenize(response)
+    fault = rng.choice(["repeat", "cut", "cut", "shuffle", "stutter", "no end", "swap", "empty"])
+    if fault == "repeat":
+        sentence = response.split(".")[0] + "."
+        words = grammar.tokenize(response + f" {sentence}" * rng.randint(1, 2))
+    elif fault == "cut" and len(words) > 1:
+        words = words[: rng.randrange(1, len(words))]
+    elif fault == "shuffle":
+        rng.shuffle(words)
+    elif fault == "stutter" and words:
+        at = rng.randrange(len(words))
+        words[at:at] = [words[at]] * rng.randint(1, 4)
+    elif fault == "no end":
+        words = [word for word in words if word not in ".!"]
+    elif fault == "swap":
+        for at in rng.sample(range(len(words)), k=min(len(words), rng.randint(1, 3))):
+            words[at] = rng.choice(grammar.vocabulary())
+    else:
+        words = []
+    return grammar.detokenize(words)
+
+
+def judge(
+    rows: list[tuple[str, str, str]], rng: random.Random, *, sharpness: float, flips: float, spoilt_share: float
+) -> list[Pair]:
+    """Noisy preferences between the two responses of each (prompt, response, response)."""
+    pairs = []
+    for prompt, left, right in rows:
+        if left == right:
+            continue
+        if rng.random() < spoilt_share:
+            spoilt = spoil(left, rng)
+            if not grammar.parses(spoilt):  # a cut can leave a whole review
+                pairs.append(Pair(prompt=prompt, chosen=left, rejected=spoilt))
+            continue
+        pair = Pair(prompt=prompt, chosen=left, rejected=right)
+        keeps = rng.random() < 1 / (1 + math.exp(-sharpness * pair.margin))
+        if keeps == (rng.random() < flips):
+            pair = Pair(prompt=prompt, chosen=right, rejected=left)
+        pairs.append(pair)
+    return pairs
+
+
+def pair_loss(reward: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> torch.Tensor:
+    """Bradley-Terry loss, with a small pull of the scores' mean towards 0."""
+    inputs, _ = encode(
+        tokenizer, [p.prompt for p in pairs] * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs]
+    )
+    chosen, rejected = reward(**inputs).logits[:, 0].chunk(2)
+    return -functional.logsigmoid(chosen - rejected).mean() + 0.01 * (chosen + rejected).square().mean()
+
+
+@torch.no_grad()
+def score(
+    reward: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], responses: list[str]
+) -> list[float]:
+    scores: list[float] = []
+    for start in range(0, len(prompts), 256):
+        inputs, _ = encode(tokenizer, prompts[start : start + 256], responses[start : start + 256])
+        scores += reward(**inputs).logits[:, 0].tolist()
+    return scores
+
+
+def pair_accuracy(reward: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> dict[str, float]:
+    """Share of pairs ordered as labelled and as the exact sentiment has it, ties of sentiment left out."""
+    prompts = [pair.prompt for pair in pairs]
+    chosen = score(reward, tokenizer, prompts, [pair.chosen for pair in pairs])
+    rejected = score(reward, tokenizer, prompts, [pair.rejected for pair in pairs])
+    gaps = [(c - r, pair.margin) for c, r, pair in zip(chosen, rejected, pairs, strict=True) if pair.margin]
+    return {
+        "noisy": statistics.mean(gap > 0 for gap, _ in gaps),
+        "noise_free": statistics.mean((gap > 0) == (margin > 0) for gap, margin in gaps),
+        "labels_right": statistics.mean(margin > 0 for _, margin in gaps),
+    }
+
+
+def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default_output = Path("src/apa_cli/assets/reviews")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
+    parser.add_argument(
+        "--output", type=Path, default=default_output, help=f"folder to write (default: {default_output})"
+    )
+    parser.add_argument("--policy-steps", type=int, default=1500, help=f"of {BATCH} reviews (default: 1500)")
+    parser.add_argument("--reward-pairs", type=int, default=12000, help="pairs to learn from (default: 12000)")
+    parser.add_argument("--sharpness", type=float, default=2.5, help="of the noisy judge, 1/sentiment (default: 2.5)")
+    parser.add_argument("--flips", type=float, default=0.05, help="share of labels turned round (default: 0.05)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; results depend on it (default: 1)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    rng = random.Random(options.seed)
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    torch.use_deterministic_algorithms(True)
+    disable_progress_bar()  # transformers' own, for saving
+    train_prompts, eval_prompts = sample_prompts(rng)
+    held_out = set(eval_prompts)
+    tokenizer = build_tokenizer()
+
+    def fresh_prompt() -> str:
+        return next(prompt for prompt in iter(lambda: grammar.sample_prompt(rng), None) if prompt not in held_out)
+
+    # Policy
+    policy = LlamaForCausalLM(build_config(tokenizer))
+    policy.generation_config = GenerationConfig(
+        do_sample=True,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    corpus = [
+        [(prompt, grammar.sample_response(prompt, rng)) for prompt in (fresh_prompt() for _ in range(BATCH))]
+        for _ in track(range(options.policy_steps), "Writing reviews  ")
+    ]
+    train(
+        policy,
+        corpus,
+        lambda rows: response_loss(policy, tokenizer, rows),
+        learning_rate=3e-3,
+        title="Training policy  ",
+    )
+    written = [(prompt, grammar.sample_response(prompt, rng)) for prompt in eval_prompts * 4]
+    with torch.no_grad():
+        losses = {"train": corpus[-1], "held_out": written}
+        policy_loss = {name: float(response_loss(policy, tokenizer, rows)) for name, rows in losses.items()}
+
+    # Preferences: half between the policy's own reviews, half between reviews of every mood
+    own_prompts = [train_prompts[i % TRAIN_PROMPTS] for i in range(options.reward_pairs // 2)]
+    own, _ = sample_policy(policy, tokenizer, [p for p in own_prompts for _ in range(2)], "Sampling pairs   ")
+    rows = list(zip(own_prompts, own[::2], own[1::2], strict=True))
+    noise = {"sharpness": options.sharpness, "flips": options.flips}
+    preferences = judge(rows, rng, **noise, spoilt_share=0.0)[:PREFERENCES]
+    for prompt in (fresh_prompt() for _ in range(options.reward_pairs // 2)):
+        left, right = (grammar.sample_response(prompt, rng, rng.gauss(0.0, 1.5)) for _ in range(2))
+        rows.append((prompt, left, right))
+    rng.shuffle(rows)
+    pairs = judge(rows, rng, **noise, spoilt_share=SPOILT_SHARE)
+
+    # Reward model
+    reward = LlamaForSequenceClassification(build_config(tokenizer, num_labels=1))
+    reward.model.load_state_dict(policy.model.state_dict())
+    batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)] * 2
+    train(
+        reward,
+        batches,
+        lambda batch: pair_loss(reward, tokenizer, batch),
+        learning_rate=1e-3,
+        title="Training reward  ",
+    )
+
+    # Measurements, on held-out prompts
+    asked = eval_prompts * 8
+    answers, eos_rate = sample_policy(policy, tokenizer, asked, "Measuring        ")
+    scores = score(reward, tokenizer, asked, answers)
+    with torch.no_grad():
+        reward.score.weight /= statistics.stdev(scores)
+    scores = score(reward, tokenizer, asked, answers)
+    exact = grammar.sentiment(asked, answers)
+    tests = [(p, a, b) for p, a, b in zip(asked[: len(asked) // 2], answers, answers[len(asked) // 2 :], strict=False)]
+    own_pairs = judge(tests[:HELD_OUT_PAIRS], rng, **noise, spoilt_share=0.0)
+    spoilt_pairs = judge(tests[:HELD_OUT_PAIRS], rng, **noise, spoilt_share=1.0)
+    accuracy = pair_accuracy(reward, tokenizer, own_pairs)
+    grammar_exact = grammar.sentiment([p for p, _ in written], [r for _, r in written])
+    measured = {
+        "policy parameters": policy.num_parameters(),
+        "policy loss, last training batch (nats a token)": policy_loss["train"],
+        "policy loss, held out (nats a token)": policy_loss["held_out"],
+        "policy perplexity, held out": math.exp(policy_loss["held_out"]),
+        "sampled reviews that parse": statistics.mean(grammar.parses(answer) for answer in answers),
+        "sampled reviews that end": eos_rate,
+        "sampled reviews that differ": len(set(answers)) / len(answers),
+        "tokens a sampled review": statistics.mean(len(tokenizer(answer)["input_ids"]) + 1 for answer in answers),
+        "sentiment of the grammar's reviews, mean": statistics.mean(grammar_exact),
+        "sentiment of the grammar's reviews, std": statistics.stdev(grammar_exact),
+        "sentiment of the policy's reviews, mean": statistics.mean(exact),
+        "sentiment of the policy's reviews, std": statistics.stdev(exact),
+        "reward score, mean": statistics.mean(scores),
+        "reward score, std": statistics.stdev(scores),
+        "reward accuracy, noisy pairs": accuracy["noisy"],
+        "reward accuracy, noise-free pairs": accuracy["noise_free"],
+        "share of noisy labels that are right": accuracy["labels_right"],
+        "reward accuracy, spoilt copies": pair_accuracy(reward, tokenizer, spoilt_pairs)["noisy"],
+        "correlation of reward score and sentiment": statistics.correlation(scores, exact),
+    }
+
+    # Files
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, model in (("policy", policy), ("reward", reward)):
+        model.save_pretrained(options.output / name)
+        tokenizer.save_pretrained(options.output / name)
+        (options.output / name / "model.safetensors").chmod(0o644)  # written for its owner alone
+    write_jsonl(options.output / "prompts.jsonl", [{"prompt": prompt} for prompt in train_prompts])
+    write_jsonl(options.output / "eval_prompts.jsonl", [{"prompt": prompt} for prompt in eval_prompts])
+    write_jsonl(options.output / "preferences.jsonl", [vars(pair) for pair in preferences])
+    build = {
+        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
+        "measured": {name: round(value, 4) for name, value in measured.items()},
+    }
+    (options.output / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
+
+    table = Table("measured", "value", title="reviews")
+    for name, value in measured.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
