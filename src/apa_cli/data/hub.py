@@ -1,0 +1,75 @@
+"""A data set of the Hugging Face Hub to rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from apa_cli.data.table import Table
+from apa_cli.errors import UserError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+logger = logging.getLogger(__name__)
+
+
+def read_hub(path: str, *, key: str, subset: str | None, split: str, split_key: str) -> Table:
+    """All rows of one split. Data only: `datasets` runs no code from a repository, and none is asked for here.
+
+    Raises UserError, naming the key at fault, when the data set, subset or split is missing or cannot be reached.
+    """
+    import datasets
+
+    # A reader's own name ("json") would have it read every file of the working folder.
+    if path.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{path}"):
+        raise UserError(key, f"{path!r} is a reader of `datasets`, not a data set", "name a file or a data set")
+    logger.info("reading %s, split %s, from the Hub", path, split)
+    try:
+        with _quiet():
+            data = datasets.load_dataset(path, name=subset, split=split)
+            rows = data.to_list()
+    except Exception as error:  # network, authentication, format: each layer has its own types
+        raise _as_user_error(error, path, key, split, split_key) from None
+    return Table(source=path, rows=rows, labels=[f"row {number}" for number in range(1, len(rows) + 1)])
+
+
+def _as_user_error(error: Exception, path: str, key: str, split: str, split_key: str) -> UserError:
+    text = " ".join(str(error).split())
+    short = text if len(text) <= 200 else f"{text[:200]}..."
+    lower = text.lower()
+    if "gated dataset" in lower:
+        return UserError(key, f"{path} is gated on the Hub", "ask for access on its page, then `hf auth login`")
+    if "unknown split" in lower:
+        return UserError(split_key, f"{path} has no split {split!r} ({short})", f"set {split_key}")
+    if "config name is missing" in lower or "builderconfig" in lower:
+        return UserError("data.subset", f"{path} has several subsets, or not this one ({short})", "set data.subset")
+    if isinstance(error, ConnectionError) or "offline" in lower or "couldn't reach" in lower:
+        problem = f"{path} is no file here, and the Hub cannot be reached for a data set of this name"
+        return UserError(key, problem, "correct the path, or check the network and HF_HUB_OFFLINE")
+    if isinstance(error, FileNotFoundError):
+        problem = f"{path} is neither a file here nor a data set on the Hub that you can see ({short})"
+        return UserError(key, problem, "correct the name, or `hf auth login` for a private one")
+    return UserError(key, f"{path} cannot be loaded: {type(error).__name__}: {short}", "see its page on the Hub")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no warnings about retries: what matters ends up in the error."""
+    import datasets
+
+    bars = datasets.are_progress_bars_disabled()
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
+    levels = [other.level for other in loggers]
+    datasets.disable_progress_bars()
+    for other in loggers:
+        other.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for other, level in zip(loggers, levels, strict=True):
+            other.setLevel(level)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -1,0 +1,112 @@
+"""The data settings to two sets of prompts: one to train on, one held out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apa_cli.config.schema import DataConfig
+from apa_cli.data.formats import parse_rows
+from apa_cli.data.prompts import Prompt, PromptSet
+from apa_cli.data.sources import read_source
+from apa_cli.data.tokenization import cut_left, encode
+from apa_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pool:
+    """Every usable prompt of one source, before it is known who trains on it."""
+
+    prompts: list[Prompt]
+    cut: list[bool]  # of each prompt, whether it was cut
+    dropped: int
+    source: str
+
+    def select(self, chosen: Sequence[int], *, dropped: int = 0, withheld: int = 0) -> PromptSet:
+        return PromptSet(
+            prompts=[self.prompts[index] for index in chosen],
+            cut=sum(self.cut[index] for index in chosen),
+            dropped=dropped,
+            source=self.source,
+            withheld=withheld,
+        )
+
+
+def load_prompts(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation_prompts: int, seed: int
+) -> tuple[PromptSet, PromptSet]:
+    """Training prompts and held-out prompts, which never have one in common.
+
+    Held out are the first `evaluation_prompts` rows of data.eval_path (all, when it has fewer), otherwise as many
+    distinct prompts of data.path, chosen by `seed`. 0 means none. A training row with a held-out prompt is left out.
+    Both sets keep the order of their file. Raises UserError for anything wrong with the data.
+    """
+    pool = _read(config, tokenizer, evaluation=False)
+    if evaluation_prompts == 0:
+        held_out = PromptSet(prompts=[], cut=0, dropped=0, source="")
+    elif config.eval_path is not None:
+        other = _read(config, tokenizer, evaluation=True)
+        held_out = other.select(range(len(other.prompts))[:evaluation_prompts], dropped=other.dropped)
+    else:
+        held_out = pool.select(_set_aside(pool, evaluation_prompts, seed))
+    texts = {prompt.text for prompt in held_out.prompts}
+    ids = {prompt.token_ids for prompt in held_out.prompts}
+    kept = [
+        index for index, prompt in enumerate(pool.prompts) if prompt.text not in texts and prompt.token_ids not in ids
+    ]
+    if not kept:
+        problem = f"every prompt of {pool.source} is also held out"
+        raise UserError("data.eval_path", problem, "use other held-out prompts, or lower evaluation.prompts")
+    return pool.select(kept, dropped=pool.dropped, withheld=len(pool.prompts) - len(kept)), held_out
+
+
+def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation: bool) -> _Pool:
+    key, split_key = ("data.eval_path", "data.eval_split") if evaluation else ("data.path", "data.split")
+    table = read_source(
+        (config.eval_path or "") if evaluation else config.path,
+        key=key,
+        subset=config.subset,
+        split=config.eval_split if evaluation else config.split,
+        split_key=split_key,
+        prompt_column=config.prompt_column,
+    )
+    format, rows = parse_rows(table, format=config.format, prompt_column=config.prompt_column)
+    limit = config.max_prompt_tokens
+    prompts: list[Prompt] = []
+    cut: list[bool] = []
+    for row, row_ids in zip(rows, encode(rows, tokenizer), strict=True):
+        overlong = len(row_ids) > limit
+        if overlong and config.overlong == "drop":
+            continue
+        kept = cut_left(row_ids, limit, tokenizer.bos_token_id)
+        text = row.text
+        if overlong and format != "chat":
+            text = str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        prompts.append(Prompt(token_ids=tuple(kept), text=text, messages=row.messages, columns=row.columns))
+        cut.append(overlong)
+    if not prompts:
+        problem = f"every prompt of {table.source} is longer than {limit} tokens"
+        raise UserError("data.max_prompt_tokens", problem, "raise it, or set data.overlong=cut")
+    return _Pool(prompts=prompts, cut=cut, dropped=len(rows) - len(prompts), source=table.source)
+
+
+def _set_aside(pool: _Pool, count: int, seed: int) -> list[int]:
+    """Indices of `count` prompts, no two alike, leaving at least one other prompt to train on."""
+    order = list(range(len(pool.prompts)))
+    random.Random(f"held-out/{seed}").shuffle(order)
+    seen: set[str | tuple[int, ...]] = set()
+    distinct = []
+    for index in order:
+        prompt = pool.prompts[index]
+        if prompt.text not in seen and prompt.token_ids not in seen:
+            distinct.append(index)
+        seen.update((prompt.text, prompt.token_ids))
+    if len(distinct) <= count:
+        problem = f"{count} prompts are to be held out, and {pool.source} has {len(distinct)} different ones in all"
+        raise UserError("evaluation.prompts", problem, "lower it, add prompts, or set data.eval_path")
+    return sorted(distinct[:count])

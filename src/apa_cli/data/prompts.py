@@ -1,0 +1,162 @@
+"""Prompts as the training loop sees them, and the endless stream of batches it draws from."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apa_cli.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """One prompt.
+
+    `token_ids` is what the policy reads, never more than data.max_prompt_tokens. `text` is what people and reward
+    functions read: the prompt itself for formats text and hh (of a prompt that was cut, the part that was kept, so that
+    nobody judges words the policy never saw); for chat the message, when there is one alone, otherwise one
+    "role: content" line a message. `messages` is for chat only and always whole.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    messages: tuple[dict[str, str], ...] | None
+    columns: dict[str, Any]  # every other column of the row; None where the row leaves it out
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptBatch:
+    prompt_ids: Tensor  # (B, P) left-padded
+    prompt_mask: Tensor  # (B, P) bool, True = a token of the prompt
+    texts: list[str]
+    messages: list[list[dict[str, str]]] | None  # chat only
+    columns: dict[str, list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSet:
+    prompts: list[Prompt]
+    cut: int  # how many of `prompts` were cut on the left
+    dropped: int  # rows left out because they were too long
+    source: str  # the file or data set, as the user named it
+    withheld: int = 0  # training rows left out because the held-out set has the same prompt
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        notes = []
+        if self.cut:
+            notes.append(f"{self.cut:,} cut on the left")
+        if self.dropped:
+            notes.append(f"{self.dropped:,} dropped as too long")
+        if self.withheld:
+            notes.append(f"{self.withheld:,} left out because they are held out")
+        lengths = [len(prompt.token_ids) for prompt in self.prompts]
+        if lengths:
+            notes.append(f"{min(lengths):,} to {max(lengths):,} tokens")
+        line = f"{len(self.prompts):,} prompts" + (f" from {self.source}" if self.source else "")
+        return f"{line}: {', '.join(notes)}" if notes else line
+
+
+def collate(prompts: Sequence[Prompt], pad_token_id: int) -> PromptBatch:
+    """Left-pad prompts into one batch.
+
+    The mask comes from the lengths, so a prompt may contain the pad token. A column that a prompt lacks is None there.
+    """
+    if not prompts:
+        raise ValueError("a batch needs at least one prompt")
+    chat = [prompt.messages is not None for prompt in prompts]
+    if any(chat) and not all(chat):
+        raise ValueError("a batch mixes prompts with and without messages")
+    width = max(len(prompt.token_ids) for prompt in prompts)
+    prompt_ids = torch.full((len(prompts), width), pad_token_id, dtype=torch.long)  # (B, P)
+    prompt_mask = torch.zeros((len(prompts), width), dtype=torch.bool)  # (B, P)
+    for row, prompt in enumerate(prompts):
+        start = width - len(prompt.token_ids)
+        prompt_ids[row, start:] = torch.tensor(prompt.token_ids, dtype=torch.long)
+        prompt_mask[row, start:] = True
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return PromptBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        texts=[prompt.text for prompt in prompts],
+        messages=[[dict(message) for message in prompt.messages or ()] for prompt in prompts] if any(chat) else None,
+        columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
+    )
+
+
+class PromptStream:
+    """Batches without end: every epoch visits each prompt once, in an order that (seed, epoch) decide alone.
+
+    A batch may straddle the end of an epoch, and a set smaller than a batch wraps round as often as it must, so every
+    batch has `batch_size` prompts.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, batch_size: int, seed: int, pad_token_id: int) -> None:
+        if not prompts:
+            raise ValueError("a stream needs at least one prompt")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, and has to be at least 1")
+        self.prompts = prompts
+        self.batch_size = batch_size
+        self.pad_token_id = pad_token_id
+        self._go_to(seed=seed, epoch=0, position=0)
+
+    def __iter__(self) -> Iterator[PromptBatch]:
+        return self
+
+    def __next__(self) -> PromptBatch:
+        batch: list[Prompt] = []
+        while len(batch) < self.batch_size:
+            if self.position == len(self.prompts):
+                self._go_to(seed=self.seed, epoch=self.epoch + 1, position=0)
+            taken = self._order[self.position : self.position + self.batch_size - len(batch)]
+            batch.extend(self.prompts[index] for index in taken)
+            self.position += len(taken)
+        return collate(batch, self.pad_token_id)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, in numbers and strings that JSON can hold."""
+        return {
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "position": self.position,
+            "size": len(self.prompts),
+            "fingerprint": self._fingerprint,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken; the seed is the state's, the batch size may differ.
+
+        Raises UserError when the prompts are not those the state was taken with.
+        """
+        if (state["size"], state["fingerprint"]) != (len(self.prompts), self._fingerprint):
+            counts = f"{state['size']:,} then, {len(self.prompts):,} now"
+            raise UserError(
+                "data.path",
+                f"the training prompts changed since the checkpoint ({counts})",
+                "restore the data, the tokenizer and the data settings, or start a new run without resume",
+            )
+        self._go_to(seed=state["seed"], epoch=state["epoch"], position=state["position"])
+
+    def _go_to(self, *, seed: int, epoch: int, position: int) -> None:
+        self.seed, self.epoch, self.position = seed, epoch, position
+        self._order = list(range(len(self.prompts)))
+        random.Random(f"prompts/{seed}/{epoch}").shuffle(self._order)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for prompt in self.prompts:
+            digest.update(array("q", (len(prompt.token_ids), *prompt.token_ids)).tobytes())
+        return digest.hexdigest()[:16]

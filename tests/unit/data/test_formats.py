@@ -1,0 +1,113 @@
+"""What a row means, and which rows are refused."""
+
+import pytest
+
+from apa_cli.data.formats import parse_rows
+from apa_cli.data.table import Table
+from apa_cli.errors import UserError
+
+DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: See you"
+
+
+def table(*rows):
+    return Table(source="prompts.jsonl", rows=list(rows), labels=[f"line {n + 1}" for n in range(len(rows))])
+
+
+def parse(*rows, format="auto", prompt_column="prompt"):
+    return parse_rows(table(*rows), format=format, prompt_column=prompt_column)
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def test_text_keeps_the_prompt_as_it_is_and_the_other_columns():
+    format, rows = parse({"prompt": " a\n", "n": 1}, {"prompt": "b", "tag": "x"})
+    assert format == "text"
+    assert [row.text for row in rows] == [" a\n", "b"]
+    assert [row.columns for row in rows] == [{"n": 1, "tag": None}, {"n": None, "tag": "x"}]
+    assert [row.messages for row in rows] == [None, None]
+
+
+def test_hh_prompt_ends_at_the_last_assistant():
+    format, rows = parse({"chosen": DIALOGUE, "rejected": "\n\nHuman: Hi\n\nAssistant: No"})
+    assert format == "hh"
+    assert rows[0].text == "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant:"
+    assert rows[0].columns == {"chosen": DIALOGUE, "rejected": "\n\nHuman: Hi\n\nAssistant: No"}
+
+
+def test_hh_asked_for_needs_only_chosen_and_ignores_the_prompt_column():
+    format, rows = parse({"chosen": DIALOGUE, "prompt": "other"}, format="hh")
+    assert (format, rows[0].columns) == ("hh", {"chosen": DIALOGUE, "prompt": "other"})
+    assert rows[0].text.endswith("Bye\n\nAssistant:")
+
+
+def test_chat_with_one_message_reads_as_that_message():
+    format, rows = parse({"prompt": [user("Hi")], "n": 1})
+    assert (format, rows[0].text, rows[0].columns) == ("chat", "Hi", {"n": 1})
+    assert rows[0].messages == (user("Hi"),)
+
+
+def test_chat_with_several_messages_reads_as_lines():
+    messages = [{"role": "system", "content": "Be kind"}, {**user("Hi"), "name": None}]
+    _, rows = parse({"prompt": messages})
+    assert rows[0].text == "system: Be kind\nuser: Hi"
+    assert rows[0].messages == ({"role": "system", "content": "Be kind"}, user("Hi"))
+
+
+def test_a_string_is_one_user_message_when_chat_is_asked_for():
+    _, rows = parse({"prompt": "Hi"}, format="chat")
+    assert (rows[0].text, rows[0].messages) == ("Hi", (user("Hi"),))
+
+
+def test_auto_looks_past_nulls_but_does_not_forgive_them():
+    with pytest.raises(UserError, match=r"prompts.jsonl, line 1: 'prompt' is null, not a string"):
+        parse({"prompt": None}, {"prompt": "b"})
+
+
+def test_a_prompt_column_goes_before_chosen_and_rejected():
+    assert parse({"prompt": "a", "chosen": DIALOGUE, "rejected": DIALOGUE})[0] == "text"
+
+
+REFUSED = [
+    (
+        "auto",
+        [{"promt": "a", "n": 1}],
+        ["prompts.jsonl: has no column 'prompt'", "promt, n", "data.prompt_column=promt"],
+    ),
+    ("auto", [{"messages": [user("a")]}], ["no column 'prompt'", "data.prompt_column=messages"]),
+    ("auto", [{"zzz": "a"}], ["no column 'prompt'", "it has zzz"]),
+    ("auto", [{}], ["no column 'prompt'", "it has no columns"]),
+    ("auto", [{"chosen": "a", "rejected": "b"}], ["no column 'prompt'", "chosen, rejected"]),
+    ("auto", [{"prompt": 3}], ["line 1", "is a number, neither text nor messages"]),
+    ("auto", [{"prompt": None}], ["line 1", "is null"]),
+    ("text", [{"prompt": "a"}, {"n": 1}], ["line 2", "has no 'prompt'"]),
+    ("text", [{"prompt": "a"}, {"prompt": 3.5}], ["line 2", "is a number, not a string"]),
+    ("text", [{"prompt": True}], ["line 1", "is true or false"]),
+    ("text", [{"prompt": "a"}, {"prompt": " \n"}], ["line 2", "'prompt' is empty"]),
+    ("text", [{"prompt": [user("a")]}], ["line 1", "is a list", "data.format=chat"]),
+    ("text", [{"prompt": "a\ud800"}], ["line 1", "surrogate", "character 2"]),
+    ("text", [{"prompt": b"a"}], ["line 1", "of type bytes"]),
+    ("hh", [{"prompt": "a"}], ["no column 'chosen'", "data.format"]),
+    ("hh", [{"chosen": DIALOGUE}, {"chosen": "Assistant: hi"}], ["line 2", r"no '\n\nAssistant:'"]),
+    ("chat", [{"prompt": 3}], ["line 1", "is a number, not a list of messages"]),
+    ("chat", [{"prompt": []}], ["line 1", "no messages"]),
+    ("chat", [{"prompt": ["hi"]}], ["line 1", "message 1 is a string"]),
+    ("chat", [{"prompt": '[{"role": "user", "content": "a"}]'}], ["line 1", "a string that holds messages"]),
+    ("chat", [{"prompt": [{"from": "human", "value": "a"}]}], ["message 1 has no 'role'", "from, value"]),
+    ("chat", [{"prompt": [{"role": "human", "content": "a"}]}], ["the role 'human'", "user"]),
+    ("chat", [{"prompt": [{"role": "user"}]}], ["message 1 has no 'content'"]),
+    ("chat", [{"prompt": [{"role": "user", "content": None}]}], ["content of message 1 is null"]),
+    ("chat", [{"prompt": [user("a"), {"role": "assistant", "content": "b"}]}], ["from 'assistant', not from the user"]),
+    ("chat", [{"prompt": [user("  ")]}], ["line 1", "message 1 is empty"]),
+]
+
+
+@pytest.mark.parametrize(("format", "rows", "parts"), REFUSED)
+def test_refused_rows_are_named(format, rows, parts):
+    with pytest.raises(UserError) as caught:
+        parse(*rows, format=format)
+    message = str(caught.value)
+    assert message.startswith("prompts.jsonl")
+    assert "\n" not in message
+    assert [part for part in parts if part not in message] == [], message

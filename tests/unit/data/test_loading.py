@@ -1,0 +1,163 @@
+"""From data settings to a training set and a held-out set."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hh_data import SAMPLE, hh_file
+
+from apa_cli.data import PromptStream, load_prompts
+from apa_cli.errors import UserError
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_prompts(path, texts):
+    return write_rows(path, [{"prompt": text} for text in texts])
+
+
+def texts(prompts):
+    return [prompt.text for prompt in prompts.prompts]
+
+
+def test_everything_trains_when_nothing_is_held_out(tmp_path, tokenizer, config):
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "a", "n": 1}, {"prompt": "b", "n": 2}, {"prompt": "a", "n": 3}])
+    training, held_out = load_prompts(config(path), tokenizer, evaluation_prompts=0, seed=0)
+    assert (texts(training), len(held_out)) == (["a", "b", "a"], 0)
+    assert [prompt.columns for prompt in training.prompts] == [{"n": 1}, {"n": 2}, {"n": 3}]
+    assert (training.cut, training.dropped, training.withheld, training.source) == (0, 0, 0, str(path))
+
+
+def test_held_out_prompts_are_chosen_by_the_seed_and_never_trained_on(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", [f"p{number % 30}" for number in range(90)])
+    training, held_out = load_prompts(config(path), tokenizer, evaluation_prompts=10, seed=0)
+    assert len(held_out) == len(set(texts(held_out))) == 10
+    assert set(texts(training)) == {f"p{number}" for number in range(30)} - set(texts(held_out))
+    assert (len(training), training.withheld) == (60, 30)
+    again = load_prompts(config(path), tokenizer, evaluation_prompts=10, seed=0)
+    assert again == (training, held_out)
+    assert texts(load_prompts(config(path), tokenizer, evaluation_prompts=10, seed=1)[1]) != texts(held_out)
+
+
+def test_eval_path_gives_its_first_rows(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["a", "b", "c", "b"])
+    other = write_prompts(tmp_path / "b.jsonl", ["b", "x", "a"])
+    settings = config(path, eval_path=str(other))
+    training, held_out = load_prompts(settings, tokenizer, evaluation_prompts=2, seed=0)
+    assert (texts(training), texts(held_out)) == (["a", "c"], ["b", "x"])
+    assert (training.withheld, held_out.source) == (2, str(other))
+    assert texts(load_prompts(settings, tokenizer, evaluation_prompts=9, seed=0)[1]) == ["b", "x", "a"]
+
+
+def test_too_few_prompts_to_hold_out(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["a", "b", "b"])
+    with pytest.raises(UserError, match=r"evaluation.prompts: 2 prompts are to be held out, .* has 2 different"):
+        load_prompts(config(path), tokenizer, evaluation_prompts=2, seed=0)
+    with pytest.raises(UserError, match=r"data.eval_path: every prompt of .* is also held out"):
+        load_prompts(config(path, eval_path=str(path)), tokenizer, evaluation_prompts=2, seed=0)
+
+
+def test_overlong_prompts_are_cut_on_the_left(tmp_path, wrapping_tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["abcdef", "xyz", "abcd"])
+    training, _ = load_prompts(config(path, max_prompt_tokens=4), wrapping_tokenizer, evaluation_prompts=0, seed=0)
+    assert texts(training) == ["def", "xyz", "bcd"]  # what the policy reads: <s> and three letters
+    assert [len(prompt.token_ids) for prompt in training.prompts] == [4, 4, 4]
+    assert all(prompt.token_ids[0] == 0 for prompt in training.prompts)
+    assert (training.cut, training.dropped) == (2, 0)
+
+
+def test_prompts_that_a_cut_makes_equal_are_not_on_both_sides(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["1tail", "2tail", "3tail", "other"])
+    training, held_out = load_prompts(config(path, max_prompt_tokens=4), tokenizer, evaluation_prompts=1, seed=0)
+    assert not set(texts(training)) & set(texts(held_out))
+
+
+def write_chats(path, *chats):
+    """One row a chat; a chat is a list of (role, content)."""
+    return write_rows(path, [{"prompt": [{"role": r, "content": c} for r, c in chat]} for chat in chats])
+
+
+def test_same_text_with_other_tokens_is_held_out(tmp_path, chat_tokenizer, config):
+    path = write_chats(tmp_path / "a.jsonl", [("system", "x"), ("user", "hi")], [("user", "other")])
+    held_out = write_chats(tmp_path / "b.jsonl", [("user", "system: x\nuser: hi")])
+    settings = config(path, eval_path=str(held_out))
+    training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=1, seed=0)
+    assert texts(training) == ["other"]
+
+
+def test_same_tokens_with_other_text_is_held_out(tmp_path, chat_tokenizer, config):
+    path = write_chats(tmp_path / "a.jsonl", [("user", "one")], [("user", "two")])
+    held_out = write_chats(tmp_path / "b.jsonl", [("user", "stone")])
+    settings = config(path, eval_path=str(held_out), max_prompt_tokens=15)  # <s>, three letters, [assistant]
+    training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=1, seed=0)
+    assert texts(training) == ["two"]
+
+
+def test_overlong_prompts_are_dropped(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["abcdef", "xyz", "abcd", "abcde"])
+    settings = config(path, max_prompt_tokens=4, overlong="drop")
+    training, held_out = load_prompts(settings, tokenizer, evaluation_prompts=1, seed=0)
+    assert sorted(texts(training) + texts(held_out)) == ["abcd", "xyz"]
+    assert (training.cut, training.dropped, held_out.dropped) == (0, 2, 0)
+    with pytest.raises(UserError, match=r"data.max_prompt_tokens: every prompt .* longer than 2 tokens"):
+        load_prompts(config(path, max_prompt_tokens=2, overlong="drop"), tokenizer, evaluation_prompts=0, seed=0)
+
+
+def test_chat_from_parquet_is_cut_in_tokens_and_keeps_its_messages(tmp_path, chat_tokenizer, config):
+    rows = [{"messages": [{"role": "user", "content": "hello"}], "n": 1}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    settings = config(tmp_path / "a.parquet", prompt_column="messages", max_prompt_tokens=12)
+    training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=0, seed=0)
+    prompt = training.prompts[0]
+    assert chat_tokenizer.decode(prompt.token_ids) == "<s>[assistant]"
+    assert (prompt.text, prompt.messages, prompt.columns) == ("hello", tuple(rows[0]["messages"]), {"n": 1})
+    assert training.cut == 1
+
+
+def test_csv_and_text_give_the_same_prompts(tmp_path, tokenizer, config):
+    (tmp_path / "a.csv").write_text("prompt,stars\none two,5\nthree,1\n")
+    (tmp_path / "a.txt").write_text("one two\nthree\n")
+    from_csv, _ = load_prompts(config(tmp_path / "a.csv"), tokenizer, evaluation_prompts=0, seed=0)
+    from_text, _ = load_prompts(config(tmp_path / "a.txt"), tokenizer, evaluation_prompts=0, seed=0)
+    assert [p.token_ids for p in from_csv.prompts] == [p.token_ids for p in from_text.prompts]
+    assert [p.columns for p in from_csv.prompts] == [{"stars": "5"}, {"stars": "1"}]
+
+
+def test_an_error_in_eval_path_names_its_own_key(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["a", "b"])
+    with pytest.raises(UserError, match=r"data.eval_path: there is no file .*b.jsonl"):
+        load_prompts(config(path, eval_path=str(tmp_path / "b.jsonl")), tokenizer, evaluation_prompts=1, seed=0)
+
+
+@pytest.mark.parametrize("path", list(dict.fromkeys([SAMPLE, hh_file()])), ids=lambda path: path.name)
+def test_hh_dialogues(path, tokenizer, config):
+    """The sample, and the real file where there is one: expectations straight from the raw lines."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    training, held_out = load_prompts(config(path, max_prompt_tokens=100_000), tokenizer, evaluation_prompts=16, seed=0)
+    expected = {"\n\nAssistant:".join(row["chosen"].split("\n\nAssistant:")[:-1]) + "\n\nAssistant:" for row in rows}
+    assert set(texts(training)) | set(texts(held_out)) == expected
+    assert not set(texts(training)) & set(texts(held_out))
+    assert len(held_out) == 16
+    assert len(training) + training.withheld == len(rows)
+    assert all(prompt.columns["chosen"].startswith(prompt.text) for prompt in training.prompts)
+    assert set(training.prompts[0].columns) == {"chosen", "rejected"}
+    batch = next(PromptStream(training.prompts, batch_size=8, seed=0, pad_token_id=1))
+    unpadded = [ids[mask] for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
+    assert tokenizer.batch_decode(unpadded) == batch.texts
+
+
+def test_the_sample_is_varied():
+    rows = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
+    prompts = {row["chosen"].rpartition("\n\nAssistant:")[0] for row in rows}
+    assert len(prompts) == len(rows) >= 64
+    assert {prompt.count("\n\nHuman:") for prompt in prompts} == {1, 2, 3}
+    assert all(
+        row["rejected"].rpartition("\n\nAssistant:")[0] == row["chosen"].rpartition("\n\nAssistant:")[0] for row in rows
+    )

@@ -1,0 +1,123 @@
+"""Batches and the stream they come from."""
+
+import json
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, collate
+from apa_cli.errors import UserError
+
+PAD = 9
+
+
+def prompt(*ids, messages=None, **columns):
+    return Prompt(token_ids=ids, text=f"text {ids}", messages=messages, columns=columns)
+
+
+def numbered(count):
+    """Prompts 1..count of one token each, so that a batch's ids say which prompts it holds."""
+    return [prompt(number) for number in range(1, count + 1)]
+
+
+def stream(count, batch_size, seed=0):
+    return PromptStream(numbered(count), batch_size=batch_size, seed=seed, pad_token_id=0)
+
+
+def drawn(batch):
+    return batch.prompt_ids[:, 0].tolist()
+
+
+def test_collate_pads_on_the_left_and_masks_by_length():
+    batch = collate([prompt(1, PAD, 3, tag="a"), prompt(4, tag="b", n=2)], PAD)
+    assert batch.prompt_ids.tolist() == [[1, PAD, 3], [PAD, PAD, 4]]
+    assert batch.prompt_mask.tolist() == [[True, True, True], [False, False, True]]
+    assert (batch.prompt_ids.dtype, batch.prompt_mask.dtype) == (torch.long, torch.bool)
+    assert batch.texts == ["text (1, 9, 3)", "text (4,)"]
+    assert batch.columns == {"tag": ["a", "b"], "n": [None, 2]}
+    assert batch.messages is None
+
+
+def test_collate_keeps_messages_apart_from_the_prompts():
+    message = {"role": "user", "content": "hi"}
+    batch = collate([prompt(1, messages=(message,))], PAD)
+    assert batch.messages == [[message]]
+    batch.messages[0][0]["content"] = "changed"
+    assert message["content"] == "hi"
+
+
+def test_collate_refuses_nothing_and_mixtures():
+    with pytest.raises(ValueError, match="at least one"):
+        collate([], PAD)
+    with pytest.raises(ValueError, match="mixes"):
+        collate([prompt(1), prompt(2, messages=())], PAD)
+
+
+def test_a_set_describes_itself():
+    prompts = PromptSet(prompts=[prompt(1), prompt(1, 2, 3)], cut=1, dropped=2000, source="a.jsonl", withheld=4)
+    assert prompts.describe() == (
+        "2 prompts from a.jsonl: 1 cut on the left, 2,000 dropped as too long, 4 left out because they are held out, "
+        "1 to 3 tokens"
+    )
+    assert PromptSet(prompts=[], cut=0, dropped=0, source="").describe() == "0 prompts"
+
+
+def test_an_epoch_visits_every_prompt_once_in_a_fresh_order():
+    batches = stream(12, 4)
+    epochs = [[number for _ in range(3) for number in drawn(next(batches))] for _ in range(3)]
+    assert all(sorted(epoch) == list(range(1, 13)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert epochs[0] != sorted(epochs[0])
+
+
+def test_the_seed_decides_the_order():
+    assert drawn(next(stream(20, 20, seed=0))) == drawn(next(stream(20, 20, seed=0)))
+    assert drawn(next(stream(20, 20, seed=0))) != drawn(next(stream(20, 20, seed=1)))
+
+
+def test_a_batch_may_straddle_epochs():
+    batches = stream(5, 3)
+    numbers = [number for _ in range(5) for number in drawn(next(batches))]
+    assert [sorted(numbers[start : start + 5]) for start in (0, 5, 10)] == [[1, 2, 3, 4, 5]] * 3
+
+
+def test_a_set_smaller_than_the_batch_wraps_round():
+    assert Counter(drawn(next(stream(3, 7)))) in [Counter({1: 2, 2: 2, 3: 2, n: 3}) for n in (1, 2, 3)]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    count=st.integers(1, 17),
+    batch_size=st.integers(1, 20),
+    before=st.integers(0, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_resumed_stream_goes_on_with_the_same_batches(count, batch_size, before, seed):
+    straight = stream(count, batch_size, seed)
+    for _ in range(before):
+        next(straight)
+    state = json.loads(json.dumps(straight.state_dict()))
+    resumed = stream(count, batch_size, seed=5)
+    next(resumed)
+    resumed.load_state_dict(state)
+    assert [drawn(next(resumed)) for _ in range(4)] == [drawn(next(straight)) for _ in range(4)]
+    assert resumed.state_dict() == straight.state_dict()
+
+
+def test_resuming_with_other_prompts_is_refused():
+    state = stream(5, 2).state_dict()
+    with pytest.raises(UserError, match=r"data.path: the training prompts changed .*5 then, 6 now"):
+        stream(6, 2).load_state_dict(state)
+    other = PromptStream([prompt(n) for n in (1, 2, 3, 4, 7)], batch_size=2, seed=0, pad_token_id=0)
+    with pytest.raises(UserError, match="changed"):
+        other.load_state_dict(state)
+
+
+def test_a_stream_needs_prompts_and_a_batch_size():
+    with pytest.raises(ValueError, match="at least one prompt"):
+        stream(0, 2)
+    with pytest.raises(ValueError, match="batch_size"):
+        stream(3, 0)
