@@ -1,0 +1,69 @@
+"""JSON lines that survive a crash: one write a line, nothing buffered, no NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class JsonLines:
+    """Appends one object a line.
+
+    Lines of iterations after `start_iteration`, which a resumed run repeats, are dropped first; 0 begins an empty file.
+    """
+
+    def __init__(self, path: Path, *, start_iteration: int = 0) -> None:
+        self.path = path
+        _rewind(path, start_iteration)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+        # Lone surrogates, which UTF-8 has no bytes for, become \uXXXX escapes: still JSON.
+        data = memoryview(line.encode("utf-8", errors="backslashreplace"))
+        while data:
+            data = data[self._file.write(data) :]
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file, [] where there is none. A last line torn by a crash is left out; others raise ValueError."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # nothing ended this line
+                break
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+        records.append(record)
+    return records
+
+
+def _rewind(path: Path, start_iteration: int) -> None:
+    """Keep lines up to `start_iteration`. The old file stays until the new one is complete."""
+    kept = [r for r in read_json_lines(path) if r["iteration"] <= start_iteration] if start_iteration > 0 else []
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8", "backslashreplace")
+    os.replace(beside, path)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has: NaN and infinity become None, scalars of array libraries become floats."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    number = float(value)
+    return number if math.isfinite(number) else None

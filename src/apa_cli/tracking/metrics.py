@@ -1,0 +1,62 @@
+"""metrics.jsonl: every metric of every iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from apa_cli.tracking.jsonl import JsonLines, read_json_lines
+
+METRICS_FILE = "metrics.jsonl"
+
+CONTRACT_METRICS = (
+    "iteration",
+    "reward/mean",
+    "reward/std",
+    "kl/to_init",
+    "kl/to_init_per_token",
+    "kl/to_init_k3",
+    "policy/entropy",
+    "policy/response_length",
+    "policy/eos_rate",
+    "policy/unique_fraction",
+    "policy/distinct_2",
+    "objective/policy_loss",
+    "objective/value_loss",
+    "objective/target_residual",
+    "value/explained_variance",
+    "optim/learning_rate",
+    "optim/grad_norm",
+    "time/iteration",
+    "time/generate",
+    "time/score",
+    "time/forward",
+    "time/update",
+    "throughput/tokens_per_second",
+    "memory/peak_bytes",
+)
+"""Names that others rely on. `objective/target_residual` is APA's alone; evaluations add `eval/…`."""
+
+
+class MetricsFile:
+    """One line an iteration, `iteration` first; a value that is not finite is written as null."""
+
+    def __init__(self, path: Path, *, start_iteration: int = 0) -> None:
+        self._lines = JsonLines(path, start_iteration=start_iteration)
+        written = read_json_lines(path)
+        self.last_iteration: int | None = written[-1]["iteration"] if written else None
+
+    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+        """Raises ValueError when `iteration` does not come after the line before it."""
+        if self.last_iteration is not None and iteration <= self.last_iteration:
+            raise ValueError(f"metrics of iteration {iteration} after those of {self.last_iteration}")
+        self._lines.write({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
+        self.last_iteration = iteration
+
+    def close(self) -> None:
+        self._lines.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float | None]]:
+    """Lines of a metrics.jsonl, or of the one in a run's folder, oldest first."""
+    return read_json_lines(path / METRICS_FILE if path.is_dir() else path)

@@ -1,0 +1,237 @@
+"""What happened, in a few lines for the terminal and as report.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.tracking.secrets import redact_text
+
+REPORT_FILE = "report.md"
+VERSIONS_FILE = "versions.json"
+PACKAGES = ("apa-cli", "torch", "transformers", "peft", "datasets", "wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a policy does; None where it was not measured.
+
+    KL in nats per response, entropy in nats per token, length in tokens.
+    """
+
+    reward: float | None = None
+    evaluator: float | None = None
+    kl: float | None = None
+    entropy: float | None = None
+    unique_fraction: float | None = None
+    response_length: float | None = None
+    eos_rate: float | None = None
+
+    @classmethod
+    def from_evaluation(cls, metrics: Mapping[str, float | None]) -> Outcome:
+        """From the names that begin with `eval/`."""
+        return cls(**{name: metrics.get(f"eval/{name}") for name in cls.__dataclass_fields__})
+
+    @classmethod
+    def from_rollout(cls, metrics: Mapping[str, float | None]) -> Outcome:
+        """From the metrics of one iteration, for a run without held-out prompts."""
+        return cls(
+            reward=metrics.get("reward/mean"),
+            kl=metrics.get("kl/to_init"),
+            entropy=metrics.get("policy/entropy"),
+            unique_fraction=metrics.get("policy/unique_fraction"),
+            response_length=metrics.get("policy/response_length"),
+            eos_rate=metrics.get("policy/eos_rate"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePair:
+    """Responses of the initial and of the final policy to one prompt."""
+
+    prompt: str
+    before: str
+    after: str
+    score_before: float
+    score_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    before: Outcome
+    after: Outcome
+    samples: Sequence[SamplePair] = ()
+    iterations: int
+    seconds: float
+    run_dir: Path
+    final_dir: Path | None = None  # where the policy was exported, if it was
+    plots: Sequence[Path] = ()
+    measured_on: str = "held-out prompts"
+    stopped: str | None = None  # why the run ended early, if it did
+
+
+# Title, attribute, unit, digits.
+_ROWS = (
+    ("reward", "reward", "", 3),
+    ("separate evaluator", "evaluator", "", 3),
+    ("KL from the start", "kl", "nats per response", 2),
+    ("entropy", "entropy", "nats per token", 3),
+    ("different responses", "unique_fraction", "fraction", 2),
+    ("response length", "response_length", "tokens", 1),
+    ("ended by itself", "eos_rate", "fraction", 2),
+)
+
+
+def measured_rows(before: Outcome, after: Outcome) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, unit) of everything measured at least once."""
+    rows = []
+    for title, attribute, unit, digits in _ROWS:
+        a, b = getattr(before, attribute), getattr(after, attribute)
+        if a is not None or b is not None:
+            rows.append((title, format_number(a, digits), format_number(b, digits), unit))
+    return rows
+
+
+def summary_lines(summary: Summary) -> list[str]:
+    """Reward, KL and entropy before → after, sample responses before → after, and where everything is."""
+    lines = [f"{_count(summary)} in {format_seconds(summary.seconds)}, on {summary.measured_on}:"]
+    if summary.stopped:
+        lines.insert(0, f"Stopped early: {summary.stopped}")
+    rows = measured_rows(summary.before, summary.after)
+    title_width = max([len(title) for title, *_ in rows], default=0)
+    before_width, after_width = (max([len(row[i]) for row in rows], default=0) for i in (1, 2))
+    for title, before, after, unit in rows:
+        lines.append(f"  {title:<{title_width}}  {before:>{before_width}} → {after:>{after_width}}  {unit}".rstrip())
+    for pair in summary.samples[:2]:
+        lines.append(f"  prompt: {_one_line(pair.prompt, tail=True)}")
+        lines.append(f"    before ({pair.score_before:+.2f}): {_one_line(pair.before)}")
+        lines.append(f"    after  ({pair.score_after:+.2f}): {_one_line(pair.after)}")
+    lines.append(f"Folder    {summary.run_dir}")
+    if summary.final_dir is not None:
+        lines.append(f"Policy    {summary.final_dir}")
+    if summary.plots:
+        lines.append(f"Pictures  {summary.plots[0].parent}{os.sep}  ({', '.join(path.name for path in summary.plots)})")
+    lines.append(f"Report    {summary.run_dir / REPORT_FILE}")
+    return lines
+
+
+def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
+    """report.md in the run's folder; pictures and policy are linked relative to it."""
+    parts = [f"# {run_dir.name}", ""]
+    if summary.stopped:
+        parts += [f"**Stopped early:** {summary.stopped}", ""]
+    parts += [
+        f"{_count(summary)} in {format_seconds(summary.seconds)}. Measured on {summary.measured_on}.",
+        "",
+    ]
+    parts += ["| | before | after | |", "|---|---:|---:|---|"]
+    parts += [
+        f"| {title} | {before} | {after} | {unit} |"
+        for title, before, after, unit in measured_rows(summary.before, summary.after)
+    ]
+    for path in summary.plots:
+        parts += ["", f"![{path.stem}]({_relative(path, run_dir)})"]
+    if summary.samples:
+        parts += ["", "## Responses before and after"]
+    for pair in summary.samples:
+        parts += ["", "Prompt:", "", _fenced(pair.prompt)]
+        parts += ["", f"Before, score {pair.score_before:.3f}:", "", _fenced(pair.before)]
+        parts += ["", f"After, score {pair.score_after:.3f}:", "", _fenced(pair.after)]
+    parts += ["", "## Settings", "", "All of them: [config.yaml](config.yaml).", "", "| | |", "|---|---|"]
+    parts += [f"| {name} | {_cell(value)} |" for name, value in _settings(config)]
+    if summary.final_dir is not None:
+        final = _relative(summary.final_dir, run_dir)
+        parts += [
+            "",
+            f"Aligned policy: [{final}]({final}). Metrics of every iteration: [metrics.jsonl](metrics.jsonl).",
+        ]
+    parts += ["", "## Versions", "", ", ".join(f"{name} {number}" for name, number in _versions(run_dir).items()), ""]
+    path = run_dir / REPORT_FILE
+    path.write_text(redact_text("\n".join(parts)), "utf-8", "backslashreplace")
+    return path
+
+
+def format_number(value: float | None, digits: int) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """41.2 s, 12 min 5 s, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _count(summary: Summary) -> str:
+    return "1 iteration" if summary.iterations == 1 else f"{summary.iterations} iterations"
+
+
+def _settings(config: TrainConfig) -> list[tuple[str, object]]:
+    objective = config.objective
+    knob = (
+        f"kl_coef {objective.kl_coef}, clip {objective.clip_range}"
+        if objective.name == "ppo"
+        else f"λ {objective.kl_lambda}"
+    )
+    reward = config.reward.path if config.reward.kind == "model" else config.reward.function
+    adapter = f", LoRA rank {config.policy.adapter.r}" if config.policy.adapter.r else ""
+    return [
+        ("objective", f"{objective.name}, {knob}"),
+        ("policy", f"{config.policy.path}{adapter}"),
+        ("reward", reward),
+        ("prompts", config.data.path),
+        ("responses an iteration", config.rollout.batch_size),
+        ("passes × minibatch", f"{config.training.epochs_per_rollout} × {config.training.minibatch_size}"),
+        ("learning rate", f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}"),
+        (
+            "temperature, longest response",
+            f"{config.generation.temperature:g}, {config.generation.max_new_tokens} tokens",
+        ),
+        ("seed, precision", f"{config.seed}, {config.precision}"),
+    ]
+
+
+def _versions(run_dir: Path) -> dict[str, str]:
+    """Those that the run noted, else those installed here."""
+    noted = run_dir / VERSIONS_FILE
+    if noted.exists():
+        content = json.loads(noted.read_text("utf-8"))
+        return {name: str(value) for name, value in content.items() if isinstance(value, (str, int, float))}
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _one_line(text: str, width: int = 64, *, tail: bool = False) -> str:
+    """Whitespace folded and cut to `width`; with `tail` the end is kept, where a long prompt comes to its point."""
+    folded = " ".join(text.split())
+    if len(folded) <= width:
+        return folded or "(empty)"
+    return "…" + folded[1 - width :] if tail else folded[: width - 1] + "…"
+
+
+def _fenced(text: str) -> str:
+    """A code block that the text itself cannot close."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|")
+
+
+def _relative(path: Path, run_dir: Path) -> str:
+    return Path(os.path.relpath(path, run_dir)).as_posix()

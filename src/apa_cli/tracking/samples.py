@@ -1,0 +1,39 @@
+"""samples.jsonl: what the policy wrote, and how it scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from apa_cli.tracking.jsonl import JsonLines
+
+SAMPLES_FILE = "samples.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One response. `kl` is k1 from the initial policy, nats; `evaluator` the separate evaluator's score, if any."""
+
+    prompt: str
+    response: str
+    score: float
+    kl: float
+    evaluator: float | None = None
+
+
+class SamplesFile:
+    """One line a response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
+
+    def __init__(self, path: Path, *, start_iteration: int = 0) -> None:
+        self._lines = JsonLines(path, start_iteration=start_iteration)
+
+    def write(self, iteration: int, samples: Sequence[Sample], *, source: str) -> None:
+        for sample in samples:
+            record = {"iteration": iteration, "source": source, **asdict(sample)}
+            if sample.evaluator is None:
+                del record["evaluator"]
+            self._lines.write(record)
+
+    def close(self) -> None:
+        self._lines.close()

@@ -1,0 +1,142 @@
+"""The one thing that the training loop tells about its progress."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.tracking.log import LOGGER, open_run_log
+from apa_cli.tracking.metrics import METRICS_FILE, MetricsFile
+from apa_cli.tracking.plots import draw_run
+from apa_cli.tracking.report import Summary, summary_lines, write_report
+from apa_cli.tracking.samples import SAMPLES_FILE, Sample, SamplesFile
+from apa_cli.tracking.secrets import redact
+from apa_cli.tracking.terminal import Terminal, choose_console, columns_of
+from apa_cli.tracking.wandb_run import WandbRun
+
+_log = logging.getLogger(LOGGER)
+
+
+class Tracker:
+    """Writes metrics, samples and messages to the run's folder, to wandb and to the terminal. A context manager.
+
+    A resumed run passes the iteration that it starts from: lines of later ones are dropped, to be written again.
+    """
+
+    def __init__(self, config: TrainConfig, run_dir: Path, *, start_iteration: int = 0) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.config, self.run_dir, self.start_iteration = config, run_dir, start_iteration
+        self._held: dict[int, dict[str, float]] = {}
+        held_out = config.evaluation.prompts > 0
+        with ExitStack() as opened:
+            self._metrics = MetricsFile(run_dir / METRICS_FILE, start_iteration=start_iteration)
+            opened.callback(self._metrics.close)
+            self._samples = SamplesFile(run_dir / SAMPLES_FILE, start_iteration=start_iteration)
+            opened.callback(self._samples.close)
+            self._terminal = Terminal(
+                choose_console(config.tracking.console),
+                iterations=config.training.iterations,
+                start_iteration=start_iteration,
+                columns=columns_of(held_out=held_out, evaluator=held_out and config.evaluation.reward.kind != "none"),
+            )
+            opened.enter_context(open_run_log(run_dir, self._terminal))
+            opened.enter_context(self._terminal)
+            self._wandb = WandbRun(
+                config.tracking.wandb,
+                run_dir,
+                run_config=redact(config),
+                resumed=start_iteration > 0,
+                note=self.note,
+                warn=self.warn,
+            )
+            self._opened = opened.pop_all()
+
+    def note(self, message: str) -> None:
+        """One line to the terminal, above the live table, and to run.log."""
+        _log.info(message)
+
+    def warn(self, message: str) -> None:
+        """A line that the quiet console shows too."""
+        _log.warning(message)
+
+    def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
+        """generate, score, forward, update, evaluate or save, and how far it is: shown live, written nowhere."""
+        self._terminal.phase(name, done, total)
+
+    def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
+        """All metrics of one iteration, with those of its evaluation where there was one."""
+        merged = {**self._held.pop(iteration, {}), **metrics}
+        self._samples.write(iteration, samples, source="training")
+        self._write(iteration, merged, samples)
+
+    def log_evaluation(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        """An evaluation; the names begin with `eval/`.
+
+        Before training it is a line of its own. Later it is held until `log` of the same iteration, whose line
+        it joins. Where a resumed run evaluates its start again, the line of the first time stays.
+        """
+        written = self._metrics.last_iteration
+        if iteration == self.start_iteration and written is not None and written >= iteration:
+            self._terminal.row(iteration, metrics)
+            return
+        if written is not None and written >= iteration:
+            raise ValueError(f"evaluation of iteration {iteration} after its metrics were written")
+        self._samples.write(iteration, samples, source="evaluation")
+        if iteration == self.start_iteration:
+            self._write(iteration, metrics, samples)
+        else:
+            self._held[iteration] = dict(metrics)
+            self._wandb.keep(iteration, samples)
+
+    def finish(self, summary: Summary) -> None:
+        """Pictures, report.md, and the last lines on the terminal. A picture that cannot be drawn costs a warning."""
+        self._flush_held()
+        self._terminal.stop()
+        try:
+            if not summary.plots:
+                summary = replace(summary, plots=draw_run(self.run_dir))
+            write_report(self.run_dir, summary, self.config)
+        except Exception as error:
+            _log.warning("no pictures or report: %s", error)
+            _log.debug("", exc_info=True)
+        for when, outcome in (("before", summary.before), ("after", summary.after)):
+            self._wandb.summarise({f"{when}/{name}": value for name, value in asdict(outcome).items()})
+        lines = summary_lines(summary)
+        for line in lines:
+            _log.info(line, extra={"terminal": False})
+        self._terminal.lines(lines)
+
+    def close(self, exit_code: int = 0) -> None:
+        """End wandb within a bounded time, close the files, give loggers and terminal back. May be called twice."""
+        with self._opened.pop_all():
+            self._terminal.stop()
+            try:
+                self._flush_held()
+            finally:
+                self._wandb.finish(exit_code)
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+    def _write(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
+        self._metrics.write(iteration, metrics)
+        evaluated = any(name.startswith("eval/") for name in metrics)
+        self._wandb.log(iteration, metrics, samples, table=evaluated or iteration == self.config.training.iterations)
+        self._terminal.row(iteration, metrics)
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s", self._terminal.words(iteration, metrics), extra={"terminal": False})
+
+    def _flush_held(self) -> None:
+        """Evaluations whose iteration never came: a run interrupted between the two."""
+        for iteration in sorted(self._held):
+            self._write(iteration, self._held.pop(iteration), ())

@@ -1,0 +1,252 @@
+"""wandb, kept at arm's length: a thread of its own starts it and feeds it, and the training never waits for it.
+
+Whatever fails there costs one warning. Without a key, or without a network, the run is recorded offline in its folder.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from apa_cli.config.schema import WandbConfig
+from apa_cli.tracking.samples import Sample
+from apa_cli.tracking.secrets import redact_text
+
+RUN_ID_FILE = "run-id"  # beside wandb's own files: a resumed run goes on under the same id
+TABLE_ROWS = 200  # newest responses in the table
+SAMPLE_COLUMNS = ("iteration", "prompt", "response", "score", "kl", "evaluator")
+INIT_SECONDS = 20.0
+FINISH_SECONDS = 30.0
+_ENVIRONMENT_MODES = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+
+# Nothing about the machine, its code or its packages leaves it, and nothing is printed.
+_SETTINGS: dict[str, Any] = {
+    "silent": True,
+    "console": "off",
+    "disable_git": True,
+    "disable_code": True,
+    "save_code": False,
+    "disable_job_creation": True,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_disable_machine_info": True,
+    "x_save_requirements": False,
+    "finish_timeout": FINISH_SECONDS,
+}
+
+
+def has_key(base_url: str, environment: Mapping[str, str]) -> bool:
+    """Whether wandb would find credentials for the server without asking anybody."""
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    named = environment.get("NETRC")
+    candidates = [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]
+    for path in candidates:
+        try:
+            entry = netrc.netrc(path.expanduser()).authenticators(urlsplit(base_url).netloc)
+        except (OSError, RuntimeError, netrc.NetrcParseError):
+            continue
+        if entry and entry[2]:
+            return True
+    return False
+
+
+def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str]) -> str:
+    """online, offline or disabled. In `auto` the environment's WANDB_MODE decides, then whether there is a key.
+
+    Online without a key becomes offline: wandb would stop and ask for one.
+    """
+    mode = configured
+    if mode == "auto":
+        mode = _ENVIRONMENT_MODES.get(environment.get("WANDB_MODE", "").lower(), "online" if keyed else "offline")
+    return "offline" if mode == "online" and not keyed else mode
+
+
+class WandbRun:
+    """Every method returns at once, except `finish`, which waits a bounded time."""
+
+    def __init__(
+        self,
+        config: WandbConfig,
+        run_dir: Path,
+        *,
+        run_config: Mapping[str, Any],
+        resumed: bool,
+        note: Callable[[str], None],
+        warn: Callable[[str], None],
+        init_seconds: float = INIT_SECONDS,
+    ) -> None:
+        self._config, self._run_dir, self._run_config, self._resumed = config, run_dir, run_config, resumed
+        self._note, self._warn = note, warn
+        self._init_seconds = init_seconds
+        self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue()
+        self._rows: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
+        self._failed = False
+        self.mode = "disabled" if config.mode == "disabled" else "starting"
+        self._thread: threading.Thread | None = None
+        if self.mode != "disabled":
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
+
+    def log(
+        self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = (), *, table: bool = False
+    ) -> None:
+        """Metrics at step `iteration`. Samples are kept for the table that `table` has written."""
+        if self._thread is None:
+            return
+        finite = {
+            name: float(value) for name, value in metrics.items() if value is not None and abs(value) < float("inf")
+        }
+        rows = _table_rows(iteration, samples)
+
+        def send(run: Any) -> None:
+            self._rows.extend(rows)
+            payload: dict[str, Any] = {**finite, "iteration": iteration}
+            if table and self._rows:
+                payload["samples"] = self._table()
+            with _data_folder(self._run_dir / "wandb"):
+                run.log(payload, step=iteration, commit=True)
+
+        self._queue.put(send)
+
+    def keep(self, iteration: int, samples: Sequence[Sample]) -> None:
+        """Samples for the next table, without metrics."""
+        rows = _table_rows(iteration, samples)
+        if self._thread is not None and rows:
+            self._queue.put(lambda run: self._rows.extend(rows))
+
+    def summarise(self, values: Mapping[str, float | None]) -> None:
+        """Numbers that stand for the whole run."""
+        known = {name: value for name, value in values.items() if value is not None}
+        if self._thread is not None:
+            self._queue.put(lambda run: run.summary.update(known))
+
+    def finish(self, exit_code: int = 0, *, seconds: float | None = None) -> None:
+        """Hand over what is left. Gives up, with a warning, after the time for start and end together."""
+        if self._thread is None:
+            return
+        self._queue.put(exit_code)
+        self._thread.join(self._init_seconds + FINISH_SECONDS + 10.0 if seconds is None else seconds)
+        if self._thread.is_alive():
+            self._fail("did not finish in time; metrics.jsonl is complete")
+        self._thread = None
+
+    def _work(self) -> None:
+        run = self._start()
+        while True:
+            item = self._queue.get()
+            try:
+                if isinstance(item, int):
+                    if run is not None:
+                        run.finish(exit_code=item)
+                    return
+                if run is not None:
+                    item(run)
+            except Exception as error:
+                self._fail(f"does not take the metrics ({_short(error)}); metrics.jsonl has them")
+                if isinstance(item, int):
+                    return
+
+    def _start(self) -> Any:
+        """The run, offline where online does not work, None where nothing does."""
+        try:
+            import wandb
+
+            settings = wandb.setup(settings=self._settings(wandb)).settings
+            keyed = has_key(settings.base_url, os.environ) or bool(settings.api_key)
+            self.mode = choose_mode(self._config.mode, keyed=keyed, environment=os.environ)
+            if self.mode == "disabled":
+                return None
+            if self._config.mode == "online" and self.mode == "offline":
+                self._warn("wandb: no key for online mode (set WANDB_API_KEY or run `wandb login`); recording offline")
+            if self.mode == "online":
+                try:
+                    return self._init(wandb, "online")
+                except Exception as error:
+                    self._warn(f"wandb: cannot go online ({_short(error)}); recording offline")
+            self.mode = "offline"
+            return self._init(wandb, "offline")
+        except Exception as error:
+            self.mode = "disabled"
+            self._fail(f"cannot start ({_short(error)}); metrics.jsonl has everything")
+            return None
+
+    def _init(self, wandb: Any, mode: str) -> Any:
+        folder = self._run_dir / "wandb"
+        folder.mkdir(exist_ok=True)
+        id_file = folder / RUN_ID_FILE
+        known = id_file.read_text("utf-8").strip() if self._resumed and id_file.exists() else None
+        run = wandb.init(
+            mode=mode,
+            dir=str(self._run_dir),
+            project=self._config.project,
+            entity=self._config.entity,
+            group=self._config.group,
+            name=self._config.name or self._run_dir.name,
+            tags=list(self._config.tags),
+            config=dict(self._run_config),
+            id=known,
+            resume="allow" if known and mode == "online" else None,
+            reinit="create_new",
+            settings=self._settings(wandb),
+        )
+        id_file.write_text(run.id, "utf-8")
+        run.define_metric("iteration", hidden=True)
+        run.define_metric("*", step_metric="iteration")
+        if mode == "online":
+            self._note(f"wandb: {run.url}")
+        else:
+            self._note(f"wandb: offline; upload later with `wandb sync {Path(run.dir).parent}`")
+        return run
+
+    def _settings(self, wandb: Any) -> Any:
+        """Those of our settings that the installed wandb knows."""
+        wanted = {**_SETTINGS, "init_timeout": self._init_seconds}
+        return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
+
+    def _table(self) -> Any:
+        import wandb
+
+        return wandb.Table(columns=list(SAMPLE_COLUMNS), data=list(self._rows))
+
+    def _fail(self, problem: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._warn(f"wandb: {problem}")
+
+
+@contextmanager
+def _data_folder(folder: Path) -> Iterator[None]:
+    """wandb copies tables to its data folder, by default in the user's home; this keeps them in the run's."""
+    before = os.environ.get("WANDB_DATA_DIR")
+    if before is None:
+        os.environ["WANDB_DATA_DIR"] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("WANDB_DATA_DIR", None)
+
+
+def _table_rows(iteration: int, samples: Sequence[Sample]) -> list[list[Any]]:
+    return [[iteration, *(getattr(sample, name) for name in SAMPLE_COLUMNS[1:])] for sample in samples]
+
+
+def _short(error: Exception) -> str:
+    """One line of an error, without secrets: wandb's name the key that they refuse."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return redact_text(lines[0])[:160]

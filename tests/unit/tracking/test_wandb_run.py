@@ -1,0 +1,188 @@
+import json
+import os
+import sys
+import threading
+import time
+import types
+
+import pytest
+from wandb_file import read_history, read_records, read_rows
+
+from apa_cli.config.schema import WandbConfig
+from apa_cli.tracking.samples import Sample
+from apa_cli.tracking.wandb_run import WandbRun, choose_mode, has_key
+
+SAMPLE = Sample(prompt="p", response="r", score=1.0, kl=0.5)
+
+
+def start(run_dir, said, *, mode="offline", resumed=False, **kwargs):
+    config = WandbConfig(mode=mode, project="tests", name="a-run", tags=["x"])
+    run_config = kwargs.pop("run_config", {"seed": 0})
+    return WandbRun(
+        config, run_dir, run_config=run_config, resumed=resumed, note=said.append, warn=said.append, **kwargs
+    )
+
+
+@pytest.fixture
+def fresh_wandb():
+    """wandb reads the environment once in a process; this makes it read again, before and after."""
+    import wandb
+
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def test_what_is_logged_is_in_wandbs_own_file(tmp_path):
+    said = []
+    run = start(tmp_path, said)
+    for iteration in range(4):
+        metrics = {
+            "reward/mean": iteration / 4,
+            "kl/to_init": -iteration / 8,
+            "policy/entropy": 2.5,
+            "nan": float("nan"),
+        }
+        run.log(iteration, metrics, [SAMPLE], table=iteration == 2)
+    run.summarise({"after/reward": 0.75, "after/evaluator": None})
+    run.finish()
+    names = ("iteration", "reward/mean", "kl/to_init", "policy/entropy")
+    assert [[row[name] for name in names] for row in read_history(tmp_path)] == [
+        [iteration, iteration / 4, -iteration / 8, 2.5] for iteration in range(4)
+    ]
+    rows = read_rows(tmp_path)
+    assert [row["_step"] for row in rows] == [0, 1, 2, 3]
+    assert [("samples/path" in row) for row in rows] == [False, False, True, False]
+    (table,) = tmp_path.glob("wandb/offline-run-*/files/media/table/samples_*.json")
+    assert json.loads(table.read_text())["data"] == [[i, "p", "r", 1.0, 0.5, None] for i in range(3)]
+    assert "nan" not in rows[0]
+    assert len(said) == 1
+    assert "wandb sync" in said[0]
+
+
+def test_nothing_of_machine_code_or_packages_is_recorded(tmp_path):
+    run = start(tmp_path, [])
+    run.log(1, {"reward/mean": 1.0}, [SAMPLE], table=True)
+    run.finish()
+    kinds = {record.WhichOneof("record_type") for record in read_records(tmp_path)}
+    assert not kinds & {"stats", "output", "output_raw", "environment"}
+    names = {path.name for path in tmp_path.rglob("*")}
+    assert not names & {"requirements.txt", "wandb-metadata.json", "diff.patch", "output.log"}
+    (recorded,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = recorded.read_bytes()
+    assert os.uname().nodename.encode() + b"\n" not in content
+    assert sys.executable.encode() not in content
+
+
+def test_a_resumed_run_keeps_its_id(tmp_path):
+    for resumed in (False, True):
+        run = start(tmp_path, [], resumed=resumed)
+        run.log(1 + resumed, {"reward/mean": 1.0})
+        run.finish()
+        time.sleep(1.1 if not resumed else 0)  # wandb names its folders by the second
+    ids = {record.run.run_id for record in read_records(tmp_path) if record.WhichOneof("record_type") == "run"}
+    assert ids == {(tmp_path / "wandb" / "run-id").read_text()}
+    assert [row["iteration"] for row in read_history(tmp_path)] == [1, 2]
+
+
+def test_without_a_network_an_online_run_is_recorded_offline(tmp_path, monkeypatch, fresh_wandb):
+    key = "0123456789" * 4
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    said = []
+    began = time.monotonic()
+    run = start(tmp_path, said, mode="auto", init_seconds=1.0)
+    run.log(1, {"reward/mean": 0.5})
+    assert time.monotonic() - began < 0.5  # the training did not wait
+    run.finish()
+    assert run.mode == "offline"
+    assert [line.split(";")[-1].strip() for line in said[:1]] == ["recording offline"]
+    assert read_history(tmp_path) == [{"iteration": 1, "reward/mean": 0.5}]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and key.encode() in p.read_bytes()]
+
+
+def test_online_without_a_key_warns_and_never_asks(tmp_path, monkeypatch, fresh_wandb):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr("getpass.getpass", lambda *_: pytest.fail("asked"))
+    said = []
+    run = start(tmp_path, said, mode="online")
+    run.finish()
+    assert run.mode == "offline"
+    assert "no key" in said[0]
+
+
+@pytest.mark.parametrize("broken", ["import", "init", "log"])
+def test_any_failure_costs_one_warning(tmp_path, monkeypatch, broken):
+    def fail(*args, **kwargs):
+        raise RuntimeError(f"{broken} broke")
+
+    settings = types.SimpleNamespace(base_url="https://api.wandb.ai", api_key=None)
+    fake_run = types.SimpleNamespace(
+        id="1", dir="d/f", define_metric=lambda *a, **k: None, log=fail, finish=lambda **k: None
+    )
+    fake = types.SimpleNamespace(
+        setup=lambda **_: types.SimpleNamespace(settings=settings),
+        Settings=type("Settings", (), {"model_fields": {}}),
+        init=fail if broken == "init" else lambda **_: fake_run,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else fake)
+    notes, warnings = [], []
+    run = WandbRun(WandbConfig(), tmp_path, run_config={}, resumed=False, note=notes.append, warn=warnings.append)
+    for iteration in range(3):
+        run.log(iteration, {"reward/mean": 1.0})
+    run.finish()
+    assert len(warnings) == 1
+    assert "metrics.jsonl" in warnings[0]
+
+
+def test_a_hanging_wandb_is_given_up(tmp_path, monkeypatch):
+    gate = threading.Event()
+    fake = types.SimpleNamespace(setup=lambda **_: gate.wait(), Settings=type("Settings", (), {"model_fields": {}}))
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    said = []
+    run = start(tmp_path, said)
+    run.log(1, {"reward/mean": 1.0})
+    began = time.monotonic()
+    run.finish(seconds=0.2)
+    assert time.monotonic() - began < 2
+    assert "did not finish" in said[0]
+    gate.set()
+
+
+def test_disabled_starts_nothing(tmp_path):
+    run = start(tmp_path, [], mode="disabled")
+    run.log(1, {"reward/mean": 1.0}, [SAMPLE], table=True)
+    run.finish()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("configured", "keyed", "variable", "expected"),
+    [
+        ("auto", True, None, "online"),
+        ("auto", False, None, "offline"),
+        ("auto", True, "offline", "offline"),
+        ("auto", True, "disabled", "disabled"),
+        ("auto", False, "online", "offline"),
+        ("auto", True, "nonsense", "online"),
+        ("online", True, "offline", "online"),
+        ("online", False, None, "offline"),
+        ("offline", True, "online", "offline"),
+    ],
+)
+def test_which_mode(configured, keyed, variable, expected):
+    environment = {} if variable is None else {"WANDB_MODE": variable}
+    assert choose_mode(configured, keyed=keyed, environment=environment) == expected
+
+
+def test_where_a_key_may_be(tmp_path):
+    url = "https://api.wandb.ai"
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine api.wandb.ai\n  login user\n  password k\n")
+    netrc.chmod(0o600)
+    assert has_key(url, {"WANDB_API_KEY": "k", "NETRC": "nowhere"})
+    assert has_key(url, {"NETRC": str(netrc)})
+    assert not has_key("https://wandb.example.org", {"NETRC": str(netrc)})
+    assert not has_key(url, {"NETRC": str(tmp_path / "none")})
+    netrc.write_text("not a netrc file {")
+    assert not has_key(url, {"NETRC": str(netrc)})
