@@ -1,0 +1,1 @@
+"""Loading models and deciding which weights play which role."""

@@ -1,0 +1,61 @@
+"""Where tensors live and in which precision the arithmetic is done."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from apa_cli.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The device and precision of a run.
+
+    bf16 keeps trained weights and optimizer states in float32 and computes under autocast: at RLHF learning rates
+    (1e-6) an update is below bf16's resolution and would be lost. Frozen weights are held in bf16.
+    """
+
+    device: torch.device
+    bf16: bool
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def peak_bytes(self) -> int:
+        """Peak memory of the device since the start: allocated on CUDA, resident on CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def describe(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        threads = "" if self.device.type == "cuda" else f", {torch.get_num_threads()} threads"
+        return f"{name}{threads}, {'bf16' if self.bf16 else 'fp32'}"
+
+
+def select_runtime(device: str, precision: str) -> Runtime:
+    """Resolve `device` (auto | cpu | cuda) and `precision` (fp32 | bf16).
+
+    Raises UserError when CUDA is asked for and absent, or when the GPU has no bf16.
+    """
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise UserError("device", "cuda asked for, but torch sees no CUDA device", "use device=auto or device=cpu")
+    chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
+    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("precision", "this GPU has no bf16", "use precision=fp32")
+    return Runtime(device=chosen, bf16=precision == "bf16")

@@ -1,0 +1,278 @@
+"""The policy and its reference: which weights they are, and how log-probs come out of them."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from apa_cli.algorithms import position_ids, response_logits, response_logprobs
+from apa_cli.config.schema import PolicyConfig, ReferenceConfig
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import freeze, load_config, load_pretrained, load_tokenizer, resolve_model_path
+
+REFERENCE_ADAPTER = "reference"
+
+
+class Policy:
+    """A causal language model with its tokenizer, and the adapter if there is one.
+
+    `eos_token_ids` are all ids that end a response (the tokenizer's and the generation config's); `pad_token_id`
+    only fills rectangles: every mask is positional, so it may equal an EOS without hiding one.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, runtime: Runtime, *, trained_adapter: bool = False) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.runtime = runtime
+        self.trained_adapter = trained_adapter
+        self.generation_config = model.generation_config  # the model's own, put back into what is exported
+        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.pad_token_id = _pad_token_id(
+            tokenizer, self.eos_token_ids, _base(model).config.get_text_config().vocab_size
+        )
+        signature = inspect.signature(_base(model).forward).parameters
+        self._accepts = {name: name in signature for name in ("position_ids", "logits_to_keep")}
+
+    @property
+    def is_peft(self) -> bool:
+        return hasattr(self.model, "peft_config")
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def logprobs(
+        self,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        response_ids: Tensor,
+        response_mask: Tensor,
+        *,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """log π(a|s) of the response tokens, (B, T) float32, and the head's input there, (B, T, H)."""
+        logits, hidden = self.response_forward(prompt_ids, prompt_mask, response_ids, response_mask)
+        return response_logprobs(logits, response_ids, temperature=temperature), hidden
+
+    def response_forward(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, T, V) that predict the response tokens, and the hidden states (B, T, H) they came from."""
+        T = response_ids.shape[1]
+        inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, L)
+        if not self._accepts["position_ids"]:
+            del inputs["position_ids"]
+        if self._accepts["logits_to_keep"]:
+            inputs["logits_to_keep"] = T + 1
+        captured: list[Tensor] = []
+        head = _base(self.model).get_output_embeddings()
+        handle = head.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
+        try:
+            with self.runtime.autocast():
+                logits = self.model(**inputs, use_cache=False).logits  # (B, T + 1 or L, V)
+        finally:
+            handle.remove()
+        return response_logits(logits, T), response_logits(captured[0], T)
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Train mode, which gradient checkpointing and adapter dropout need; the base's dropouts are all 0."""
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+
+class Reference:
+    """The frozen initial policy. With an adapter, the policy's own weights with the adapter off or as it started."""
+
+    def __init__(self, policy: Policy, frozen: Policy | None = None) -> None:
+        self._policy = policy
+        self._frozen = frozen
+
+    @property
+    def shares_weights(self) -> bool:
+        return self._frozen is None
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[Policy]:
+        """The policy object whose forward is now the reference's."""
+        if self._frozen is not None:
+            yield self._frozen
+        elif self._policy.trained_adapter:
+            model = self._policy.model
+            trained = model.active_adapter
+            model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+            try:
+                yield self._policy
+            finally:
+                model.set_adapter(trained)
+        else:
+            with self._policy.model.disable_adapter():
+                yield self._policy
+
+    @torch.no_grad()
+    def logprobs(self, *batch: Tensor, temperature: float) -> Tensor:
+        """log π_ref(a|s) of the response tokens, (B, T) float32."""
+        with self.active() as model:
+            return model.logprobs(*batch, temperature=temperature)[0]
+
+
+def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None = None) -> Policy:
+    """The policy on its device, in evaluation mode, ready to train.
+
+    `weights`: a checkpoint's policy folder to take the trained weights from, instead of the configured start.
+    """
+    tokenizer = load_tokenizer(
+        "policy.path", config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    adapted = config.adapter.enabled
+    dtype = runtime.frozen_dtype if adapted else torch.float32
+    source = str(weights) if weights is not None and not adapted else config.path
+    model = _load_causal_lm("policy.path", source, config, dtype)
+    start = Policy(model, tokenizer, runtime)
+    if adapted:
+        model = _attach_adapter(model, config, weights)
+    if config.gradient_checkpointing:
+        if not getattr(_base(model), "supports_gradient_checkpointing", False):
+            raise UserError("policy.gradient_checkpointing", "this model does not support it", "set it to false")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if adapted:
+            model.enable_input_require_grads()
+    model = model.to(runtime.device).eval()
+    policy = Policy(model, tokenizer, runtime, trained_adapter=config.adapter.path is not None)
+    policy.generation_config = start.generation_config
+    _neutral_generation_config(policy)
+    return policy
+
+
+def load_reference(config: ReferenceConfig, policy_config: PolicyConfig, policy: Policy, runtime: Runtime) -> Reference:
+    """The reference: the policy's weights where an adapter makes that possible, otherwise a frozen model of its own."""
+    if config.path is None and policy_config.adapter.enabled:
+        return Reference(policy)
+    key, path = "policy.path", policy_config.path
+    if config.path is not None:
+        key, path = "reference.path", config.path
+        policy_config = replace(policy_config, revision=None)  # that one names a commit of policy.path
+    # in the policy's own dtype, so that both run the same arithmetic and KL starts at 0
+    dtype = runtime.frozen_dtype if policy_config.adapter.enabled else torch.float32
+    model: Any = freeze(_load_causal_lm(key, path, policy_config, dtype).to(runtime.device))
+    if model.get_output_embeddings().weight.shape[0] != _base(policy.model).get_output_embeddings().weight.shape[0]:
+        raise UserError(key, f"{path} has another vocabulary than the policy", "the two must share a tokenizer")
+    return Reference(policy, Policy(model, policy.tokenizer, runtime))
+
+
+def model_inputs(
+    prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+) -> dict[str, Any]:
+    """Ids, attention mask and explicit position ids of [left-padded prompt | right-padded response], (B, L) each."""
+    attention_mask = torch.cat([prompt_mask, response_mask], dim=1).long()
+    return {
+        "input_ids": torch.cat([prompt_ids, response_ids], dim=1),
+        "attention_mask": attention_mask,
+        "position_ids": position_ids(attention_mask),
+    }
+
+
+def _load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {
+        "revision": config.revision if key == "policy.path" else None,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    model_config = load_config(key, path, **options)
+    if getattr(model_config, "is_encoder_decoder", False):
+        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    return load_pretrained(
+        AutoModelForCausalLM,
+        key,
+        path,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        **options,
+    )
+
+
+def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    adapter = config.adapter
+    key = "policy.adapter"
+    try:
+        if weights is not None:
+            peft_model = PeftModel.from_pretrained(model, str(weights), is_trainable=True)
+        elif adapter.path is not None:
+            peft_model = PeftModel.from_pretrained(model, _adapter_folder(adapter.path), is_trainable=True)
+        else:
+            peft_model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=adapter.r,
+                    lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft divides by r, any number will do
+                    lora_dropout=adapter.dropout,
+                    target_modules=adapter.target_modules,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        if adapter.path is not None:
+            peft_model.load_adapter(_adapter_folder(adapter.path), REFERENCE_ADAPTER, is_trainable=False)
+    except (ValueError, OSError, RuntimeError, TypeError, SafetensorError) as error:
+        where = f"{key}.path" if adapter.path is not None else f"{key}.target_modules"
+        raise UserError(
+            where,
+            str(error).splitlines()[0][:300],
+            "give an adapter trained on this base"
+            if adapter.path is not None
+            else "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]",
+        ) from error
+    return peft_model
+
+
+def _adapter_folder(path: str) -> str:
+    folder = resolve_model_path("policy.adapter.path", path)
+    if Path(folder).is_dir():
+        if not (Path(folder) / "adapter_config.json").is_file():
+            raise UserError("policy.adapter.path", f"{path} has no adapter_config.json", "give a PEFT adapter's folder")
+        if not (Path(folder) / "adapter_model.safetensors").is_file():
+            raise UserError(
+                "policy.adapter.path",
+                f"{path} has no adapter_model.safetensors",
+                "save the adapter with save_pretrained, which writes safetensors",
+            )
+    return folder
+
+
+def _base(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list) else [configured]
+    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
+
+
+def _pad_token_id(tokenizer: Any, eos_token_ids: list[int], vocabulary: int) -> int:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocabulary:
+        return int(tokenizer.pad_token_id)
+    return eos_token_ids[0] if eos_token_ids else 0
+
+
+def _neutral_generation_config(policy: Policy) -> None:
+    """Models bring their own sampling defaults (top_k, penalties); none of them may reach a rollout unseen."""
+    from transformers import GenerationConfig
+
+    neutral = GenerationConfig(eos_token_id=policy.eos_token_ids or None, pad_token_id=policy.pad_token_id)
+    policy.model.generation_config = neutral
+    _base(policy.model).generation_config = neutral

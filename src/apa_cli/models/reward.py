@@ -1,0 +1,297 @@
+"""Rewards: a sequence-classification model with its own tokenizer, or the user's Python function.
+
+Both are called as `scores(ResponseTexts) -> list[float]`, one score per finished response.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from apa_cli.config.schema import RewardConfig
+from apa_cli.data.dialogues import hh_messages
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import freeze, load_config, load_pretrained, load_tokenizer
+from apa_cli.models.policy import Policy
+from apa_cli.rollouts.microbatches import plan_microbatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedResponses:
+    """What a reward may look at, one entry per response."""
+
+    prompts: list[str]
+    responses: list[str]
+    messages: list[list[dict[str, str]]] | None  # prompts as chats, where the data has them
+    columns: dict[str, list[Any]]  # the data set's other columns, by name
+    token_ids: list[list[int]]  # prompt and counted response tokens, in the policy's ids
+
+
+class Scorer(Protocol):
+    def __call__(self, finished: FinishedResponses) -> list[float]: ...
+
+
+class RewardModel:
+    """Any `AutoModelForSequenceClassification`; the score is read at the last counted token."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: RewardConfig,
+        runtime: Runtime,
+        *,
+        key: str,
+        shares_tokenizer: bool,
+        microbatch_tokens: int,
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.runtime = model, tokenizer, config, runtime
+        self.key = key
+        self.microbatch_tokens = microbatch_tokens
+        self.chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
+        self.passes_ids_through = shares_tokenizer and not self.chat and config.format != "pair"
+        self.max_tokens = config.max_tokens or _longest_input(model, tokenizer)
+        if config.format == "chat" and not tokenizer.chat_template:
+            raise UserError(f"{key}.format", f"{config.path} has no chat template", f"use {key}.format=text")
+        outputs = int(model.config.num_labels)
+        if outputs > 1 and config.label is None:
+            raise UserError(
+                f"{key}.label", f"{config.path} has {outputs} outputs", f"say which is the score, {key}.label=0 …"
+            )
+        if config.label is not None and config.label >= outputs:
+            raise UserError(f"{key}.label", f"{config.path} has {outputs} outputs", f"give one from 0 to {outputs - 1}")
+        self.label = config.label or 0
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self._causal_head = _causal_head(model)
+        self._reads_segments = (
+            self._causal_head is None and "token_type_ids" in inspect.signature(model.forward).parameters
+        )
+
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        ids, types = (
+            [self._cut(row) for row in rows] if rows is not None else None for rows in self._token_ids(finished)
+        )
+        assert ids is not None
+        scores = [0.0] * len(ids)
+        for rows in plan_microbatches([len(row) for row in ids], [0] * len(ids), self.microbatch_tokens):
+            part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
+            for row, score in zip(rows, part.tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The last `max_tokens` ids; an encoder keeps its first token, which it pools."""
+        if len(ids) <= self.max_tokens:
+            return ids
+        if self._causal_head is None:
+            return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
+        return ids[-self.max_tokens :]
+
+    def _token_ids(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
+        """Ids of every text, and of a pair its segments where the model tells them apart."""
+        if self.passes_ids_through:
+            return finished.token_ids, None
+        if self.chat:
+            texts = [self._render(dialogue) for dialogue in _dialogues(finished)]
+            return self.tokenizer(texts, add_special_tokens=False)["input_ids"], None
+        if self.config.format == "pair":
+            pairs = self.tokenizer(finished.prompts, finished.responses)
+            return pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
+        between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a message, complete in itself
+        texts = [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
+        return self.tokenizer(texts)["input_ids"], None
+
+    def _render(self, dialogue: list[dict[str, str]]) -> str:
+        from jinja2.exceptions import TemplateError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
+        except (TemplateError, ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.key}.path",
+                f"the chat template of {self.config.path} refuses a dialogue: {error}",
+                f"use {self.key}.format=text, or a model whose template takes these roles",
+            ) from error
+
+    @torch.no_grad()
+    def _forward(self, sequences: list[list[int]], segments: list[list[int]] | None) -> Tensor:
+        """Scores (b,), float32, from right-padded sequences of token ids."""
+        device = self.runtime.device
+        ids = _rectangle(sequences, self._pad).to(device)  # (b, l)
+        mask = _rectangle([[1] * len(ids) for ids in sequences], 0).to(device)
+        with self.runtime.autocast():
+            if self._causal_head is None:
+                types = {} if segments is None else {"token_type_ids": _rectangle(segments, 0).to(device)}
+                logits = self.model(input_ids=ids, attention_mask=mask, **types).logits  # (b, labels)
+            else:
+                trunk, head = self._causal_head
+                hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (b, l, H)
+                last = mask.sum(dim=1) - 1
+                pooled = hidden[torch.arange(len(sequences), device=device), last]  # (b, H)
+                with torch.autocast(device.type, enabled=False):  # bf16 scores near 5 would come in steps of 0.03
+                    bias = None if head.bias is None else head.bias.float()
+                    logits = torch.nn.functional.linear(pooled.float(), head.weight.float(), bias)
+        return logits[:, self.label].float()
+
+
+class RewardFunction:
+    """A user's `reward(prompts, responses, **columns) -> list[float]`, its answer checked."""
+
+    def __init__(self, function: Callable[..., Any], name: str, *, key: str) -> None:
+        self.function, self.name, self.key = function, name, key
+        parameters = inspect.signature(function).parameters.values()
+        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self._names = {p.name for p in parameters}
+
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        columns = {
+            name: values
+            for name, values in finished.columns.items()
+            if (self._takes_all or name in self._names) and name not in ("prompts", "responses")
+        }
+        try:
+            scores = self.function(list(finished.prompts), list(finished.responses), **columns)
+        except Exception as error:
+            raise UserError(
+                self.key, f"{self.name} raised {type(error).__name__}: {error}", "see run.log for its traceback"
+            ) from error
+        return _checked(scores, len(finished.responses), self.name, self.key)
+
+
+def load_reward(
+    config: RewardConfig, policy: Policy, runtime: Runtime, *, key: str = "reward", microbatch_tokens: int
+) -> Scorer:
+    """The scorer that `config` describes; `key` is the group's name in messages."""
+    if config.kind == "function":
+        assert config.function is not None  # check_config has seen to it
+        return RewardFunction(load_function(config.function, f"{key}.function"), config.function, key=f"{key}.function")
+    from transformers import AutoModelForSequenceClassification
+
+    assert config.path is not None
+    where = f"{key}.path"
+    model = load_pretrained(
+        AutoModelForSequenceClassification,
+        where,
+        config.path,
+        revision=config.revision,
+        config=load_config(where, config.path, revision=config.revision),
+        dtype=runtime.frozen_dtype,
+    )
+    tokenizer = load_tokenizer(where, config.path, revision=config.revision)
+    sizes = [m.config.get_text_config().vocab_size for m in (model, policy.model)]  # a policy may sample any of its ids
+    return RewardModel(
+        freeze(model.to(runtime.device)),
+        tokenizer,
+        config,
+        runtime,
+        key=key,
+        shares_tokenizer=same_tokenizer(tokenizer, policy.tokenizer) and sizes[0] >= sizes[1],
+        microbatch_tokens=microbatch_tokens,
+    )
+
+
+def load_function(name: str, key: str) -> Callable[..., Any]:
+    """Import `package.module:name` or `path/to/file.py:name`. Raises UserError."""
+    module_name, _, attribute = name.rpartition(":")
+    try:
+        if module_name.endswith(".py"):
+            file = Path(module_name).expanduser()
+            if not file.is_file():
+                raise UserError(key, f"no file {module_name}", "give path/to/file.py:name")
+            spec = importlib.util.spec_from_file_location(f"apa_reward_{file.stem}", file.resolve())
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module  # so that dataclasses and pickling inside the file work
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            key, f"importing {module_name} raised {type(error).__name__}: {error}", "mend the module or its name"
+        ) from error
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
+        raise UserError(key, f"{module_name} has no function {attribute}", f"it has {', '.join(names) or 'none'}")
+    return function
+
+
+def same_tokenizer(a: Any, b: Any) -> bool:
+    """Whether two tokenizers turn every text into the same ids."""
+    backends = [getattr(t, "backend_tokenizer", None) for t in (a, b)]
+    if all(backend is not None for backend in backends):
+        return _rules(backends[0]) == _rules(backends[1])
+    return type(a) is type(b) and a.get_vocab() == b.get_vocab() and a.all_special_ids == b.all_special_ids
+
+
+def _rules(backend: Any) -> dict[str, Any]:
+    import json
+
+    rules = json.loads(backend.to_str())
+    return {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
+
+
+def _checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
+    if isinstance(scores, Tensor):
+        scores = scores.detach().cpu().tolist()
+    elif hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    if not isinstance(scores, Sequence) or isinstance(scores, str):
+        raise UserError(key, f"{name} returned {type(scores).__name__}", "return a list with one number a response")
+    if len(scores) != expected:
+        raise UserError(
+            key, f"{name} returned {len(scores)} scores for {expected} responses", "return one number a response"
+        )
+    checked = []
+    for row, score in enumerate(scores):
+        if isinstance(score, str):
+            raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers")
+        try:
+            number = float(score)
+        except (TypeError, ValueError):
+            raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers") from None
+        if not math.isfinite(number):
+            raise UserError(key, f"{name} returned {number} for row {row}", "return finite numbers")
+        checked.append(number)
+    return checked
+
+
+def _dialogues(finished: FinishedResponses) -> list[list[dict[str, str]]]:
+    """Whole chats: the data's messages, or those that a plain prompt stands for, and the response."""
+    prompts = finished.messages or [hh_messages(prompt) for prompt in finished.prompts]
+    return [
+        [*prompt, {"role": "assistant", "content": response.strip()}]
+        for prompt, response in zip(prompts, finished.responses, strict=True)
+    ]
+
+
+def _rectangle(rows: list[list[int]], fill: int) -> Tensor:
+    """(b, l), filled up on the right."""
+    rectangle = torch.full((len(rows), max(len(row) for row in rows)), fill)
+    for i, row in enumerate(rows):
+        rectangle[i, : len(row)] = torch.tensor(row)
+    return rectangle
+
+
+def _causal_head(model: Any) -> tuple[Any, Any] | None:
+    """(trunk, score head) of a decoder-only classifier; None for encoders, which pool in their own way."""
+    head = getattr(model, "score", None)
+    return (model.base_model, head) if isinstance(head, torch.nn.Linear) else None
+
+
+def _longest_input(model: Any, tokenizer: Any) -> int:
+    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
+    return int(min(limit for limit in [*limits, 10**9] if limit and limit > 0))

@@ -1,0 +1,61 @@
+"""All models of a run, loaded once, each in its role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.models.device import Runtime
+from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
+from apa_cli.models.reward import Scorer, load_reward
+from apa_cli.models.value import SeparateValue, SharedValue, load_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    policy: Policy
+    reference: Reference
+    value: SharedValue | SeparateValue
+    scorer: Scorer
+    evaluator: Scorer | None  # judges held-out responses; never trains
+    runtime: Runtime
+
+    def describe(self) -> list[str]:
+        """One line per role: whose weights, how many are trained."""
+        trained = sum(p.numel() for p in self.policy.trainable_parameters())
+        total = sum(p.numel() for p in self.policy.model.parameters())
+        critic = sum(p.numel() for p in self.value.parameters())
+        reference = (
+            "the policy's weights, adapter as it started"
+            if self.policy.trained_adapter
+            else ("the policy's weights, adapter off")
+        )
+        return [
+            f"policy     {total:,} parameters, {trained:,} trained",
+            f"reference  {reference if self.reference.shares_weights else 'a frozen copy'}",
+            f"value      {'a network of its own' if self.value.needs_own_pass else 'a head on the policy'}, "
+            f"{critic:,} parameters",
+        ]
+
+
+def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | None = None) -> Models:
+    """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given."""
+    torch.manual_seed(config.seed)  # a new adapter starts from random numbers
+    policy = load_policy(config.policy, runtime, weights=checkpoint and checkpoint / "policy")
+    budget = config.training.microbatch_tokens
+    evaluator = config.evaluation.reward
+    return Models(
+        policy=policy,
+        reference=load_reference(config.reference, config.policy, policy, runtime),
+        value=load_value(config.value, config.policy, policy, runtime, weights=checkpoint and checkpoint / "value"),
+        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget),
+        evaluator=(
+            None
+            if evaluator.kind == "none"
+            else load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget)
+        ),
+        runtime=runtime,
+    )

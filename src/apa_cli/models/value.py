@@ -1,0 +1,144 @@
+"""The critic V(s): a network of its own, or a head on the policy's trunk.
+
+Index t of its values is the value of the state in which response token t is chosen: the same position that predicts
+the token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apa_cli.algorithms import response_logits
+from apa_cli.config.schema import PolicyConfig, ValueConfig
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import load_config, load_pretrained
+from apa_cli.models.policy import Policy, model_inputs
+
+HEAD_FILE = "value_head.safetensors"
+
+
+class ValueHead(nn.Module):
+    """hidden (…, H) -> value (…) in float32. Starts at zero, so that the first advantages are the scores."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(hidden_size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.linear(hidden.float()).squeeze(-1)
+
+
+class SharedValue(nn.Module):
+    """A head on the hidden states that the policy's own forward leaves behind."""
+
+    needs_own_pass = False
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.head = ValueHead(hidden_size)
+
+    def from_hidden(self, hidden: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T)."""
+        return self.head(hidden)
+
+    def save(self, folder: Path) -> None:
+        save_head(self.head, folder)
+
+
+class SeparateValue(nn.Module):
+    """A transformer of its own with a head."""
+
+    needs_own_pass = True
+
+    def __init__(self, trunk: Any, runtime: Runtime) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = ValueHead(_hidden_size(trunk))
+        self._runtime = runtime
+
+    def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """V at the response positions, (B, T) float32."""
+        inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)
+        with self._runtime.autocast():
+            hidden = self.trunk(**_accepted(self.trunk, inputs), use_cache=False).last_hidden_state  # (B, L, H)
+        return self.head(response_logits(hidden, response_ids.shape[1]))
+
+    def save(self, folder: Path) -> None:
+        self.trunk.save_pretrained(folder)
+        save_head(self.head, folder)
+
+
+def load_value(
+    config: ValueConfig, policy_config: PolicyConfig, policy: Policy, runtime: Runtime, *, weights: Path | None = None
+) -> SharedValue | SeparateValue:
+    """The critic on its device. `weights`: a checkpoint's value folder to go on from."""
+    value: SharedValue | SeparateValue
+    if config.kind == "shared":
+        value = SharedValue(_hidden_size(policy.model))
+    else:
+        key, path = ("value.path", config.path) if config.path else ("policy.path", policy_config.path)
+        value = SeparateValue(_load_trunk(key, str(weights or path), policy_config), runtime)
+        vocabulary = policy.model.config.get_text_config().vocab_size
+        if value.trunk.config.get_text_config().vocab_size < vocabulary:
+            raise UserError(key, f"{path} has a smaller vocabulary than the policy", "the two must share a tokenizer")
+    if weights is not None:
+        load_head(value.head, weights)
+    return value.to(runtime.device).eval()
+
+
+def save_head(head: ValueHead, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / HEAD_FILE)
+
+
+def load_head(head: ValueHead, folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    head.load_state_dict(load_file(folder / HEAD_FILE))
+
+
+def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
+    from transformers import AutoModel
+
+    options = {
+        "revision": config.revision if key == "policy.path" else None,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    trunk_config = load_config(key, path, **options)
+    if getattr(trunk_config, "is_encoder_decoder", False):
+        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    trunk = load_pretrained(
+        AutoModel,
+        key,
+        path,
+        config=trunk_config,
+        dtype=torch.float32,
+        attn_implementation=config.attn_implementation,
+        **options,
+    )
+    if config.gradient_checkpointing and trunk.supports_gradient_checkpointing:
+        trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return trunk
+
+
+def _hidden_size(model: Any) -> int:
+    """Width of the last hidden states; some OPT models project theirs down to the embeddings' width."""
+    config = model.config.get_text_config()
+    return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+
+def _accepted(trunk: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    import inspect
+
+    known = inspect.signature(trunk.forward).parameters
+    return {name: value for name, value in inputs.items() if name in known}

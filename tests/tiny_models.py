@@ -1,0 +1,353 @@
+"""Small models in Hugging Face format, built on the spot for tests: random weights, a BPE tokenizer on given text.
+
+At the end, what a run is made of without the command: a configuration, a rollout, an iteration.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    GPTNeoXForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from apa_cli.config.checks import check_config
+from apa_cli.config.schema import DataConfig, PolicyConfig, TrainConfig
+from apa_cli.data.prompts import Prompt, PromptBatch, PromptStream, collate
+from apa_cli.models.device import Runtime
+from apa_cli.models.roles import Models
+from apa_cli.rollouts.collect import add_passes, finished_responses
+from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.statistics import rollout_statistics
+from apa_cli.training.optimizer import learning_rate_factor, set_learning_rate
+from apa_cli.training.state import TrainingState
+from apa_cli.training.targets import Targets, estimate_targets, shape_scores
+from apa_cli.training.update import update
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+TEXTS = ["the quick brown fox jumps over the lazy dog", "Human: hello there. Assistant: good day to you!"]
+
+
+def make_tokenizer(
+    texts: Iterable[str] = TEXTS,
+    *,
+    vocabulary: int = 300,
+    pad: bool = True,
+    chat: bool = False,
+    specials: tuple[str, ...] = (),
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with `<eos>`, and `<pad>` unless `pad` is False."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    special_tokens = ["<eos>", *(["<pad>"] if pad else []), *specials]
+    if chat:
+        special_tokens += ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=special_tokens,
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    backend.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<eos>", pad_token="<pad>" if pad else None, model_max_length=1024
+    )
+    if chat:
+        tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def _sizes(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": hidden * 2,
+        "max_position_embeddings": 1024,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+
+
+FAMILIES = ("gpt_neox", "llama", "gpt2", "qwen2", "gemma2", "bloom", "opt")
+
+
+def _causal_lm(kind: str, sizes: dict[str, int], dropout: float) -> Any:
+    wide = {"initializer_range": 0.2}
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**sizes, **wide, tie_word_embeddings=True))
+    if kind == "qwen2":
+        return Qwen2ForCausalLM(Qwen2Config(**sizes, **wide, num_key_value_heads=1))
+    if kind == "gemma2":
+        return Gemma2ForCausalLM(
+            Gemma2Config(**sizes, **wide, num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0)
+        )
+    if kind == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=sizes["vocab_size"],
+                n_embd=sizes["hidden_size"],
+                n_layer=sizes["num_hidden_layers"],
+                n_head=2,
+                eos_token_id=sizes["eos_token_id"],
+                bos_token_id=sizes["bos_token_id"],
+                **wide,
+                resid_pdrop=dropout,
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+            )
+        )
+    if kind == "bloom":
+        return BloomForCausalLM(
+            BloomConfig(
+                vocab_size=sizes["vocab_size"],
+                hidden_size=sizes["hidden_size"],
+                n_layer=sizes["num_hidden_layers"],
+                n_head=2,
+                eos_token_id=sizes["eos_token_id"],
+                bos_token_id=sizes["bos_token_id"],
+                **wide,
+                hidden_dropout=dropout,
+                attention_dropout=dropout,
+            )
+        )
+    if kind == "opt":
+        return OPTForCausalLM(
+            OPTConfig(
+                vocab_size=sizes["vocab_size"],
+                hidden_size=sizes["hidden_size"],
+                ffn_dim=sizes["intermediate_size"],
+                num_hidden_layers=sizes["num_hidden_layers"],
+                num_attention_heads=2,
+                max_position_embeddings=1024,
+                word_embed_proj_dim=sizes["hidden_size"],
+                eos_token_id=sizes["eos_token_id"],
+                bos_token_id=sizes["bos_token_id"],
+                pad_token_id=sizes["eos_token_id"],
+                init_std=0.2,
+                dropout=dropout,
+                attention_dropout=dropout,
+                layerdrop=dropout,
+            )
+        )
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **wide, hidden_dropout=dropout, attention_dropout=dropout))
+
+
+def save_policy(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    kind: str = "gpt_neox",
+    hidden: int = 16,
+    layers: int = 2,
+    seed: int = 0,
+    dropout: float = 0.0,
+    eos_logit: float | None = None,
+    generation: dict[str, Any] | None = None,
+) -> Path:
+    """A causal LM with weights wide enough that its distributions differ from uniform.
+
+    `eos_logit` (gpt_neox) makes EOS about e^eos_logit times as likely as another token; `generation` is written to
+    generation_config.json as it stands.
+    """
+    torch.manual_seed(seed)
+    model = _causal_lm(kind, _sizes(tokenizer, hidden, layers), dropout)
+    if eos_logit is not None:
+        with torch.no_grad():
+            model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0
+            model.get_output_embeddings().weight[tokenizer.eos_token_id, 0] = eos_logit
+            model.base_model.final_layer_norm.bias[0] = 1.0
+            model.base_model.final_layer_norm.weight[0] = 0.1
+    model.save_pretrained(folder)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_reward(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    labels: int = 1,
+    hidden: int = 16,
+    layers: int = 1,
+    seed: int = 1,
+) -> Path:
+    """A sequence classifier whose scores differ from text to text."""
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        **_sizes(tokenizer, hidden, layers),
+        num_labels=labels,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+    )
+    GPTNeoXForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_encoder_reward(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int = 2) -> Path:
+    """A BERT classifier with one output, which pools its first token."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=1,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.pad_token_id,
+        hidden_dropout_prob=0.5,
+        attention_probs_dropout_prob=0.5,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_adapter(folder: Path, base: Path, *, seed: int = 3, scale: float = 0.3) -> Path:
+    """A LoRA adapter on `base` that is not the identity, as training would leave it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, task_type="CAUSAL_LM"))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * scale
+    model.save_pretrained(folder)
+    return folder
+
+
+CPU = Runtime(device=torch.device("cpu"), bf16=False)
+
+
+def vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    """A reward that a run may name: tiny_models:vowels."""
+    return [float(sum(c in "aeiou" for c in response)) - 0.1 * len(response) for response in responses]
+
+
+def make_config(policy: Path | str, **changes: Any) -> TrainConfig:
+    """A small run's configuration; dots of keys are written as two underscores: objective__name="ppo"."""
+    config = TrainConfig(output_dir="unused", policy=PolicyConfig(path=str(policy)), data=DataConfig(path="unused"))
+    defaults = {
+        "reward__kind": "function",
+        "reward__function": "tiny_models:vowels",
+        "generation__max_new_tokens": 6,
+        "rollout__batch_size": 8,
+        "training__minibatch_size": 4,
+        "optimizer__learning_rate": 1e-2,
+        "training__microbatch_tokens": 64,
+        "device": "cpu",
+    }
+    for key, value in {**defaults, **changes}.items():
+        *groups, name = key.split("__")
+        node: Any = config
+        for group in groups:
+            node = getattr(node, group)
+        assert hasattr(node, name), key
+        setattr(node, name, value)
+    check_config(config)
+    return config
+
+
+def make_prompts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> list[Prompt]:
+    return [
+        Prompt(token_ids=tuple(tokenizer(text)["input_ids"]), text=text, messages=None, columns={}) for text in texts
+    ]
+
+
+UNEVEN = [
+    "the",
+    "the quick brown fox jumps over",
+    "Human: hello",
+    "fox",
+    "lazy dog over the fox there",
+    "you",
+    "a b",
+    "to",
+]
+
+
+def uneven_batch(policy: Any, rows: int = 8) -> PromptBatch:
+    """Prompts of very different lengths, in one left-padded batch."""
+    texts = [UNEVEN[i % len(UNEVEN)] for i in range(rows)]
+    return collate(make_prompts(policy.tokenizer, texts), policy.pad_token_id)
+
+
+def make_rollout(models: Models, config: TrainConfig, prompts: PromptBatch) -> Rollout:
+    """What the loop makes of a batch of prompts: sampled, with every pass the objective needs."""
+    return add_passes(
+        sample(models.policy, prompts, config.generation),
+        models.policy,
+        models.reference,
+        models.value,
+        temperature=config.generation.temperature,
+        token_budget=config.training.microbatch_tokens,
+        policy_pass=config.objective.name == "ppo",
+    )
+
+
+def make_stream(models: Models, config: TrainConfig) -> PromptStream:
+    texts = random.Random(7).sample([f"{a} {b}" for a in UNEVEN for b in UNEVEN], 20)
+    return PromptStream(
+        make_prompts(models.policy.tokenizer, texts),
+        batch_size=config.rollout.batch_size,
+        seed=config.seed,
+        pad_token_id=models.policy.pad_token_id,
+    )
+
+
+def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[str, float]:
+    """One iteration as the loop makes it, without tracking; all its numbers but the times."""
+    rate = set_learning_rate(
+        state.optimizer, learning_rate_factor(state.iteration, config.training.iterations, config.optimizer)
+    )
+    prompts = next(state.prompts)
+    rollout = make_rollout(models, config, prompts)
+    finished = finished_responses(models.policy, prompts, rollout, config.generation.stop)
+    scores = torch.tensor(models.scorer(finished), device=models.runtime.device)
+    shaped = shape_scores(scores, rollout.ended, state.moments, config.objective)
+    kl_coef = None
+    if config.objective.name == "ppo":
+        kl_coef = state.adaptive_kl.value if state.adaptive_kl else config.objective.kl_coef
+    targets: Targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef)
+    stats = update(models, state.optimizer, rollout, targets, config)
+    metrics = {"reward/mean": scores.mean().item(), **rollout_statistics(rollout), **stats, "rate": rate}
+    if state.adaptive_kl is not None:
+        metrics["kl_coef"] = state.adaptive_kl.value
+        state.adaptive_kl.update(metrics["kl/to_init"], len(scores))
+    state.iteration += 1
+    return metrics

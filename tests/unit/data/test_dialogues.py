@@ -1,0 +1,34 @@
+"""HH prompts as messages."""
+
+import pytest
+
+from apa_cli.data.dialogues import hh_messages
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "messages"),
+    [
+        ("\n\nHuman: hi\n\nAssistant:", [user("hi")]),
+        ("Human: hi\n\nAssistant: ", [user("hi")]),
+        (
+            "\n\nHuman: hi\n\nAssistant: hello\nthere\n\nHuman: what now?\n\nAssistant:",
+            [user("hi"), assistant("hello\nthere"), user("what now?")],
+        ),
+        ("\n\nHuman: hi", [user("hi")]),
+        ("\n\nHuman: a\n\nb\n\nAssistant:", [user("a\n\nb")]),
+        ("\n\nHuman: the Human: of it\nHuman: inline\n\nAssistant:", [user("the Human: of it\nHuman: inline")]),
+        ("\n\nHuman: hi\n\nAssistant: Sure, here", [user("hi"), assistant("Sure, here")]),
+        ("Be brief.\n\nHuman: hi\n\nAssistant:", [{"role": "system", "content": "Be brief."}, user("hi")]),
+        (" Write a poem. ", [user("Write a poem.")]),
+    ],
+)
+def test_turns_become_messages(prompt, messages):
+    assert hh_messages(prompt) == messages

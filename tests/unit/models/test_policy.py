@@ -1,0 +1,298 @@
+"""The policy's log-probs are those of the plain model on one unpadded sequence; its reference is what it started as."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import (
+    CPU,
+    FAMILIES,
+    iterate,
+    make_config,
+    make_rollout,
+    make_stream,
+    make_tokenizer,
+    save_policy,
+    uneven_batch,
+)
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from apa_cli.models.device import Runtime
+from apa_cli.models.policy import REFERENCE_ADAPTER
+from apa_cli.models.roles import load_models
+from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.statistics import response_kl
+from apa_cli.training.state import initial_state
+
+BF16 = Runtime(device=torch.device("cpu"), bf16=True)
+ADAPTERS = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": None}
+
+
+def changes(start, adapter_dir):
+    return {"policy__adapter__path": str(adapter_dir)} if start == "trained" else ADAPTERS[start]
+
+
+@torch.no_grad()
+def plain_logprobs(model, rollout, row, temperature):
+    """log π of one row's counted tokens: no padding, no batch, one call of the model as transformers loads it."""
+    prompt = rollout.prompt_ids[row][rollout.prompt_mask[row]]
+    response = rollout.response_ids[row][rollout.response_mask[row]]
+    logits = model(input_ids=torch.cat([prompt, response])[None]).logits[0].float() / temperature
+    return torch.stack([logits[len(prompt) - 1 + t].log_softmax(-1)[token] for t, token in enumerate(response)])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_padded_batch_equals_each_row_alone(policy_dir, kind):
+    folder = policy_dir(kind=kind, pad=False)
+    config = make_config(folder, generation__temperature=0.7)
+    models = load_models(config, CPU)
+    rollout = make_rollout(models, config, uneven_batch(models.policy))
+    logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=0.7)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for row in range(len(rollout.response_ids)):
+        expected = plain_logprobs(plain, rollout, row, 0.7)
+        counted = rollout.response_mask[row]
+        for got in (rollout.rollout_logprobs, logprobs, rollout.reference_logprobs):
+            # log-probs of about 6 nats, each a sum over 300 words in float32: a few roundings of 5e-7
+            assert_close(got[row][counted], expected, atol=5e-6, rtol=0)
+
+
+def test_eager_attention_is_not_disturbed_by_padding(policy_dir):
+    folder = policy_dir(kind="llama", pad=False)
+    config = make_config(folder, policy__attn_implementation="eager")
+    models = load_models(config, CPU)
+    rollout = make_rollout(models, config, uneven_batch(models.policy))
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for row in range(len(rollout.response_ids)):
+        expected = plain_logprobs(plain, rollout, row, 1.0)
+        assert_close(rollout.rollout_logprobs[row][rollout.response_mask[row]], expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+@pytest.mark.parametrize("start", ADAPTERS)
+def test_first_rollout_has_no_kl(policy_dir, adapter_dir, start, critic, temperature, precision):
+    config = make_config(
+        policy_dir(),
+        **changes(start, adapter_dir),
+        value__kind=critic,
+        generation__temperature=temperature,
+        precision=precision,
+        generation__max_new_tokens=12,
+        training__microbatch_tokens=10_000,
+    )
+    models = load_models(config, BF16 if precision == "bf16" else CPU)
+    torch.manual_seed(1)
+    rollout = make_rollout(models, config, uneven_batch(models.policy, 16))
+    logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=temperature)
+    again = torch.where(rollout.response_mask, logprobs, 0.0)
+    assert logprobs.dtype == rollout.rollout_logprobs.dtype == rollout.reference_logprobs.dtype == torch.float32
+    if precision == "fp32":
+        assert response_kl(rollout).abs().max() <= 1e-3
+        assert_close(again, rollout.reference_logprobs, atol=1e-5, rtol=0)
+    else:
+        # sampling with a cache rounds differently from one pass over the whole sequence; the two passes agree
+        assert response_kl(rollout).mean().abs() <= 0.05
+        assert_close(again, rollout.reference_logprobs, atol=1e-5, rtol=0)
+
+
+def test_ids_and_values_belong_to_the_predicting_position(policy_dir):
+    """The hidden state of response token t is the one that the head turns into the logits of token t."""
+    config = make_config(policy_dir())
+    policy = load_models(config, CPU).policy
+    rollout = sample(policy, uneven_batch(policy), config.generation)
+    logits, hidden = policy.response_forward(*rollout.batch)
+    assert_close(policy.model.get_output_embeddings()(hidden), logits)
+    chosen = logits.log_softmax(-1).gather(-1, rollout.response_ids[..., None]).squeeze(-1)
+    assert_close(chosen[rollout.response_mask], rollout.rollout_logprobs[rollout.response_mask], atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "opt"])
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_dropout_of_the_model_is_off_in_training_too(policy_dir, kind, critic):
+    folder = policy_dir(kind=kind, dropout=0.5, pad=False)
+    saved = json.loads((folder / "config.json").read_text())
+    assert any(value == 0.5 for value in saved.values())
+    config = make_config(folder, value__kind=critic)
+    models = load_models(config, CPU)
+    rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
+    with torch.no_grad():
+        resting, hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
+        with models.policy.training():
+            assert models.policy.model.training
+            active, active_hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
+        assert not models.policy.model.training
+        assert torch.equal(resting, active)
+        assert torch.equal(hidden, active_hidden)
+        if critic == "separate":
+            torch.nn.init.ones_(models.value.head.linear.weight)
+            before = models.value(*rollout.batch)
+            assert torch.equal(before, models.value.train()(*rollout.batch))
+
+
+def test_dropout_inside_a_nested_configuration_is_found(tmp_path):
+    from transformers import LlamaConfig, LlavaConfig
+
+    from apa_cli.models.loading import load_config
+
+    LlavaConfig(text_config=LlamaConfig(attention_dropout=0.25).to_dict()).save_pretrained(tmp_path)
+    assert load_config("policy.path", str(tmp_path)).text_config.attention_dropout == 0.0
+
+
+def run_iterations(config, count=2):
+    models = load_models(config, CPU)
+    state = initial_state(config, models, make_stream(models, config))
+    torch.manual_seed(5)
+    for _ in range(count):
+        iterate(config, models, state)
+    return models
+
+
+def moved(policy, rollout, reference):
+    logprobs, _ = policy.logprobs(*rollout.batch, temperature=1.0)
+    return (logprobs - reference)[rollout.response_mask].abs().max() > 0.05
+
+
+def test_lora_reference_stays_the_untouched_base(policy_dir):
+    folder = policy_dir()
+    models = run_iterations(make_config(folder, policy__adapter__r=2, optimizer__learning_rate=0.05))
+    rollout = sample(models.policy, uneven_batch(models.policy), make_config(folder).generation)
+    reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
+    bare = load_models(make_config(folder), CPU).policy
+    assert torch.equal(reference, bare.logprobs(*rollout.batch, temperature=1.0)[0])
+    assert moved(models.policy, rollout, reference)
+
+
+def test_full_reference_stays_the_start(policy_dir):
+    folder = policy_dir()
+    models = run_iterations(make_config(folder, optimizer__learning_rate=0.01))
+    rollout = sample(models.policy, uneven_batch(models.policy), make_config(folder).generation)
+    reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
+    assert torch.equal(
+        reference, load_models(make_config(folder), CPU).policy.logprobs(*rollout.batch, temperature=1.0)[0]
+    )
+    assert moved(models.policy, rollout, reference)
+
+
+def test_reference_of_a_trained_adapter_is_that_adapter(policy_dir, adapter_dir):
+    folder = policy_dir()
+    models = run_iterations(make_config(folder, policy__adapter__path=str(adapter_dir), optimizer__learning_rate=0.05))
+    rollout = sample(models.policy, uneven_batch(models.policy), make_config(folder).generation)
+    got = models.reference.logprobs(*rollout.batch, temperature=1.0)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        bare = plain_logprobs(base.eval(), rollout, 1, 1.0)
+        start = plain_logprobs(PeftModel.from_pretrained(base, adapter_dir).eval(), rollout, 1, 1.0)
+    assert_close(got[1][rollout.response_mask[1]], start, atol=5e-6, rtol=0)
+    assert (start - bare).abs().max() > 0.05
+    assert moved(models.policy, rollout, got)
+
+
+@pytest.mark.parametrize("start", ["lora", "trained"])
+def test_a_reference_pass_leaves_what_is_trained_as_it_was(policy_dir, adapter_dir, start):
+    config = make_config(policy_dir(), **changes(start, adapter_dir))
+    models = load_models(config, CPU)
+    model = models.policy.model
+    rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
+    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert any(flags.values())
+    assert all(flag == ("lora_" in name and REFERENCE_ADAPTER not in name) for name, flag in flags.items())
+    before = models.policy.logprobs(*rollout.batch, temperature=1.0)[0]
+    models.reference.logprobs(*rollout.batch, temperature=1.0)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert model.active_adapter == "default"
+    assert torch.equal(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], before)
+
+    with pytest.raises(KeyError), models.reference.active():
+        raise KeyError
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert model.active_adapter == "default"
+
+
+@pytest.mark.parametrize("start", ["lora", "trained"])
+def test_adapters_hold_the_base_once(policy_dir, adapter_dir, start):
+    config = make_config(policy_dir(), **changes(start, adapter_dir), value__kind="shared")
+    models = load_models(config, CPU)
+    assert models.reference.shares_weights
+    with models.reference.active() as policy:
+        assert policy.model is models.policy.model
+    tensors = [t for m in (models.policy.model, models.value) for t in m.parameters()]
+    held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    base = sum(p.nbytes for p in AutoModelForCausalLM.from_pretrained(policy_dir()).parameters())
+    assert base <= held < 1.5 * base
+
+
+def test_generation_defaults_of_the_model_never_reach_a_rollout(policy_dir):
+    """The folder's settings make sampling all but greedy; the same seed draws the same ids as without them."""
+    own = {
+        "do_sample": True,
+        "top_k": 1,
+        "repetition_penalty": 1.3,
+        "temperature": 0.1,
+        "min_p": 0.9,
+        "eos_token_id": 0,
+    }
+    folder = policy_dir(generation=own)
+    config = make_config(folder, generation__max_new_tokens=3)
+    models = load_models(config, CPU)
+    batch = uneven_batch(models.policy, 8)
+    plain = load_models(make_config(policy_dir(), generation__max_new_tokens=3), CPU)
+    torch.manual_seed(2)
+    rollout = sample(models.policy, batch, config.generation)
+    torch.manual_seed(2)
+    assert torch.equal(rollout.response_ids, sample(plain.policy, batch, config.generation).response_ids)
+
+
+def test_all_end_tokens_of_the_model_and_tokenizer_end_a_response(tmp_path):
+    """As Llama-3 and Qwen have it: a list in generation_config.json, and another one in the tokenizer."""
+    tokenizer = make_tokenizer(pad=False)
+    save_policy(tmp_path, tokenizer, generation={"eos_token_id": [70, 71], "bos_token_id": 0, "pad_token_id": 70})
+    policy = load_models(make_config(tmp_path), CPU).policy
+    assert policy.eos_token_ids == [0, 70, 71]
+    assert 0 <= policy.pad_token_id < 300
+
+
+def test_pad_token_outside_the_vocabulary_is_not_used(tmp_path):
+    save_policy(tmp_path, make_tokenizer(pad=False))
+    tokenizer = make_tokenizer(pad=False)
+    tokenizer.add_special_tokens({"pad_token": "<added>"})  # id 300, which the model does not have
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_models(make_config(tmp_path), CPU).policy
+    assert policy.pad_token_id == policy.tokenizer.eos_token_id
+
+
+def test_a_frozen_reference_of_its_own(policy_dir, tmp_path):
+    other = policy_dir(seed=9)
+    models = load_models(make_config(policy_dir(), reference__path=str(other), policy__adapter__r=2), CPU)
+    config = make_config(policy_dir())
+    rollout = make_rollout(models, config, uneven_batch(models.policy))
+    plain = AutoModelForCausalLM.from_pretrained(other).eval()
+    expected = plain_logprobs(plain, rollout, 1, 1.0)
+    assert_close(rollout.reference_logprobs[1][rollout.response_mask[1]], expected, atol=5e-6, rtol=0)
+    with models.reference.active() as reference:
+        assert not any(p.requires_grad for p in reference.model.parameters())
+
+
+def test_bf16_keeps_trained_weights_in_float32(policy_dir):
+    full = load_models(make_config(policy_dir(), precision="bf16"), BF16)
+    assert {p.dtype for p in [*full.policy.trainable_parameters(), *full.value.parameters()]} == {torch.float32}
+    lora = load_models(make_config(policy_dir(), precision="bf16", policy__adapter__r=2), BF16)
+    assert {p.dtype for p in lora.policy.trainable_parameters()} == {torch.float32}
+    assert {p.dtype for p in lora.policy.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+
+
+def test_bf16_steps_of_1e_6_change_every_trained_weight(policy_dir):
+    """In bf16 weights of about 0.2 an AdamW step of 1e-6 would vanish."""
+    config = make_config(policy_dir(), precision="bf16", optimizer__learning_rate=1e-6)
+    models = load_models(config, BF16)
+    start = {name: p.detach().clone() for name, p in models.policy.model.named_parameters()}
+    state = initial_state(config, models, make_stream(models, config))
+    iterate(config, models, state)
+    heads = ("embed_out.weight", "dense_h_to_4h.weight")
+    for name, p in models.policy.model.named_parameters():
+        if name.endswith(heads):
+            assert (p != start[name]).float().mean() > 0.9, name
+            assert (p - start[name]).abs().max() < 1e-4, name
