@@ -1,0 +1,1 @@
+"""Sampling responses, the record of them, and their scores."""

@@ -1,0 +1,73 @@
+"""From prompts to a complete rollout: sample, then the passes that the objective needs, without gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from apa_cli.data.prompts import PromptBatch
+from apa_cli.models.policy import Policy, Reference
+from apa_cli.models.reward import FinishedResponses
+from apa_cli.models.value import SeparateValue, SharedValue
+from apa_cli.rollouts.generation import decode
+from apa_cli.rollouts.record import Rollout
+
+
+@torch.no_grad()
+def add_passes(
+    rollout: Rollout,
+    policy: Policy,
+    reference: Reference,
+    value: SharedValue | SeparateValue | None,
+    *,
+    temperature: float,
+    token_budget: int,
+    policy_pass: bool,
+) -> Rollout:
+    """The rollout with reference log-probs and values.
+
+    `policy_pass` takes the rollout's log-probs anew from a plain forward (PPO divides by them, and sampling with a
+    cache rounds differently); a shared critic needs that pass anyway.
+    """
+    pieces: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
+    for rows in rollout.microbatches(token_budget):
+        part = rollout.select(rows)
+        values = logprobs = None
+        shared = isinstance(value, SharedValue)
+        if policy_pass or shared:
+            logprobs, hidden = policy.logprobs(*part.batch, temperature=temperature)
+            values = value.from_hidden(hidden) if isinstance(value, SharedValue) else None
+        if isinstance(value, SeparateValue):
+            values = value(*part.batch)
+        pieces.append((rows, reference.logprobs(*part.batch, temperature=temperature), values, logprobs))
+    return replace(
+        rollout,
+        reference_logprobs=_assemble(rollout, [(rows, ref) for rows, ref, _, _ in pieces]),
+        values=_assemble(rollout, [(rows, v) for rows, _, v, _ in pieces if v is not None]) if value else None,
+        rollout_logprobs=(
+            _assemble(rollout, [(rows, lp) for rows, _, _, lp in pieces if lp is not None])
+            if policy_pass
+            else rollout.rollout_logprobs
+        ),
+    )
+
+
+def finished_responses(policy: Policy, prompts: PromptBatch, rollout: Rollout, stop: list[str]) -> FinishedResponses:
+    """The texts and columns that rewards read."""
+    return FinishedResponses(
+        prompts=prompts.texts,
+        responses=decode(policy, rollout, stop),
+        messages=prompts.messages,
+        columns=prompts.columns,
+        token_ids=rollout.token_ids(),
+    )
+
+
+def _assemble(rollout: Rollout, pieces: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """(B, T) from rows trimmed to their own length; 0 where masked."""
+    whole = torch.zeros_like(rollout.response_mask, dtype=torch.float32)  # (B, T)
+    for rows, piece in pieces:
+        whole[rows, : piece.shape[1]] = piece.float()
+    return torch.where(rollout.response_mask, whole, 0.0)

@@ -1,0 +1,61 @@
+"""The record of one rollout: what was sampled, by whom, and how likely it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apa_cli.rollouts.microbatches import plan_microbatches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """B responses as plain tensors, split by rows at will. Log-probs are nats in float32; no gradients."""
+
+    prompt_ids: Tensor  # (B, P) left-padded
+    prompt_mask: Tensor  # (B, P) bool
+    response_ids: Tensor  # (B, T) the sampled ids
+    response_mask: Tensor  # (B, T) bool, True up to and including the first EOS or the stop string's last token
+    ended: Tensor  # (B,) bool, False = cut at max_new_tokens
+    rollout_logprobs: Tensor  # (B, T) policy that sampled
+    entropy: Tensor  # (B, T) of that policy, over the whole vocabulary
+    reference_logprobs: Tensor | None = None  # (B, T) initial policy
+    values: Tensor | None = None  # (B, T)
+
+    @property
+    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a model's forward takes."""
+        return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
+
+    def microbatches(self, token_budget: int, rows: Tensor | None = None) -> list[Tensor]:
+        """Row indices, (n,) each, of micro-batches within the budget; of all rows, or of these."""
+        rows = torch.arange(len(self.response_ids)) if rows is None else rows
+        prompts, responses = (mask.sum(dim=1).cpu()[rows].tolist() for mask in (self.prompt_mask, self.response_mask))
+        return [rows[torch.tensor(batch)] for batch in plan_microbatches(prompts, responses, token_budget)]
+
+    def select(self, rows: Tensor) -> Rollout:
+        """These rows, trimmed to their own longest prompt and response."""
+        prompts, responses = self.prompt_mask[rows], self.response_mask[rows]
+        P = max(1, int(prompts.sum(dim=1).max()))
+        T = max(1, int(responses.sum(dim=1).max()))
+        changes: dict[str, Any] = {}
+        for field in fields(self):
+            tensor = getattr(self, field.name)
+            if tensor is None:
+                continue
+            tensor = tensor[rows]
+            if field.name.startswith("prompt_"):
+                tensor = tensor[:, -P:]
+            elif tensor.dim() == 2:
+                tensor = tensor[:, :T]
+            changes[field.name] = tensor
+        return replace(self, **changes)
+
+    def token_ids(self) -> list[list[int]]:
+        """Prompt and response ids that count, without padding."""
+        ids = torch.cat([self.prompt_ids, self.response_ids], dim=1).cpu()
+        mask = torch.cat([self.prompt_mask, self.response_mask], dim=1).cpu()
+        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

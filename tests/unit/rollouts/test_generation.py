@@ -1,0 +1,247 @@
+"""What is sampled is what is recorded; what counts ends at the first EOS or stop string; log-probs are full-softmax."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import CPU, make_config, make_prompts, uneven_batch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+from apa_cli.data.prompts import collate
+from apa_cli.models.roles import load_models
+from apa_cli.rollouts.generation import decode, sample
+
+
+def load(folder, **changes):
+    config = make_config(folder, **changes)
+    return load_models(config, CPU).policy, config.generation
+
+
+@pytest.fixture
+def played(monkeypatch):
+    """played(policy, rows): make generation "sample" these ids, then pad; returns nothing."""
+
+    def play(policy, rows):
+        step = iter(range(10**6))
+
+        def multinomial(probabilities, num_samples):
+            t = next(step)
+            ids = [row[t] if t < len(row) else 5 for row in rows]
+            return torch.tensor(ids)[:, None]
+
+        monkeypatch.setattr(torch, "multinomial", multinomial)
+
+    return play
+
+
+def test_the_sampled_ids_are_recorded_and_scored(policy_dir):
+    """Random bytes do not survive decoding and encoding; the rollout holds what the model drew all the same."""
+    policy, generation = load(policy_dir(), generation__temperature=0.7)
+    drawn = []
+    original = policy.model.generate
+
+    def spy(**arguments):
+        drawn.append(original(**arguments))
+        return drawn[-1]
+
+    policy.model.generate = spy
+    torch.manual_seed(3)
+    batch = uneven_batch(policy, 32)
+    rollout = sample(policy, batch, generation)
+    P = batch.prompt_ids.shape[1]
+    assert torch.equal(rollout.response_ids, drawn[0][:, P:])
+    texts = decode(policy, rollout, [])
+    changed = 0
+    plain = AutoModelForCausalLM.from_pretrained(policy_dir()).eval()
+    for row, text in enumerate(texts):
+        counted = rollout.response_mask[row]
+        ids = rollout.response_ids[row][counted]
+        changed += policy.tokenizer(text)["input_ids"] != ids.tolist()
+        prompt = batch.prompt_ids[row][batch.prompt_mask[row]]
+        with torch.no_grad():
+            logits = plain(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
+        expected = (logits / 0.7).log_softmax(-1)[torch.arange(len(ids)), ids]
+        assert_close(rollout.rollout_logprobs[row][counted], expected, atol=5e-6, rtol=0)
+    assert changed > 16
+
+
+def test_first_tokens_follow_the_softmax(policy_dir):
+    """Chi-square of 8,192 first tokens against the model's own softmax at the sampling temperature."""
+    own = {
+        "do_sample": True,
+        "top_k": 1,
+        "repetition_penalty": 1.3,
+        "temperature": 0.1,
+        "min_p": 0.9,
+        "eos_token_id": 0,
+    }
+    folder = policy_dir(generation=own)
+    policy, generation = load(folder, generation__temperature=0.7, generation__max_new_tokens=1)
+    prompt = make_prompts(policy.tokenizer, ["the quick brown"])
+    batch = collate(prompt * 1024, policy.pad_token_id)
+    torch.manual_seed(11)
+    counts = torch.zeros(300)
+    for _ in range(8):
+        rollout = sample(policy, batch, generation)
+        counts += torch.bincount(rollout.response_ids[:, 0], minlength=300)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    with torch.no_grad():
+        probabilities = (plain(torch.tensor([prompt[0].token_ids])).logits[0, -1] / 0.7).softmax(-1)
+    expected = probabilities * counts.sum()
+    common = expected >= 5
+    cells = torch.cat([counts[common], counts[~common].sum()[None]])
+    expected = torch.cat([expected[common], expected[~common].sum()[None]])
+    statistic = ((cells - expected) ** 2 / expected).sum()
+    freedom = len(cells) - 1
+    assert freedom > 100  # top-k or a low temperature would leave most of these empty
+    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
+
+
+@pytest.mark.parametrize("pad", [True, False])
+def test_a_response_counts_up_to_its_first_eos(policy_dir, played, pad):
+    """With pad == eos the real EOS is counted, and none of the padding behind it."""
+    policy, generation = load(policy_dir(pad=pad))
+    eos = policy.tokenizer.eos_token_id
+    assert (policy.pad_token_id == eos) == (not pad)
+    rows = [[eos], [40, eos], [40, 41, 42, 43, 44, eos], [40, 41, 42, 43, 44, 45], [40, 41, eos, eos]]
+    played(policy, rows)
+    batch = uneven_batch(policy, 5)
+    rollout = sample(policy, batch, generation)
+    assert rollout.response_mask.sum(dim=1).tolist() == [1, 2, 6, 6, 3]
+    assert rollout.ended.tolist() == [True, True, True, False, True]
+    for row, ids in enumerate([[eos], [40, eos], rows[2], rows[3], [40, 41, eos]]):
+        assert rollout.response_ids[row][rollout.response_mask[row]].tolist() == ids
+        assert rollout.token_ids()[row] == batch.prompt_ids[row][batch.prompt_mask[row]].tolist() + ids
+    assert (rollout.rollout_logprobs[rollout.response_mask] < 0).all()
+    assert (rollout.rollout_logprobs[~rollout.response_mask] == 0).all()
+    assert (rollout.entropy[rollout.response_mask] > 0).all()
+    assert (rollout.entropy[~rollout.response_mask] == 0).all()
+
+
+def test_generation_stops_when_every_row_has_ended(policy_dir, played):
+    policy, generation = load(policy_dir(pad=False))
+    played(policy, [[40, policy.tokenizer.eos_token_id], [policy.tokenizer.eos_token_id]])
+    assert sample(policy, uneven_batch(policy, 2), generation).response_ids.shape == (2, 2)
+
+
+def test_eos_in_the_prompt_ends_nothing(policy_dir, played):
+    policy, generation = load(policy_dir(pad=False))
+    eos = policy.tokenizer.eos_token_id
+    prompts = make_prompts(policy.tokenizer, ["fox", "fox"])
+    prompts = [replace(p, token_ids=(eos, *p.token_ids, eos)) for p in prompts]
+    played(policy, [[40] * 6, [40, eos]])
+    rollout = sample(policy, collate(prompts, policy.pad_token_id), generation)
+    assert rollout.response_mask.sum(dim=1).tolist() == [6, 2]
+    assert rollout.prompt_mask.all()
+
+
+def test_every_end_token_of_the_model_ends(policy_dir, played):
+    policy, generation = load(policy_dir(pad=False, generation={"eos_token_id": [70, 71]}))
+    played(policy, [[70], [40, 71], [40, 40, 0], [40] * 6])
+    rollout = sample(policy, uneven_batch(policy, 4), generation)
+    assert rollout.response_mask.sum(dim=1).tolist() == [1, 2, 3, 6]
+    assert rollout.ended.tolist() == [True, True, True, False]
+
+
+def test_a_response_counts_up_to_the_token_that_completes_a_stop_string(policy_dir, played):
+    policy, generation = load(policy_dir(pad=False), generation__stop=["Human:"], generation__max_new_tokens=10)
+    ids = policy.tokenizer("good Human: hello")["input_ids"]
+    ending = next(n for n in range(1, len(ids)) if "Human:" in policy.tokenizer.decode(ids[:n]))
+    assert 1 < ending < len(ids)
+    halves = policy.tokenizer("Hu")["input_ids"] + policy.tokenizer("man:")["input_ids"]
+    played(policy, [ids, [40] * 10, halves])
+    prompts = make_prompts(policy.tokenizer, ["Human: hello", "say Human:", "the"])  # the prompts hold it as well
+    rollout = sample(policy, collate(prompts, policy.pad_token_id), generation)
+    assert rollout.response_mask.sum(dim=1).tolist() == [ending, 10, len(halves)]
+    assert rollout.ended.tolist() == [True, False, True]
+    assert decode(policy, rollout, generation.stop)[0] == "good "
+    assert decode(policy, rollout, generation.stop)[2] == ""
+
+
+def test_a_stop_string_that_begins_in_the_prompt_does_not_count(policy_dir, played):
+    policy, generation = load(policy_dir(pad=False), generation__stop=["Human:"])
+    tail = policy.tokenizer("man:")["input_ids"]
+    played(policy, [tail + [40] * 6])
+    prompts = make_prompts(policy.tokenizer, ["say Hu"])
+    assert not sample(policy, collate(prompts, policy.pad_token_id), generation).ended.any()
+
+
+def test_a_stop_string_of_characters_that_are_several_tokens(policy_dir, played):
+    policy, generation = load(policy_dir(), generation__stop=["\N{SNOWMAN}"])
+    snowman, comet = (policy.tokenizer(text)["input_ids"] for text in ("\N{SNOWMAN}", "\N{COMET}"))
+    assert len(snowman) == 3
+    assert snowman[:2] == comet[:2]
+    played(policy, [[*comet, *snowman], [*snowman, 40]])
+    rollout = sample(policy, uneven_batch(policy, 2), generation)
+    assert rollout.response_mask.sum(dim=1).tolist() == [6, 3]
+    assert decode(policy, rollout, generation.stop) == ["\N{COMET}", ""]
+
+
+def test_no_end_before_min_new_tokens(policy_dir):
+    """The EOS is not drawn, and the log-probs are still those of the whole softmax."""
+    folder = policy_dir(pad=False, eos_logit=4.0)
+    policy, generation = load(folder)
+    torch.manual_seed(4)
+    batch = uneven_batch(policy, 64)
+    free = sample(policy, batch, generation)
+    assert (free.response_mask.sum(dim=1) < 3).sum() > 5  # otherwise the rest would show nothing
+    policy, generation = load(folder, generation__min_new_tokens=3, generation__temperature=0.7)
+    rollout = sample(policy, batch, generation)
+    lengths = rollout.response_mask.sum(dim=1)
+    assert lengths.min() == 4  # three tokens, then perhaps an EOS
+    assert rollout.ended.sum() > 5
+    logprobs, _ = policy.logprobs(*rollout.batch, temperature=0.7)
+    counted = rollout.response_mask
+    assert_close(rollout.rollout_logprobs[counted], logprobs[counted].detach(), atol=5e-6, rtol=0)
+
+
+def test_truncated_sampling_keeps_full_softmax_logprobs(policy_dir):
+    policy, generation = load(policy_dir(), generation__top_k=3, generation__temperature=0.7)
+    torch.manual_seed(4)
+    rollout = sample(policy, uneven_batch(policy, 32), generation)
+    logits, _ = policy.response_forward(*rollout.batch)
+    counted = rollout.response_mask
+    ranks = (logits > logits.gather(-1, rollout.response_ids[..., None])).sum(-1)[counted]
+    assert ranks.max() <= 2
+    logprobs, _ = policy.logprobs(*rollout.batch, temperature=0.7)
+    assert_close(rollout.rollout_logprobs[counted], logprobs[counted].detach(), atol=5e-6, rtol=0)
+
+
+def test_entropy_is_that_of_the_whole_softmax(policy_dir):
+    policy, generation = load(policy_dir(), generation__temperature=0.7)
+    rollout = sample(policy, uneven_batch(policy), generation)
+    logits, _ = policy.response_forward(*rollout.batch)
+    p = (logits.double() / 0.7).softmax(-1)
+    expected = -(p * p.log()).sum(-1)
+    counted = rollout.response_mask
+    assert_close(rollout.entropy[counted].double(), expected[counted].detach(), atol=1e-5, rtol=0)
+    surprise = -rollout.rollout_logprobs[counted].double()
+    assert (expected[counted] - surprise).abs().mean() > 0.1
+
+
+def test_greedy_takes_the_likeliest(policy_dir):
+    policy, generation = load(policy_dir())
+    rollout = sample(policy, uneven_batch(policy), generation, greedy=True)
+    logits, _ = policy.response_forward(*rollout.batch)
+    counted = rollout.response_mask
+    assert torch.equal(logits.argmax(-1)[counted], rollout.response_ids[counted])
+
+
+def test_sampling_needs_the_seed_and_nothing_else(policy_dir):
+    policy, generation = load(policy_dir())
+    batch = uneven_batch(policy)
+    torch.manual_seed(6)
+    first = sample(policy, batch, generation)
+    torch.manual_seed(6)
+    assert torch.equal(sample(policy, batch, generation).response_ids, first.response_ids)
+    assert not torch.equal(sample(policy, batch, generation).response_ids, first.response_ids)
+
+
+def test_text_is_what_the_response_adds_to_its_prompt(policy_dir, played):
+    policy, generation = load(policy_dir(), generation__stop=["Human:", "dog"])
+    ids = policy.tokenizer(" the lazy dog Human: x")["input_ids"]
+    played(policy, [ids, [*policy.tokenizer(" fox")["input_ids"], policy.tokenizer.eos_token_id]])
+    prompts = make_prompts(policy.tokenizer, ["the quick", "brown"])
+    rollout = sample(policy, collate(prompts, policy.pad_token_id), replace(generation, max_new_tokens=len(ids)))
+    assert decode(policy, rollout, generation.stop) == [" the lazy ", " fox"]

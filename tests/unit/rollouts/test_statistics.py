@@ -1,0 +1,138 @@
+"""The metrics of a rollout against sums done by hand, with NaN wherever nothing counts."""
+
+import math
+
+import pytest
+import torch
+from tiny_models import CPU, make_config, make_rollout, uneven_batch
+from torch.testing import assert_close
+
+from apa_cli.models.roles import load_models
+from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.statistics import distinct_n, response_kl, rollout_statistics
+
+NAN = math.nan
+
+
+def small():
+    return Rollout(
+        prompt_ids=torch.zeros(3, 1, dtype=torch.long),
+        prompt_mask=torch.ones(3, 1, dtype=torch.bool),
+        response_ids=torch.tensor([[5, 6, 7], [5, 9, 9], [5, 6, 9]]),
+        response_mask=torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]).bool(),
+        ended=torch.tensor([False, True, True]),
+        rollout_logprobs=torch.tensor([[-1.0, -2.0, -0.5], [-1.5, NAN, 7.0], [-1.0, -1.0, NAN]]),
+        reference_logprobs=torch.tensor([[-1.5, -1.0, -0.5], [-3.5, 3.0, NAN], [-1.0, -0.5, NAN]]),
+        entropy=torch.tensor([[2.0, 1.0, 3.0], [0.5, NAN, NAN], [1.5, 4.0, 99.0]]),
+    )
+
+
+def test_a_rollout_worked_by_hand():
+    """d = log π − log π_ref is (0.5, −1, 0), (2) and (0, −0.5)."""
+    stats = rollout_statistics(small())
+    assert response_kl(small()).tolist() == [-0.5, 2.0, -0.5]
+    assert stats["kl/to_init"] == pytest.approx(1 / 3)
+    assert stats["kl/to_init_per_token"] == pytest.approx((0.5 - 1 + 0 + 2 + 0 - 0.5) / 6)
+    k3 = [math.exp(-d) - 1 + d for d in (0.5, -1, 0, 2, 0, -0.5)]
+    assert stats["kl/to_init_k3"] == pytest.approx(sum(k3) / 3, rel=1e-6)
+    assert stats["policy/entropy"] == pytest.approx((2 + 1 + 3 + 0.5 + 1.5 + 4) / 6)
+    assert stats["policy/response_length"] == 2.0
+    assert stats["policy/eos_rate"] == pytest.approx(2 / 3)
+    assert stats["policy/unique_fraction"] == 1.0
+    assert stats["policy/distinct_2"] == pytest.approx(2 / 3)  # 56, 67 and 56 again
+
+
+def test_distinct_and_unique():
+    assert distinct_n([[1, 2, 1, 2], [1, 2]], 2) == 0.5  # 12, 21, 12, 12
+    assert distinct_n([[1], []], 2) == 0.0
+    rollout = small()
+    same = torch.tensor([[5, 6, 7], [5, 8, 8], [5, 8, 8]])
+    mask = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0]]).bool()
+    from dataclasses import replace
+
+    changed = replace(
+        rollout,
+        response_ids=same,
+        response_mask=mask,
+        rollout_logprobs=torch.zeros(3, 3),
+        reference_logprobs=torch.zeros(3, 3),
+        entropy=torch.zeros(3, 3),
+    )
+    assert rollout_statistics(changed)["policy/unique_fraction"] == pytest.approx(2 / 3)
+
+
+def test_k1_and_k3_estimate_the_exact_kl(policy_dir, adapter_dir):
+    """Both means over many samples lie within four standard errors of Σ_a π (log π − log π_ref), summed along them."""
+    folder = policy_dir()
+    config = make_config(
+        policy_dir(seed=8),
+        reference__path=str(folder),
+        generation__max_new_tokens=4,
+        training__microbatch_tokens=100_000,
+    )
+    models = load_models(config, CPU)
+    torch.manual_seed(2)
+    rollout = make_rollout(models, config, uneven_batch(models.policy, 1024))
+    with torch.no_grad():
+        logits, _ = models.policy.response_forward(*rollout.batch)
+        with models.reference.active() as reference:
+            other, _ = reference.response_forward(*rollout.batch)
+    p, q = logits.double().log_softmax(-1), other.double().log_softmax(-1)
+    exact = torch.where(rollout.response_mask, (p.exp() * (p - q)).sum(-1), 0.0).sum(1).mean().item()
+    stats = rollout_statistics(rollout)
+    error = response_kl(rollout).std().item() / 1024**0.5
+    assert exact > 0.5
+    assert stats["kl/to_init"] == pytest.approx(exact, abs=4 * error)
+    assert stats["kl/to_init_k3"] == pytest.approx(exact, abs=8 * error)
+    assert stats["policy/entropy"] == pytest.approx(
+        -(p.exp() * p).sum(-1)[rollout.response_mask].mean().item(), abs=1e-4
+    )
+
+
+def test_k1_is_near_zero_where_policy_and_reference_agree(policy_dir):
+    config = make_config(policy_dir())
+    models = load_models(config, CPU)
+    stats = rollout_statistics(make_rollout(models, config, uneven_batch(models.policy)))
+    for name in ("kl/to_init", "kl/to_init_per_token", "kl/to_init_k3"):
+        assert abs(stats[name]) <= 1e-3
+
+
+@pytest.mark.parametrize("kl_objective", ["apa", "ppo"])
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_passes_do_not_depend_on_micro_batches(policy_dir, kl_objective, critic):
+    config = make_config(policy_dir(eos_logit=4.0), objective__name=kl_objective, value__kind=critic)
+    models = load_models(config, CPU)
+    torch.nn.init.normal_(models.value.head.linear.weight)
+    batch = uneven_batch(models.policy, 16)
+    made = []
+    for tokens in (1, 40, 100_000):
+        torch.manual_seed(3)
+        config.training.microbatch_tokens = tokens
+        made.append(make_rollout(models, config, batch))
+    assert len(set(made[0].response_mask.sum(dim=1).tolist())) > 2
+    assert (made[0].values[made[0].response_mask].abs() > 1e-3).all()
+    for other in made[1:]:
+        assert_close(other.values, made[0].values, atol=1e-5, rtol=0)
+        assert_close(other.reference_logprobs, made[0].reference_logprobs, atol=1e-5, rtol=0)
+        assert_close(other.rollout_logprobs, made[0].rollout_logprobs, atol=1e-5, rtol=0)
+    for tensor in (made[0].values, made[0].reference_logprobs, made[0].rollout_logprobs):
+        assert (tensor[~made[0].response_mask] == 0).all()
+
+
+def test_selecting_rows_trims_and_keeps_what_counts(policy_dir):
+    config = make_config(policy_dir(eos_logit=4.0))
+    models = load_models(config, CPU)
+    torch.manual_seed(3)
+    rollout = sample(models.policy, uneven_batch(models.policy, 16), config.generation)
+    lengths = rollout.response_mask.sum(dim=1)
+    rows = torch.tensor([int(lengths.argmin()), 3, 0])
+    part = rollout.select(rows)
+    assert part.token_ids() == [rollout.token_ids()[r] for r in rows.tolist()]
+    assert part.prompt_ids.shape[1] == rollout.prompt_mask[rows].sum(dim=1).max()
+    assert part.response_ids.shape[1] == lengths[rows].max()
+    for i, r in enumerate(rows.tolist()):
+        assert torch.equal(
+            part.rollout_logprobs[i][part.response_mask[i]], rollout.rollout_logprobs[r][rollout.response_mask[r]]
+        )
+    assert torch.equal(part.ended, rollout.ended[rows])
