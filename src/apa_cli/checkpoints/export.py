@@ -1,0 +1,91 @@
+"""The policy in ordinary formats: a Hugging Face folder, or a PEFT adapter's, with tokenizer and model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.models.policy import Policy
+
+CARD_METRICS = {
+    "eval/reward": "reward, held-out prompts",
+    "eval/evaluator": "separate evaluator",
+    "eval/kl": "KL to the initial policy, nats per response",
+    "eval/entropy": "entropy, nats per token",
+    "eval/unique_fraction": "different responses",
+    "eval/response_length": "response length, tokens",
+}
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Weights (all, or the adapter's), configuration and tokenizer, with the model's own generation settings."""
+    model = policy.model
+    if policy.is_peft:
+        model.save_pretrained(folder, selected_adapters=[model.active_adapter], save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)
+    else:
+        model.save_pretrained(folder)
+        if policy.generation_config is not None:  # as it was, contradictions included: save_pretrained may refuse those
+            policy.generation_config.to_json_file(folder / "generation_config.json")
+    policy.tokenizer.save_pretrained(folder)
+
+
+def export_final(
+    policy: Policy, folder: Path, config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]
+) -> Path:
+    """Write final/: the policy and its model card."""
+    save_policy(policy, folder)
+    (folder / "README.md").write_text(model_card(config, before, after), encoding="utf-8")
+    return folder
+
+
+def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What the model is, from what, and the measured metrics before and after."""
+    objective = config.objective
+    if objective.name == "ppo":
+        knob = f"KL coefficient β {objective.kl_coef:g}" + (
+            f", adaptive towards {objective.kl_target:g} nats" if objective.kl_target is not None else " (fixed)"
+        )
+    else:
+        knob = f"λ {objective.kl_lambda:g}"
+    reward = config.reward.function if config.reward.kind == "function" else config.reward.path
+    hub_id = not config.policy.path.startswith(("builtin:", ".", "/", "~")) and config.policy.path.count("/") <= 1
+    hub_id = hub_id and not Path(config.policy.path).exists()
+    front = [
+        "---",
+        "tags:",
+        "- rlhf",
+        f"- {objective.name}",
+        *([f"base_model: {config.policy.path}"] if hub_id else []),
+        f"library_name: {'peft' if config.policy.adapter.enabled else 'transformers'}",
+        "---",
+    ]
+    rows = [
+        f"| {label} | {before[name]:.3f} | {after[name]:.3f} |"
+        for name, label in CARD_METRICS.items()
+        if name in before and name in after
+    ]
+    table = ["| metric | before | after |", "|---|---|---|", *rows] if rows else ["No evaluation was configured."]
+    return "\n".join(
+        [
+            *front,
+            "",
+            f"# {Path(config.policy.path).name}, aligned with {objective.name.upper()}",
+            "",
+            f"- base: `{config.policy.path}`" + (f" at `{config.policy.revision}`" if config.policy.revision else ""),
+            f"- data: `{config.data.path}`",
+            f"- reward: `{reward}`",
+            f"- objective: {objective.name.upper()}, {knob}",
+            f"- iterations: {config.training.iterations} × {config.rollout.batch_size} responses, "
+            f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
+            f"- weights: {'LoRA adapter' if config.policy.adapter.enabled else 'full model'}",
+            "",
+            "## Measured on held-out prompts",
+            "",
+            *table,
+            "",
+            "Trained with apa-cli (APA: arXiv 2306.02231). The reward is a proxy: judge the model before using it.",
+            "",
+        ]
+    )

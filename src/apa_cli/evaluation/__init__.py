@@ -1,0 +1,1 @@
+"""Judging a policy on prompts that training never saw."""

@@ -1,0 +1,1 @@
+"""The loop, the update, the optimizer and its schedule."""

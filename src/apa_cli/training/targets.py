@@ -1,0 +1,44 @@
+"""From scores to what the update aims at: rewards per token, advantages and returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from apa_cli.algorithms import RunningMoments, gae, kl_shaped_rewards, scale_scores, terminal_rewards, whiten
+from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig
+from apa_cli.rollouts.record import Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    advantages: Tensor  # (B, T) as the objective sees them: whitened over the whole rollout unless switched off
+    returns: Tensor  # (B, T) from the unwhitened advantages
+
+
+def shape_scores(scores: Tensor, ended: Tensor, moments: RunningMoments, config: ObjectiveConfig) -> Tensor:
+    """Scores (B,) as the objective sees them: less the missing-EOS penalty, over the running deviation, clipped.
+
+    The moments are of the scores as given, this rollout's included.
+    """
+    moments.update(scores)
+    if config.missing_eos_penalty is not None:
+        scores = torch.where(ended, scores, scores - config.missing_eos_penalty)
+    std = moments.std if config.score_scaling == "running" else 1.0
+    return scale_scores(scores, std=std, clip=config.score_clip)
+
+
+def estimate_targets(
+    rollout: Rollout, scores: Tensor, objective: ObjectiveConfig, advantage: AdvantageConfig, *, kl_coef: float | None
+) -> Targets:
+    """GAE on the terminal score (apa, awr) or on the KL-shaped reward with coefficient `kl_coef` (ppo)."""
+    assert rollout.values is not None and rollout.reference_logprobs is not None
+    mask = rollout.response_mask
+    if kl_coef is None:
+        rewards = terminal_rewards(scores, mask)  # (B, T)
+    else:
+        rewards = kl_shaped_rewards(scores, rollout.rollout_logprobs, rollout.reference_logprobs, mask, kl_coef=kl_coef)
+    advantages, returns = gae(rewards, rollout.values, mask, gamma=advantage.gamma, gae_lambda=advantage.gae_lambda)
+    return Targets(advantages=whiten(advantages, mask) if advantage.whiten else advantages, returns=returns)

@@ -1,0 +1,121 @@
+"""A run that goes on from a checkpoint is, bit for bit, the run that never stopped."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CPU, iterate, make_config, make_stream
+
+from apa_cli.checkpoints.store import CheckpointStore
+from apa_cli.checkpoints.training_state import load_training_state, save_training_state
+from apa_cli.models.roles import load_models
+from apa_cli.training.state import initial_state
+
+STARTS = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": None}
+OBJECTIVES = {
+    "apa": {"objective__name": "apa"},
+    "awr": {"objective__name": "awr"},
+    "ppo": {"objective__name": "ppo", "objective__kl_target": 0.5, "objective__kl_horizon": 100},
+}
+
+
+def weights(models):
+    named = [*models.policy.model.named_parameters(), *models.value.named_parameters(prefix="critic")]
+    return {name: p.detach().clone() for name, p in named}
+
+
+def begin(config, checkpoint=None):
+    models = load_models(config, CPU, checkpoint=checkpoint)
+    return models, initial_state(config, models, make_stream(models, config))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+@pytest.mark.parametrize("start", STARTS)
+def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, critic, start):
+    adapter = {"policy__adapter__path": str(adapter_dir)} if start == "trained" else STARTS[start]
+    config = make_config(
+        policy_dir(eos_logit=3.0) if start != "trained" else policy_dir(),
+        **OBJECTIVES[objective],
+        **adapter,
+        value__kind=critic,
+        optimizer__schedule="cosine",
+        optimizer__warmup_iterations=1,
+        training__iterations=5,
+        checkpoint__keep=0,
+    )
+    store = CheckpointStore(tmp_path, config.checkpoint)
+    models, state = begin(config)
+    initial = weights(models)
+    torch.manual_seed(config.seed)
+    for _ in range(2):
+        iterate(config, models, state)
+    saved = store.save(models, state)
+    at_save = weights(models)
+    expected_metrics = [iterate(config, models, state) for _ in range(2)]
+    expected = weights(models)
+    trained = [name for name in expected if not torch.equal(expected[name], initial[name])]
+    assert any(name.startswith("critic") for name in trained)
+    assert any(not name.startswith("critic") for name in trained)
+
+    torch.manual_seed(999)
+    random.seed(999)
+    models, state = begin(config, saved)
+    loaded = weights(models)
+    assert loaded.keys() == at_save.keys()
+    assert [name for name in loaded if not torch.equal(loaded[name], at_save[name])] == []
+    load_training_state(state, saved / "trainer_state")
+    assert state.iteration == 2
+    metrics = [iterate(config, models, state) for _ in range(2)]
+    assert metrics == expected_metrics
+    final = weights(models)
+    assert [name for name in final if not torch.equal(final[name], expected[name])] == []
+    if objective == "ppo":
+        assert metrics[0]["kl_coef"] != config.objective.kl_coef
+
+
+def test_every_random_state_comes_back(policy_dir, tmp_path):
+    config = make_config(policy_dir())
+    _, state = begin(config)
+    np.random.seed(4)
+    np.random.standard_normal()  # leaves its pair behind
+    random.seed(5)
+    random.gauss(0, 1)  # so does this
+    torch.manual_seed(6)
+    save_training_state(state, tmp_path)
+
+    def draw():
+        return [np.random.standard_normal(3).tolist(), [random.gauss(0, 1) for _ in range(3)], torch.rand(3).tolist()]
+
+    expected = draw()
+    draw()
+    load_training_state(state, tmp_path)
+    assert draw() == expected
+
+
+def test_optimizer_state_is_all_of_it(policy_dir, tmp_path):
+    config = make_config(policy_dir())
+    models, state = begin(config)
+    iterate(config, models, state)
+    save_training_state(state, tmp_path)
+    _other_models, other = begin(config)
+    load_training_state(other, tmp_path)
+    before, after = state.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
+    assert before.keys() == after.keys()
+    assert len(before) == len(models.policy.trainable_parameters()) + len(list(models.value.parameters()))
+    for index, entry in before.items():
+        assert entry.keys() == after[index].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(entry[name], after[index][name]) for name in entry)
+
+
+def test_changed_prompts_are_refused(policy_dir, tmp_path):
+    from apa_cli.errors import UserError
+
+    config = make_config(policy_dir())
+    models, state = begin(config)
+    save_training_state(state, tmp_path)
+    stream = make_stream(models, config)
+    stream.prompts = stream.prompts[:-1]
+    with pytest.raises(UserError, match=r"^data\.path: "):
+        load_training_state(initial_state(config, models, stream), tmp_path)

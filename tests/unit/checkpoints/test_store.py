@@ -1,0 +1,184 @@
+"""What lies in a checkpoint and in final/: whole, verifiable, loadable with the ordinary libraries, never pickled."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from tiny_models import CPU, iterate, make_config, make_stream, uneven_batch
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from apa_cli.checkpoints.export import export_final, model_card
+from apa_cli.checkpoints.store import MANIFEST, CheckpointStore
+from apa_cli.config.schema import CheckpointConfig
+from apa_cli.models.roles import load_models
+from apa_cli.rollouts.generation import sample
+from apa_cli.training.state import initial_state
+
+# Settings that contradict one another, as many published models have them: saving must not refuse them.
+OWN = {"do_sample": False, "top_k": 1, "repetition_penalty": 1.3, "temperature": 0.1, "eos_token_id": [0, 70]}
+
+
+def trained(folder, tmp_path, iterations=1, **changes):
+    config = make_config(folder, **changes)
+    models = load_models(config, CPU)
+    state = initial_state(config, models, make_stream(models, config))
+    torch.manual_seed(1)
+    for _ in range(iterations):
+        iterate(config, models, state)
+    return config, models, state
+
+
+def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
+    config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=2)
+    folder = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    assert folder == tmp_path / "checkpoints" / "iter_000001"
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert set(manifest["files"]) == files - {MANIFEST}
+    for name, entry in manifest["files"].items():
+        data = (folder / name).read_bytes()
+        assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert {
+        "policy/adapter_model.safetensors",
+        "value/model.safetensors",
+        "value/value_head.safetensors",
+        "trainer_state/state.json",
+        "trainer_state/optimizer.safetensors",
+    } <= files
+    latest = folder.parent / "latest"
+    assert latest.is_symlink()
+    assert not latest.readlink().is_absolute()  # the run's folder may be moved
+    assert latest.resolve() == folder.resolve()
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["iter_000001", "latest"]
+
+
+@pytest.mark.parametrize("adapter", [0, 2])
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_nothing_is_pickled(policy_dir, tmp_path, adapter, critic):
+    config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=adapter, value__kind=critic)
+    folder = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    export_final(models.policy, tmp_path / "final", config, {}, {})
+    files = [p for top in (folder, tmp_path / "final") for p in top.rglob("*") if p.is_file()]
+    assert len(files) > 8
+    for file in files:
+        assert file.suffix in {".safetensors", ".json", ".md", ".jinja", ".txt"}, file
+        assert file.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"), file
+
+
+def test_the_newest_are_kept(policy_dir, tmp_path):
+    _config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
+    for keep, expected in ((2, ["iter_000009", "iter_000010"]), (0, [f"iter_{i:06d}" for i in (8, 9, 10)])):
+        store = CheckpointStore(tmp_path / str(keep), CheckpointConfig(every=1, keep=keep))
+        for state.iteration in (8, 9, 10):
+            store.save(models, state)
+        found = sorted(p.name for p in store.folder.iterdir() if not p.is_symlink())
+        assert found == expected
+        assert (store.folder / "latest").resolve().name == "iter_000010"
+
+
+def test_saving_again_replaces(policy_dir, tmp_path):
+    config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
+    store = CheckpointStore(tmp_path, config.checkpoint)
+    first = store.save(models, state)
+    (first / "stray").write_text("left over")
+    assert store.save(models, state) == first
+    assert not (first / "stray").exists()
+
+
+def test_an_interrupted_save_leaves_the_last_one(policy_dir, tmp_path, monkeypatch):
+    config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
+    store = CheckpointStore(tmp_path, config.checkpoint)
+    first = store.save(models, state)
+    state.iteration = 1
+    with monkeypatch.context() as patch:
+        patch.setattr("apa_cli.checkpoints.store.save_training_state", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            store.save(models, state)
+    assert (store.folder / "latest").resolve() == first.resolve()
+    assert not (store.folder / "iter_000001").exists()
+    assert store.save(models, state).name == "iter_000001"
+    assert sorted(p.name for p in store.folder.iterdir()) == ["iter_000000", "iter_000001", "latest"]
+
+
+def test_when_a_checkpoint_is_due(tmp_path):
+    store = CheckpointStore(tmp_path, CheckpointConfig(every=3, keep=2))
+    assert [i for i in range(1, 9) if store.due(i, 8)] == [3, 6, 8]
+    store = CheckpointStore(tmp_path, CheckpointConfig(every=0, keep=2))
+    assert [i for i in range(1, 9) if store.due(i, 8)] == [8]
+
+
+def test_a_full_policy_loads_with_transformers(policy_dir, tmp_path):
+    folder = policy_dir(generation=OWN)
+    config, models, state = trained(folder, tmp_path)
+    rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
+    expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
+    checkpoint = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    final = export_final(models.policy, tmp_path / "final", config, {}, {})
+    start = AutoModelForCausalLM.from_pretrained(folder)
+    for saved in (final, checkpoint / "policy"):
+        model = AutoModelForCausalLM.from_pretrained(saved).eval()
+        assert not torch.equal(model.get_output_embeddings().weight, start.get_output_embeddings().weight)
+        model.generation_config = GenerationConfig()
+        models.policy.model = model
+        assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
+        tokenizer = AutoTokenizer.from_pretrained(saved)
+        assert tokenizer("the quick fox")["input_ids"] == models.policy.tokenizer("the quick fox")["input_ids"]
+        own = json.loads((saved / "generation_config.json").read_text())
+        assert {name: own.get(name) for name in OWN if OWN[name] is not False} == {
+            name: value for name, value in OWN.items() if value is not False
+        }
+        assert GenerationConfig.from_pretrained(saved).top_k == 1
+
+
+def test_rollouts_stay_neutral_after_a_save(policy_dir, tmp_path):
+    config, models, state = trained(policy_dir(generation=OWN), tmp_path)
+    batch = uneven_batch(models.policy)
+    torch.manual_seed(2)
+    before = sample(models.policy, batch, config.generation).response_ids
+    CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    torch.manual_seed(2)
+    assert torch.equal(sample(models.policy, batch, config.generation).response_ids, before)
+
+
+@pytest.mark.parametrize("start", ["lora", "trained"])
+def test_an_adapter_loads_with_peft(policy_dir, adapter_dir, tmp_path, start):
+    adapter = {"policy__adapter__r": 2} if start == "lora" else {"policy__adapter__path": str(adapter_dir)}
+    config, models, _ = trained(policy_dir(), tmp_path, **adapter)
+    rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
+    expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
+    reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
+    assert (expected - reference).abs().max() > 1e-3
+    final = export_final(models.policy, tmp_path / "final", config, {}, {})
+    assert {p.name for p in final.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+    assert not any(p.is_dir() for p in final.iterdir())  # the reference's adapter stays at home
+    models.policy.model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy_dir()), final).eval()
+    assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
+    AutoTokenizer.from_pretrained(final)
+
+
+def test_tied_heads_stay_tied(policy_dir, tmp_path):
+    config, models, _ = trained(policy_dir(kind="gpt2", pad=False), tmp_path)
+    rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
+    expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
+    final = export_final(models.policy, tmp_path / "final", config, {}, {})
+    model = AutoModelForCausalLM.from_pretrained(final).eval()
+    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+    models.policy.model = model
+    assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
+
+
+def test_the_card_says_what_was_measured(policy_dir):
+    config = make_config("EleutherAI/pythia-70m", policy__adapter__r=2, objective__kl_lambda=0.25)
+    card = model_card(config, {"eval/reward": 1.0, "eval/kl": 0.0}, {"eval/reward": 2.5, "eval/kl": 3.25})
+    assert "base_model: EleutherAI/pythia-70m" in card
+    assert "library_name: peft" in card
+    assert "APA, λ 0.25" in card
+    assert "| reward, held-out prompts | 1.000 | 2.500 |" in card
+    assert "3.250" in card
+    local = model_card(make_config(policy_dir(), objective__name="ppo"), {}, {})
+    assert "base_model" not in local
+    assert "KL coefficient β 0.05 (fixed)" in local
+    assert "No evaluation was configured." in local

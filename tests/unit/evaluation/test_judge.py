@@ -1,0 +1,124 @@
+"""Judging is repeatable, disturbs nothing, and says what the responses say."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import CPU, UNEVEN, make_config, make_prompts, vowels
+
+from apa_cli.algorithms import exact_kl
+from apa_cli.data.prompts import collate
+from apa_cli.evaluation.judge import evaluate
+from apa_cli.models.roles import load_models
+from apa_cli.rollouts.collect import add_passes
+from apa_cli.rollouts.generation import sample
+
+
+def setting(folder, **changes):
+    config = make_config(folder, **changes)
+    models = load_models(config, CPU)
+    return config, models, make_prompts(models.policy.tokenizer, UNEVEN[:7])
+
+
+def chance(prompts, responses):
+    return [random.random() + np.random.rand() + torch.rand(1).item() for _ in responses]
+
+
+def constant(prompts, responses):
+    return [3.0] * len(responses)
+
+
+def states():
+    return (
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+        np.random.get_state()[1].tolist(),
+        np.random.get_state()[2],
+    )
+
+
+def test_random_states_are_left_alone(policy_dir):
+    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
+    models.scorer.function = chance
+    before = states()
+    evaluate(models, prompts, config)
+    assert states() == before
+
+
+def test_every_judgement_draws_the_same(policy_dir):
+    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
+    models.scorer.function = chance
+    torch.manual_seed(1)
+    first = evaluate(models, prompts, config)
+    torch.manual_seed(2)
+    random.seed(2)
+    torch.rand(10)
+    assert evaluate(models, prompts, config) == first
+    config.seed = 1
+    assert evaluate(models, prompts, config) != first
+
+
+def test_metrics_are_those_of_the_responses(policy_dir):
+    """Against one rollout of all prompts, drawn from the same seed."""
+    config, models, prompts = setting(policy_dir(eos_logit=3.0), rollout__batch_size=7, seed=5)
+    judgement = evaluate(models, prompts, config)
+    torch.manual_seed(5 + 0x5EED)
+    rollout = add_passes(
+        sample(models.policy, collate(prompts, models.policy.pad_token_id), config.generation),
+        models.policy,
+        models.reference,
+        None,
+        temperature=1.0,
+        token_budget=10**6,
+        policy_pass=False,
+    )
+    mask = rollout.response_mask
+    metrics = judgement.metrics
+    assert [r.prompt for r in judgement.responses] == UNEVEN[:7]
+    assert metrics["eval/response_length"] == pytest.approx(mask.sum().item() / 7)
+    assert metrics["eval/eos_rate"] == pytest.approx(rollout.ended.sum().item() / 7)
+    assert metrics["eval/entropy"] == pytest.approx(rollout.entropy[mask].mean().item(), rel=1e-5)
+    texts = [r.response for r in judgement.responses]
+    assert [r.score for r in judgement.responses] == pytest.approx(vowels([], texts))
+    assert metrics["eval/reward"] == pytest.approx(sum(vowels([], texts)) / 7)
+    assert "eval/evaluator" not in metrics
+
+
+def test_kl_is_measured_from_the_reference(policy_dir):
+    """The k1 estimate over 512 responses of one token lies near the exact KL of its distribution."""
+    config, models, _ = setting(
+        policy_dir(seed=8), reference__path=str(policy_dir()), generation__max_new_tokens=1, rollout__batch_size=256
+    )
+    prompts = make_prompts(models.policy.tokenizer, ["fox"] * 512)
+    judgement = evaluate(models, prompts, config)
+    ids = torch.tensor([prompts[0].token_ids])
+    with torch.no_grad():
+        policy = models.policy.model(ids).logits[:, -1:]
+        with models.reference.active() as reference:
+            exact = exact_kl(policy, reference.model(ids).logits[:, -1:]).item()
+    error = torch.tensor([r.kl for r in judgement.responses]).std().item() / 512**0.5
+    assert exact > 0.1
+    assert judgement.metrics["eval/kl"] == pytest.approx(exact, abs=4 * error)
+
+
+def test_a_separate_evaluator_judges_beside_the_reward(policy_dir):
+    config, models, prompts = setting(
+        policy_dir(), evaluation__reward__kind="function", evaluation__reward__function="tiny_models:vowels"
+    )
+    models.evaluator.function = constant
+    judgement = evaluate(models, prompts, config)
+    assert judgement.metrics["eval/evaluator"] == 3.0
+    assert all(r.evaluator == 3.0 for r in judgement.responses)
+    assert judgement.metrics["eval/reward"] != 3.0
+
+
+def test_nothing_is_trained_or_left_in_train_mode(policy_dir):
+    config, models, prompts = setting(policy_dir(), policy__adapter__r=2)
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in models.policy.model.named_parameters()}
+    evaluate(models, prompts, config)
+    assert not models.policy.model.training
+    for name, p in models.policy.model.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert p.requires_grad == before[name][1]
+        assert p.grad is None

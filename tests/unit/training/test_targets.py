@@ -1,0 +1,99 @@
+"""Scores to advantages and returns, by hand."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from apa_cli.algorithms import RunningMoments
+from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig
+from apa_cli.rollouts.record import Rollout
+from apa_cli.training.targets import estimate_targets, shape_scores
+
+ENDED = torch.tensor([True, False, True, False])
+
+
+def objective(**settings):
+    return ObjectiveConfig(**{"score_scaling": "none", "score_clip": None, **settings})
+
+
+def test_missing_eos_costs_only_responses_that_were_cut():
+    shaped = shape_scores(
+        torch.tensor([1.0, 1.0, -2.0, 0.0]), ENDED, RunningMoments(), objective(missing_eos_penalty=0.5)
+    )
+    assert shaped.tolist() == [1.0, 0.5, -2.0, -0.5]
+
+
+def test_no_penalty_unless_asked():
+    scores = torch.tensor([1.0, 1.0, -2.0, 0.0])
+    assert torch.equal(shape_scores(scores, ENDED, RunningMoments(), objective()), scores)
+
+
+def test_running_deviation_of_the_scores_as_given():
+    """First 1, 3, 5, 7 (s² = 20/3), then 1 and 1 more (mean 3, s² = 32/5); the mean is never subtracted."""
+    moments = RunningMoments()
+    config = objective(score_scaling="running", missing_eos_penalty=1.0)
+    first = shape_scores(torch.tensor([1.0, 3.0, 5.0, 7.0]), ENDED, moments, config)
+    assert_close(first, torch.tensor([1.0, 2.0, 5.0, 6.0]) / math.sqrt(20 / 3))
+    second = shape_scores(torch.tensor([1.0, 1.0]), ENDED[:2], moments, config)
+    assert_close(second, torch.tensor([1.0, 0.0]) / math.sqrt(32 / 5))
+
+
+def test_scaled_scores_are_clipped():
+    shaped = shape_scores(torch.tensor([10.0, -10.0, 0.5, 0.0]), ENDED, RunningMoments(), objective(score_clip=2.0))
+    assert shaped.tolist() == [2.0, -2.0, 0.5, 0.0]
+
+
+def rollout():
+    """Two responses of 3 and 1 tokens; NaN where nothing counts."""
+    nan = math.nan
+    return Rollout(
+        prompt_ids=torch.zeros(2, 1, dtype=torch.long),
+        prompt_mask=torch.ones(2, 1, dtype=torch.bool),
+        response_ids=torch.zeros(2, 3, dtype=torch.long),
+        response_mask=torch.tensor([[True, True, True], [True, False, False]]),
+        ended=torch.tensor([False, True]),
+        rollout_logprobs=torch.tensor([[-1.0, -2.0, -1.0], [-1.0, nan, nan]]),
+        reference_logprobs=torch.tensor([[-2.0, -1.0, -1.0], [-3.0, nan, nan]]),
+        entropy=torch.tensor([[1.0, 1.0, 1.0], [1.0, nan, nan]]),
+        values=torch.tensor([[0.5, 1.0, 2.0], [1.0, nan, nan]]),
+    )
+
+
+PLAIN = AdvantageConfig(gamma=1.0, gae_lambda=0.5, whiten=False)
+
+
+def test_apa_by_hand():
+    """Rewards (0, 0, 4) and (2): δ = (0.5, 1, 2) and (1); A_t = δ_t + A_{t+1} / 2."""
+    targets = estimate_targets(rollout(), torch.tensor([4.0, 2.0]), objective(), PLAIN, kl_coef=None)
+    advantages = torch.tensor([[0.5 + 0.5 * (1 + 0.5 * 2), 1 + 0.5 * 2, 2.0], [1.0, 0.0, 0.0]])
+    assert_close(targets.advantages, advantages)
+    counted = rollout().response_mask
+    returns = torch.tensor([[2.0, 3.0, 4.0], [2.0, 0.0, 0.0]])
+    assert_close(targets.returns[counted], returns[counted])
+
+
+def test_ppo_by_hand():
+    """β = 0.1: rewards (−0.1, 0.1, 4) and (2 − 0.2): δ = (0.4, 1.1, 2) and (0.8)."""
+    targets = estimate_targets(rollout(), torch.tensor([4.0, 2.0]), objective(name="ppo"), PLAIN, kl_coef=0.1)
+    advantages = torch.tensor([[0.4 + 0.5 * 2.1, 2.1, 2.0], [0.8, 0.0, 0.0]])
+    assert_close(targets.advantages, advantages)
+    assert_close(targets.returns[0], advantages[0] + torch.tensor([0.5, 1.0, 2.0]))
+    assert targets.returns[1, 0].item() == pytest.approx(1.8)
+
+
+def test_whitening_spares_the_returns():
+    plain = estimate_targets(rollout(), torch.tensor([4.0, 2.0]), objective(), PLAIN, kl_coef=None)
+    config = AdvantageConfig(gamma=1.0, gae_lambda=0.5, whiten=True)
+    white = estimate_targets(rollout(), torch.tensor([4.0, 2.0]), objective(), config, kl_coef=None)
+    counted = rollout().response_mask
+    raw = plain.advantages[counted]  # 1.5, 2, 2 and 1: mean 1.625, s² = 0.6875 / 3
+    assert_close(white.advantages[counted], (raw - 1.625) / math.sqrt(0.6875 / 3))
+    assert torch.equal(white.returns, plain.returns)
+
+
+def test_gamma_and_lambda_are_those_of_the_configuration():
+    config = AdvantageConfig(gamma=0.5, gae_lambda=0.0, whiten=False)
+    targets = estimate_targets(rollout(), torch.tensor([4.0, 2.0]), objective(), config, kl_coef=None)
+    assert_close(targets.advantages[0], torch.tensor([0.5 * 1 - 0.5, 0.5 * 2 - 1, 4.0 - 2]))
