@@ -44,7 +44,7 @@ def run(request: pytest.FixtureRequest, small_models: Path, tmp_path_factory: py
         f"""
 defaults: [own]
 policy: {{path: {small_models / "policy"}}}
-data: {{path: {hh_file()}, format: hh, max_prompt_tokens: 96}}
+data: {{path: {hh_file()}, format: hh, max_prompt_tokens: 32}}
 generation: {{max_new_tokens: 16, stop: ["Human:"]}}
 rollout: {{batch_size: 8}}
 training: {{iterations: 3, minibatch_size: 4, microbatch_tokens: 400}}
