@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test check clean
+.PHONY: help train test check reproduce clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ check: .venv/.ready-dev  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: 35 minutes (ARGS=--quick: 5)
+	$(BIN)/python scripts/reproduce_paper.py $(ARGS)
 
 clean:  ## remove the set-up
 	rm -rf .venv build dist

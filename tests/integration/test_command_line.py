@@ -108,3 +108,16 @@ def test_version(run):
     from apa_cli import __version__
 
     assert run("--version").stdout == f"apa-train {__version__}\n"
+
+
+def test_the_examples_of_the_help_compose():
+    import shlex
+
+    from apa_cli.config.compose import compose_train
+    from apa_cli.config.help_text import render
+
+    examples = [line.split("  ")[1] for line in render().splitlines() if line.startswith("  apa-train")]
+    alone = [example for example in examples if " -m " not in example and "config=mine.yaml" not in example]
+    assert len(alone) >= 5
+    for example in alone:
+        compose_train([word for word in shlex.split(example)[1:] if word != "--cfg job"])

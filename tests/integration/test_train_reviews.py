@@ -95,11 +95,14 @@ def test_an_interrupt_ends_with_130(tmp_path: Path):
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
-        assert time.monotonic() < deadline, "no metrics within two minutes"
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=90)
+    try:
+        while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
+            assert time.monotonic() < deadline, "no metrics within two minutes"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert errors == "apa-train: interrupted\n"
     for line in metrics.read_text(encoding="utf-8").splitlines():

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from apa_cli.checkpoints.export import save_policy
+from apa_cli.checkpoints.manifest import write_manifest
 from apa_cli.checkpoints.training_state import save_training_state
 from apa_cli.config.schema import CheckpointConfig
+from apa_cli.errors import UserError
 from apa_cli.models.roles import Models
 from apa_cli.training.state import TrainingState
 
-MANIFEST = "manifest.json"
+BEST_FILE = "best.json"
 
 
 class CheckpointStore:
-    """`checkpoints/iter_000050/{policy,value,trainer_state}/` with a manifest, and `checkpoints/latest`."""
+    """`checkpoints/iter_000050/{policy,value,trainer_state}/` with a manifest; `checkpoints/latest` and `best`."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig) -> None:
         self.folder = run_dir / "checkpoints"
@@ -40,35 +42,50 @@ class CheckpointStore:
         write_manifest(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        self._point_latest_at(final)
+        self._point("latest", final)
         self._prune()
         return final
 
-    def _point_latest_at(self, checkpoint: Path) -> None:
-        link = self.folder / ".latest.partial"
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether this evaluation is better than that of the checkpoint kept as best.
+
+        Raises UserError when there is no such metric.
+        """
+        name = self.config.best_metric
+        if name is None:
+            return False
+        if name not in metrics:
+            known = ", ".join(sorted(metrics))
+            raise UserError("checkpoint.best_metric", f"{name} is not measured", f"choose one of {known}")
+        best = self._best_value()
+        return best is None or (metrics[name] > best if self.config.best_mode == "max" else metrics[name] < best)
+
+    def mark_best(self, checkpoint: Path, metrics: Mapping[str, float]) -> None:
+        """Keep `checkpoint`, which has just been saved, as the best one."""
+        assert self.config.best_metric is not None
+        facts = {"metric": self.config.best_metric, "value": metrics[self.config.best_metric], "name": checkpoint.name}
+        beside = self.folder / f".{BEST_FILE}.partial"
+        beside.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+        os.replace(beside, self.folder / BEST_FILE)
+        self._point("best", checkpoint)
+        self._prune()
+
+    def _best_value(self) -> float | None:
+        try:
+            facts = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return float(facts["value"]) if facts["metric"] == self.config.best_metric else None
+
+    def _point(self, name: str, checkpoint: Path) -> None:
+        link = self.folder / f".{name}.partial"
         link.unlink(missing_ok=True)
         link.symlink_to(checkpoint.name, target_is_directory=True)
-        os.replace(link, self.folder / "latest")
+        os.replace(link, self.folder / name)
 
     def _prune(self) -> None:
         if self.config.keep:
+            best = (self.folder / "best").resolve()
             for old in sorted(self.folder.glob("iter_*"))[: -self.config.keep]:
-                shutil.rmtree(old)
-
-
-def write_manifest(folder: Path) -> None:
-    """Size and SHA-256 of every file below `folder`, as manifest.json in it; all synced to disk."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file.read())
-            os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"format": 1, "files": files}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _digest(data: bytes) -> hashlib._Hash:
-    return hashlib.sha256(data)
+                if old.resolve() != best:
+                    shutil.rmtree(old)

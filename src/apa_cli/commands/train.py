@@ -6,12 +6,9 @@ Imports no torch: training is imported once there is a valid configuration to tr
 from __future__ import annotations
 
 import argparse
-import itertools
-import math
 import os
 import sys
-import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,19 +18,16 @@ from typing import NoReturn
 from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from apa_cli import __version__
+from apa_cli.commands.environment import share_the_processor
+from apa_cli.commands.messages import exit_code, report_error, say
+from apa_cli.commands.sweep import PROGRAM, is_sweep, planned, sweeping
 from apa_cli.config import compose, help_text, sources
-from apa_cli.config.translate import translate
 from apa_cli.errors import UserError
 
-PROGRAM = "apa-train"
 FULL_ERROR = "HYDRA_FULL_ERROR"
-WHOLE_SWEEP = 256  # up to so many runs each is composed before the first begins
 
 
 @dataclass
@@ -41,8 +35,7 @@ class _Session:
     """One call of the command."""
 
     full_error: bool  # HYDRA_FULL_ERROR=1: tracebacks for the user's errors too
-    failures: list[Exception] = field(default_factory=list)  # of its runs
-    process: int = field(default_factory=os.getpid)
+    codes: list[int] = field(default_factory=list)  # exit codes of the runs that failed
 
 
 _session: _Session | None = None
@@ -51,11 +44,12 @@ _session: _Session | None = None
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session
+    share_the_processor()
     _session = session = _Session(full_error=os.environ.get(FULL_ERROR) == "1")
     try:
         _command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        _say("interrupted")
+        say(PROGRAM, "interrupted")
         return 130
     except SystemExit as stop:  # Hydra ends --help and the like this way
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -63,11 +57,10 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
-        return _report(error)
+        return report_error(PROGRAM, error, full=session.full_error)
     else:
         sys.stdout.flush()
-        codes = {_exit_code(error) for error in session.failures}
-        return min(codes, default=0)  # 1 outranks 2
+        return min(session.codes, default=0)  # 1 outranks 2
     finally:
         _session = None
 
@@ -82,28 +75,39 @@ def _command(argv: list[str]) -> None:
     if arguments.help:
         print(help_text.render(), flush=True)
         return
-    if _trains(arguments):
-        for overrides in _runs(arguments):
-            composed = compose.compose_raw(
-                overrides,
-                name=arguments.config_name or sources.PRIMARY,
-                folder=arguments.config_path,
-                extra_folder=arguments.config_dir,
-            )
-            _check_folder(compose.to_train_config(composed).output_dir)
+    if not _trains(arguments):
+        _hydra(arguments, parser, run_job)
+        return
+    for overrides in planned(arguments):
+        composed = compose.compose_raw(
+            overrides,
+            name=arguments.config_name or sources.PRIMARY,
+            folder=arguments.config_path,
+            extra_folder=arguments.config_dir,
+        )
+        _check_folder(compose.to_train_config(composed).output_dir)
+    if not is_sweep(arguments):
+        _hydra(arguments, parser, run_job)
+        return
+    assert _session is not None
+    with sweeping(arguments, full_error=_session.full_error, codes=_session.codes) as member:
+        _hydra(arguments, parser, member)
+
+
+def _hydra(arguments: argparse.Namespace, parser: _Parser, task: Callable[[DictConfig], object]) -> None:
     version.setbase(compose.VERSION_BASE)
     with _hydra_raises():
         _run_hydra(
             args=arguments,
             args_parser=parser.hydra,
-            task_function=run_job,
+            task_function=task,
             config_path=arguments.config_path or str(sources.config_dir()),
             config_name=sources.PRIMARY,
         )
 
 
 def run_job(composed: DictConfig) -> None:
-    """One run, called by Hydra: in this process, or in one that a launcher started."""
+    """One run that is no member of a sweep, called by Hydra."""
     hydra = HydraConfig.get()
     composed.output_dir = hydra.runtime.output_dir
     try:
@@ -111,13 +115,10 @@ def run_job(composed: DictConfig) -> None:
         from apa_cli.training.run import train
 
         train(config, list(hydra.overrides.task))
-    except Exception as error:
-        if _session is None or _session.process != os.getpid():
-            raise  # a launcher started this process: the command hears of it through Hydra
-        # Kept rather than raised: the other runs of a sweep go on, and Hydra has nothing to print.
-        run = f"run {hydra.job.num}: " if hydra.mode == RunMode.MULTIRUN else ""
-        _report(error, run, composed.output_dir)
-        _session.failures.append(error)
+    except Exception as error:  # kept rather than raised: Hydra has nothing to print
+        assert _session is not None
+        report_error(PROGRAM, error, run_dir=Path(composed.output_dir), full=_session.full_error)
+        _session.codes.append(exit_code(error))
 
 
 class _Parser:
@@ -159,40 +160,6 @@ def _trains(arguments: argparse.Namespace) -> bool:
     return not any(getattr(arguments, name) for name in other)
 
 
-def _runs(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """The overrides of every run to check before the first begins."""
-    overrides = arguments.overrides
-    if not (arguments.multirun or "hydra.mode=MULTIRUN" in overrides):
-        yield overrides
-        return
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except Exception as error:
-        compose.raise_translated(error)
-    if any(override.key_or_group == "hydra/sweeper" for override in parsed) or not all(map(_listed, parsed)):
-        return  # what another sweeper will try cannot be told beforehand; each run is checked as it begins
-    choices = list({override.get_key_element(): _values(override) for override in parsed}.values())
-    if math.prod(map(len, choices)) <= WHOLE_SWEEP:
-        yield from map(list, itertools.product(*choices))
-        return
-    first = [values[0] for values in choices]
-    for i, values in enumerate(choices):
-        for value in values:
-            yield [*first[:i], value, *first[i + 1 :]]
-
-
-def _listed(override: Override) -> bool:
-    if not override.is_sweep_override():
-        return True
-    return override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
-
-
-def _values(override: Override) -> list[str]:
-    if not override.is_sweep_override():
-        return [override.input_line or ""]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-
-
 def _check_folder(output_dir: str) -> None:
     """Can the run's folder be made? Asked before Hydra makes it."""
     folder = Path(output_dir).absolute()
@@ -216,30 +183,6 @@ def _hydra_raises() -> Iterator[None]:
             del os.environ[FULL_ERROR]
         else:
             os.environ[FULL_ERROR] = before
-
-
-def _exit_code(error: Exception) -> int:
-    return 2 if translate(error) else 1
-
-
-def _report(error: Exception, run: str = "", output_dir: str | None = None) -> int:
-    """One line on stderr; the traceback too where nobody else keeps it, or the user asks for it."""
-    wrong = translate(error)
-    log = Path(output_dir or ".") / "run.log"
-    logged = output_dir is not None and log.is_file()
-    if (_session and _session.full_error) or not (wrong or logged):
-        traceback.print_exception(error, file=sys.stderr)
-    if wrong:
-        _say(f"error: {run}{wrong}")
-    else:
-        message = " ".join(str(error).split())
-        hint = f" (traceback in {sources.shown(str(log))})" if logged else ""
-        _say(f"error: {run}{type(error).__name__}{f': {message}' if message else ''}{hint}")
-    return _exit_code(error)
-
-
-def _say(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def check_config(config: TrainConfig) -> None:
     check_reward(config.evaluation.reward, "evaluation.reward")
     _check_leftovers(config)
     _check_objective(config)
+    _check_best(config)
     _check_sizes(config)
 
 
@@ -169,6 +170,24 @@ def _check_objective(config: TrainConfig) -> None:
             "objective.kl_horizon",
             f"{objective.kl_horizon}, but one iteration already has {config.rollout.batch_size} responses",
             "raise it, so that β moves over several iterations",
+        )
+
+
+def _check_best(config: TrainConfig) -> None:
+    metric = config.checkpoint.best_metric
+    if metric is None:
+        return
+    if not metric.startswith("eval/"):
+        raise UserError(
+            "checkpoint.best_metric", f"{metric} is not measured on held-out prompts", "name one of eval/*: eval/reward"
+        )
+    if config.evaluation.prompts == 0:
+        raise UserError("checkpoint.best_metric", "set, but evaluation.prompts=0", "set evaluation.prompts, or null")
+    if metric.startswith("eval/evaluator") and config.evaluation.reward.kind == "none":
+        raise UserError(
+            "checkpoint.best_metric",
+            f"{metric}, but there is no evaluator",
+            "set evaluation.reward.kind, or eval/reward",
         )
 
 

@@ -10,10 +10,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from apa_cli.config import sources
+from apa_cli.config import members, sources
 from apa_cli.config.checks import check_config
 from apa_cli.config.help_text import register as register_help
-from apa_cli.config.keys import all_keys, groups, sections
+from apa_cli.config.keys import SWEEP, all_keys, groups, sections
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import PRIMARY, config_dir
 from apa_cli.config.translate import translate, unknown_key
@@ -27,6 +27,7 @@ def register() -> None:
     """Make Hydra know the schema, the user's files and the help; calling it again changes nothing."""
     ConfigStore.instance().store(name="train_schema", node=TrainConfig, provider="apa-cli")
     sources.register()
+    members.register()
     register_help()
 
 
@@ -61,7 +62,7 @@ def compose_raw(
 
 def _chooses_no_name(override: str) -> bool:
     key, _, value = override.partition("=")
-    return key in (*groups(), "config") and (value == "null" or not value[:1].isalpha())
+    return key in (*groups(), "config", SWEEP) and (value == "null" or not value[:1].isalpha())
 
 
 def raise_translated(error: Exception) -> NoReturn:

@@ -22,6 +22,10 @@ NAMING_KEY = {
 }
 
 
+# A group whose files set only what Hydra does with several runs: no key of a run.
+SWEEP = "sweep"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
     name: str  # dotted

@@ -70,6 +70,40 @@ class EvaluatorConfig(RewardConfig):
 
 
 @dataclass(kw_only=True)
+class JudgeConfig:
+    """A chat endpoint that compares a checkpoint's responses with the initial policy's. It never trains."""
+
+    base_url: Optional[str] = text(
+        None, "OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; null = no judge"
+    )
+    model: Optional[str] = text(None, "name of the judging model at that endpoint")
+    api_key_env: str = text(
+        "OPENAI_API_KEY",
+        "environment variable that holds the key (not the key itself); may be unset for a local server",
+    )
+    criterion: str = text(
+        "The better response serves the prompt better: it is helpful, correct, harmless and well written. "
+        "Being longer is no merit by itself.",
+        "what better means, in the words that the judge is told",
+    )
+    prompts: int = number(0, "how many of the evaluation prompts are judged, the first ones; 0 = all", minimum=0)
+    temperature: Optional[float] = number(0.0, "the judge's sampling temperature; null = not sent", minimum=0)
+    seed: Optional[int] = number(0, "the judge's sampling seed, where the server heeds it; null = not sent", minimum=0)
+    max_answer_tokens: Optional[int] = number(
+        1024, "longest answer, tokens, a reasoning model's thoughts included; null = not sent", minimum=1
+    )
+    timeout_seconds: float = number(60.0, "longest wait for the server, seconds, each try", above=0)
+    retries: int = number(4, "further tries after 429, 5xx, a timeout or a lost connection", minimum=0, maximum=20)
+    concurrency: int = number(4, "requests at a time", minimum=1, maximum=256)
+    max_tokens_total: Optional[int] = number(
+        None, "cost cap: stop before this many tokens, as the server counts them; null = none", minimum=1
+    )
+    max_cost: Optional[float] = number(None, "cost cap, in the currency of the prices; null = none", above=0)
+    price_per_million_input: Optional[float] = number(None, "price of a million tokens read", minimum=0)
+    price_per_million_output: Optional[float] = number(None, "price of a million tokens written", minimum=0)
+
+
+@dataclass(kw_only=True)
 class ValueConfig:
     kind: str = choice(
         "separate", "critic: a network of its own, or a head on the policy's trunk", choices=("separate", "shared")
@@ -161,13 +195,20 @@ class OptimizerConfig:
 class CheckpointConfig:
     every: int = number(50, "iterations between checkpoints; 0 = only at the end", minimum=0)
     keep: int = number(2, "how many of the newest to keep; 0 = all", minimum=0)
+    best_metric: Optional[str] = text(
+        None, "also keep the checkpoint that is best by this, such as eval/evaluator; null = off"
+    )
+    best_mode: str = choice("max", "whether more or less of best_metric is better", choices=("max", "min"))
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
     every: int = number(20, "iterations between evaluations on held-out prompts; 0 = before and after only", minimum=0)
     prompts: int = number(64, "held-out prompts; 0 = no evaluation", minimum=0)
+    decoding: str = choice("sampled", "how the judged responses are drawn", choices=("sampled", "greedy"))
+    resamples: int = number(1000, "bootstrap resamples behind each 95 % interval", minimum=1)
     reward: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
 
 @dataclass(kw_only=True)

@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from apa_cli.config.keys import NAMING_KEY, groups, nearest
+from apa_cli.config.keys import NAMING_KEY, SWEEP, groups, nearest
 from apa_cli.errors import UserError
 
 PRIMARY = "train"  # configs/train.yaml
@@ -60,6 +60,8 @@ def _absolute(override: str) -> str:
     names = override.removeprefix("config=")
     if not names or names[0] in "[{" or "(" in names:  # a list or a function of Hydra's grammar: left as it is
         return override
+    if is_path(names) and Path(_full(names)).is_file():  # a sweep's folders have commas in their names
+        return f"config={_quoted(_full(names))}"
     parts = [part.strip().strip("'\"") for part in names.split(",")]
     return "config=" + ",".join(_quoted(_full(part)) if is_path(part) else part for part in parts)
 
@@ -176,6 +178,8 @@ def _put(node: dict[str, Any], leaf: str, new: Any, where: str) -> None:
 
 
 def _refuse_group_as_value(where: str, key: str, value: Any) -> None:
+    if key == SWEEP:
+        raise UserError(f"{where}: {key}", "a choice of files, not a key", f"write `defaults: [{{{key}: {value}}}]`")
     if key not in groups() or isinstance(value, dict):
         return
     naming = NAMING_KEY.get(key)
@@ -216,7 +220,8 @@ def _choices(entry: Any, where: str) -> Iterator[dict[str, Any]]:
         raise UserError(f"{where}: defaults", f"{entry!r} is not a recipe or a choice", "write `- objective: ppo`")
     for key, name in entry.items():
         group = str(key).removeprefix("override ").strip().removeprefix("/")
-        if group not in groups() and not group.startswith("hydra/"):
-            near = nearest(group, groups())
-            raise UserError(f"{where}: defaults", f"no group {group!r}", near or f"groups: {', '.join(groups())}")
+        known = (*groups(), SWEEP)
+        if group not in known and not group.startswith("hydra/"):
+            near = nearest(group, known)
+            raise UserError(f"{where}: defaults", f"no group {group!r}", near or f"groups: {', '.join(known)}")
         yield {f"override /{group}": name}

@@ -17,9 +17,18 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from apa_cli.config.keys import NAMING_KEY, all_keys, expected, groups, nearest, nearest_key, sections
+from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, nearest, nearest_key, sections
 from apa_cli.config.sources import is_path, recipes, shown
 from apa_cli.errors import UserError
+
+# Hydra's plugins: the choice of ours that asks for each, and the extra that brings it.
+_EXTRAS = {
+    "hydra/launcher/joblib": ("joblib", "joblib"),
+    "hydra/launcher/submitit_local": ("submitit_local", "submitit"),
+    "hydra/launcher/submitit_slurm": ("submitit", "submitit"),
+    "hydra/sweeper/optuna": ("optuna", "optuna"),
+    "hydra/sweeper/sampler/tpe": ("optuna", "optuna"),
+}
 
 
 def translate(error: BaseException) -> UserError | None:
@@ -86,6 +95,10 @@ def _missing_file(error: MissingConfigException) -> UserError:
     if not group:
         return UserError("--config-name", _first_line(error), "leave it out, or name a file of --config-path")
     file = _file_in(str(error))
+    if plugin := _EXTRAS.get(f"{group}/{name}"):
+        choice, extra = plugin
+        remedy = f"pip install 'apa-cli[{extra}]'"
+        return UserError(f"{SWEEP}={choice}", f"needs the extra {extra}, which is not installed", remedy)
     options = list(error.options or (recipes() if group == "config" else ()))
     kind = "no such recipe" if group == "config" else "no such choice"
     remedy = nearest(name, options)
@@ -167,7 +180,7 @@ def _composition(message: str, file: str) -> UserError:
         return UserError(key, f"several values ({value})", remedy)
     if found := re.search(r"Could not override '([^']+)'", message):
         name = found[1]
-        near = nearest(name, [*groups(), "config"]) if "." not in name else nearest_key(name)
+        near = nearest(name, [*groups(), "config", SWEEP]) if "." not in name else nearest_key(name)
         return UserError(_at(file, name), "unknown group" if "." not in name else "unknown key", near)
     if found := re.search(r"An item is already at '([^']+)'", message):
         return UserError(found[1], "exists already", "leave out the + before it")

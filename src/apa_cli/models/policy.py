@@ -138,7 +138,8 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
     adapted = config.adapter.enabled
     dtype = runtime.frozen_dtype if adapted else torch.float32
     source = str(weights) if weights is not None and not adapted else config.path
-    model = _load_causal_lm("policy.path", source, config, dtype)
+    key = "checkpoint" if source != config.path else "policy.path"
+    model = _load_causal_lm(key, source, config, dtype)
     start = Policy(model, tokenizer, runtime)
     if adapted:
         model = _attach_adapter(model, config, weights)

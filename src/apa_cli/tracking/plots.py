@@ -29,7 +29,7 @@ def draw_run(run_dir: Path) -> list[Path]:
     folder = run_dir / PLOTS_FOLDER
     folder.mkdir(exist_ok=True)
     figures = {
-        "overview": _overview(rows),
+        "overview": overview_figure(rows),
         "reward": _single(rows, _draw_reward),
         "kl": _single(rows, _draw_kl),
         "entropy": _entropy(rows),
@@ -126,7 +126,8 @@ def _single(rows: Rows, draw: Callable[[Axes, Rows], None]) -> Figure:
     return figure
 
 
-def _overview(rows: Rows) -> Figure:
+def overview_figure(rows: Rows) -> Figure:
+    """Reward, KL and entropy side by side."""
     figure = _figure(13, 3.7)
     for axes, draw in zip(figure.subplots(1, 3), (_draw_reward, _draw_kl, _draw_entropy), strict=True):
         draw(axes, rows)

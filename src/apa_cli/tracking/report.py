@@ -158,7 +158,10 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
 
 
 def format_number(value: float | None, digits: int) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
+    if value is None or value != value:
+        return "–"
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text  # −0.00 is 0.00
 
 
 def format_seconds(seconds: float) -> str:

@@ -98,12 +98,16 @@ def training_loop(
         metrics |= watch.metrics(int(rollout.prompt_mask.sum() + rollout.response_mask.sum()))
         metrics["memory/peak_bytes"] = models.runtime.peak_bytes()
         last = state.iteration == config.training.iterations
+        improved = None
         if held_out and (last or (config.evaluation.every and state.iteration % config.evaluation.every == 0)):
-            after = judge(config, models, held_out, tracker, state.iteration)
+            after = judge(config, models, held_out, tracker, state.iteration, before)
+            improved = after if after is not None and checkpoints.improves(after.metrics) else None
         tracker.log(state.iteration, metrics, _samples(finished, raw_scores, kl, config.tracking.samples))
-        if checkpoints.due(state.iteration, config.training.iterations):
+        if improved is not None or checkpoints.due(state.iteration, config.training.iterations):
             tracker.phase("save")
-            checkpoints.save(models, state)
+            saved = checkpoints.save(models, state)
+            if improved is not None:
+                checkpoints.mark_best(saved, improved.metrics)
     return (before, after) if before is not None and after is not None else None
 
 
@@ -128,13 +132,18 @@ def collect_rollout(
 
 
 def judge(
-    config: TrainConfig, models: Models, held_out: Sequence[Prompt], tracker: Tracker, iteration: int
+    config: TrainConfig,
+    models: Models,
+    held_out: Sequence[Prompt],
+    tracker: Tracker,
+    iteration: int,
+    initial: Judgement | None = None,
 ) -> Judgement | None:
-    """Evaluate on held-out prompts and log it; None when there are none."""
+    """Evaluate on held-out prompts, against the initial policy's judgement, and log it; None without prompts."""
     if not held_out:
         return None
     tracker.phase("evaluate")
-    judgement = evaluate(models, held_out, config)
+    judgement = evaluate(models, held_out, config, initial)
     samples = [
         Sample(prompt=r.prompt, response=r.response, score=r.score, kl=r.kl, evaluator=r.evaluator)
         for r in judgement.responses[: config.tracking.samples]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
+import math
+import os
 import platform
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, PromptStream
 from apa_cli.errors import UserError
 from apa_cli.evaluation.judge import Judgement
+from apa_cli.evaluation.measures import LABELS
 from apa_cli.models.device import select_runtime
 from apa_cli.models.roles import Models, load_models
 from apa_cli.tracking.log import LOGGER
@@ -34,6 +39,7 @@ from apa_cli.training.loop import training_loop
 from apa_cli.training.state import initial_state
 
 CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
 
@@ -47,6 +53,7 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
     if (run_dir / CONFIG_FILE).exists():
         raise UserError("output_dir", f"{run_dir} already holds a run", "choose another folder")
     runtime = select_runtime(config.device, config.precision)
+    check_best_metric(config)
     with Tracker(config, run_dir) as tracker:
         try:
             _write_settings(run_dir, config, overrides)
@@ -76,10 +83,12 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
             tracker.phase("save")
             before, after = (judged[0].metrics, judged[1].metrics) if judged else ({}, {})
             final = export_final(models.policy, run_dir / "final", config, before, after)
-            tracker.finish(_summary(config, run_dir, final, judged, time.perf_counter() - started))
+            summary = _summary(config, run_dir, final, judged, time.perf_counter() - started)
+            tracker.finish(summary)
         except Exception as error:
             logging.getLogger(LOGGER).error("stopped by %s", type(error).__name__, exc_info=True, extra=QUIETLY)
             raise
+    write_summary(run_dir, summary)
 
 
 def seed_everything(seed: int) -> None:
@@ -87,6 +96,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
+
+
+def check_best_metric(config: TrainConfig) -> None:
+    """Raise UserError when checkpoint.best_metric is nothing that evaluations measure."""
+    metric = config.checkpoint.best_metric
+    names = [f"eval/{name}" for name in LABELS]
+    if metric is not None and metric not in names:
+        near = difflib.get_close_matches(metric, names, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        raise UserError("checkpoint.best_metric", f"{metric} is not measured", remedy)
 
 
 def check_room(config: TrainConfig, models: Models, prompts: Sequence[Prompt]) -> None:
@@ -128,6 +147,20 @@ def _summary(
         run_dir=run_dir,
         final_dir=final,
     )
+
+
+def write_summary(run_dir: Path, summary: Summary) -> None:
+    """summary.json, whole or not at all: where it lies, the run is finished, and a sweep does not run it again."""
+    facts = {"iterations": summary.iterations, "seconds": summary.seconds, "measured_on": summary.measured_on}
+    outcomes = {
+        when: {
+            name: value if value is None or math.isfinite(value) else None for name, value in asdict(outcome).items()
+        }
+        for when, outcome in (("before", summary.before), ("after", summary.after))
+    }
+    beside = run_dir / f"{SUMMARY_FILE}.tmp"
+    beside.write_text(json.dumps({**facts, **outcomes}, indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, run_dir / SUMMARY_FILE)
 
 
 def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:

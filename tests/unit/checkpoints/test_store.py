@@ -11,8 +11,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from apa_cli.checkpoints.export import export_final, model_card
-from apa_cli.checkpoints.store import MANIFEST, CheckpointStore
+from apa_cli.checkpoints.manifest import MANIFEST
+from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.schema import CheckpointConfig
+from apa_cli.errors import UserError
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.generation import sample
 from apa_cli.training.state import initial_state
@@ -182,3 +184,28 @@ def test_the_card_says_what_was_measured(policy_dir):
     assert "base_model" not in local
     assert "KL coefficient β 0.05 (fixed)" in local
     assert "No evaluation was configured." in local
+
+
+def store(tmp_path, **settings):
+    return CheckpointStore(tmp_path, CheckpointConfig(keep=1, best_metric="eval/reward", **settings))
+
+
+@pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 3)])
+def test_the_best_checkpoint_outlives_the_newest(tmp_path, monkeypatch, mode, best):
+    """Rewards 1, 5, 0, 4 at iterations 1 to 4: with keep=1 there remain the newest and the best."""
+    kept = store(tmp_path, best_mode=mode)
+    for iteration, reward in enumerate([1.0, 5.0, 0.0, 4.0], start=1):
+        folder = kept.folder / f"iter_{iteration:06d}"
+        folder.mkdir(parents=True)
+        metrics = {"eval/reward": reward}
+        if kept.improves(metrics):
+            kept.mark_best(folder, metrics)
+        kept._prune()
+    assert sorted(path.name for path in kept.folder.glob("iter_*")) == sorted({f"iter_{best:06d}", "iter_000004"})
+    assert (kept.folder / "best").resolve().name == f"iter_{best:06d}"
+    assert not store(tmp_path, best_mode=mode).improves({"eval/reward": 5.0 if mode == "max" else 0.0})
+
+
+def test_an_unknown_metric_is_named(tmp_path):
+    with pytest.raises(UserError, match="eval/reward is not measured; choose one of eval/kl"):
+        store(tmp_path).improves({"eval/kl": 1.0})

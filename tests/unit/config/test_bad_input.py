@@ -87,7 +87,7 @@ def test_bad_input(apa_train, workdir, argv, line):
 
 
 def test_of_a_large_sweep_every_value_is_tried_once(apa_train, workdir, monkeypatch):
-    monkeypatch.setattr("apa_cli.commands.train.WHOLE_SWEEP", 5)
+    monkeypatch.setattr("apa_cli.commands.sweep.WHOLE_SWEEP", 5)
     code, _, err = apa_train("-m", "seed=0,1,2", "objective.kl_lambda=0.1,-1")
     assert (code, list(workdir.iterdir())) == (2, [])
     assert "objective.kl_lambda: -1 is out of range" in err

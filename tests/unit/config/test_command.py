@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from apa_cli.config import compose
+from apa_cli.config.members import member_name
 from apa_cli.config.schema import TrainConfig
+from apa_cli.config.sources import config_dir
 from apa_cli.errors import UserError
 
 
@@ -64,12 +67,59 @@ def test_a_sweep_gives_each_run_its_folder(apa_train, runs, workdir):
     (workdir / "mine.yaml").write_text("seed: 9\n")
     code, _, err = apa_train("-m", "config=mine.yaml,reviews_ppo", "objective.kl_lambda=0.1,0.2", "output_dir=sweep")
     assert (code, err) == (0, "")
+    mine = member_name([f"config={workdir}/mine.yaml"])
     assert [(c.seed, c.objective.name, c.objective.kl_lambda, c.output_dir) for c, _ in runs] == [
-        (9, "apa", 0.1, str(workdir / "sweep/0")),
-        (9, "apa", 0.2, str(workdir / "sweep/1")),
-        (0, "ppo", 0.1, str(workdir / "sweep/2")),
-        (0, "ppo", 0.2, str(workdir / "sweep/3")),
+        (9, "apa", 0.1, str(workdir / f"sweep/{mine},objective.kl_lambda=0.1")),
+        (9, "apa", 0.2, str(workdir / f"sweep/{mine},objective.kl_lambda=0.2")),
+        (0, "ppo", 0.1, str(workdir / "sweep/config=reviews_ppo,objective.kl_lambda=0.1")),
+        (0, "ppo", 0.2, str(workdir / "sweep/config=reviews_ppo,objective.kl_lambda=0.2")),
     ]
+
+
+def test_a_sweep_without_a_folder_gets_one_of_its_own(apa_train, runs, workdir):
+    assert apa_train("-m", "seed=1,2")[0] == 0
+    assert {Path(config.output_dir).parent.parent for config, _ in runs} == {workdir / "sweeps"}
+    assert len({Path(config.output_dir).parent for config, _ in runs}) == 1
+    assert [Path(config.output_dir).name for config, _ in runs] == ["seed=1", "seed=2"]
+
+
+def test_a_sweeps_folder_may_stand_in_the_users_file(apa_train, runs, workdir):
+    (workdir / "mine.yaml").write_text("output_dir: it's here\nseed: 9\n")
+    assert apa_train("-m", "config=mine.yaml", "objective.kl_lambda=1,2")[0] == 0
+    assert {Path(config.output_dir).parent for config, _ in runs} == {workdir / "it's here"}
+
+
+def test_one_sweep_has_one_folder(apa_train, runs, workdir):
+    code, _, err = apa_train("-m", "output_dir=a,b")
+    assert (code, runs, list(workdir.iterdir())) == (2, [], [])
+    assert err == (
+        "apa-train: error: output_dir: several folders for one sweep; give one: each run gets a folder inside it\n"
+    )
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(apa_train, runs, workdir, monkeypatch):
+    from hydra.core.config_store import ConfigStore
+
+    monkeypatch.delitem(ConfigStore.instance().repo["hydra"]["launcher"], "joblib.yaml", raising=False)
+    code, _, err = apa_train("-m", "sweep=joblib", "seed=1,2")
+    assert (code, runs, list(workdir.iterdir())) == (2, [], [])
+    assert err == (
+        "apa-train: error: sweep=joblib: needs the extra joblib, which is not installed; "
+        "pip install 'apa-cli[joblib]'\n"
+    )
+
+
+@pytest.mark.parametrize(("defaults", "launcher"), [("", "basic"), ("defaults: [{sweep: joblib}]\n", "joblib")])
+def test_a_users_file_may_choose_how_sweeps_run(workdir, defaults, launcher):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs hydra-joblib-launcher")
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    compose.register()
+    (workdir / "mine.yaml").write_text(f"{defaults}seed: 9\n")
+    with initialize_config_dir(str(config_dir()), version_base="1.3"):
+        composed = hydra_compose("train", [f"config={workdir}/mine.yaml"], return_hydra_config=True)
+    assert launcher in composed.hydra.launcher._target_
 
 
 @pytest.mark.parametrize(
@@ -95,8 +145,8 @@ def test_the_other_runs_of_a_sweep_go_on(apa_train, runs, seeds, code):
     got, _, err = apa_train("-m", f"seed={seeds}", "output_dir=x")
     assert got == code
     assert [config.seed for config, _ in runs] == [int(seed) for seed in seeds.split(",")]
-    failed = [i for i, seed in enumerate(seeds.split(",")) if seed in "35"]
-    assert [line.split(": ")[2] for line in err.splitlines()] == [f"run {i}" for i in failed]
+    failed = [seed for seed in seeds.split(",") if seed in "35"]
+    assert [line.split(": ")[2] for line in err.splitlines()] == [f"seed={seed}" for seed in failed]
 
 
 def test_an_interrupt_ends_the_sweep(apa_train, runs):

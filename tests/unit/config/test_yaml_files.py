@@ -9,12 +9,14 @@ import pytest
 import yaml
 
 from apa_cli.config.compose import compose_raw, compose_train
-from apa_cli.config.keys import all_keys, groups
+from apa_cli.config.keys import SWEEP, all_keys, groups
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import config_dir, recipes
 from apa_cli.errors import UserError
 
 GROUP_FILES = sorted(path for group in groups() for path in (config_dir() / group).glob("*.yaml"))
+
+SWEEP_FILES = sorted((config_dir() / SWEEP).glob("*.yaml"))
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -34,6 +36,7 @@ def written(value: Any) -> str:
 
 def test_nothing_lies_in_configs_that_these_tests_do_not_know():
     known = {*GROUP_FILES, *recipes().values(), config_dir() / "train.yaml", config_dir() / "hydra/help/train.yaml"}
+    known |= set(SWEEP_FILES)
     # Other commands keep a file of their own at the top.
     found = {path for path in config_dir().rglob("*.yaml") if path.parent != config_dir()}
     assert found <= known
@@ -164,3 +167,14 @@ def test_every_key_can_be_set_and_is_explained():
         for part in name.split("."):
             node = node[part]
         assert node == value, name
+
+
+@pytest.mark.parametrize("path", SWEEP_FILES, ids=lambda path: f"sweep={path.stem}")
+def test_a_sweep_file_changes_no_key_of_a_run(path: Path):
+    if extra := path.stem.removesuffix("_local") if path.stem != "local" else "":
+        plugin = "hydra_optuna_sweeper" if extra == "optuna" else f"hydra_{extra}_launcher"
+        pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"needs the extra {extra}")
+    assert compose_raw([f"sweep={path.stem}", "output_dir=x"]) == compose_raw(["output_dir=x"])
+    package, title, *_ = path.read_text(encoding="utf-8").splitlines()
+    assert package == "# @package _global_"
+    assert title.startswith("# ")

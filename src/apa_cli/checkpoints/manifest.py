@@ -1,0 +1,55 @@
+"""The manifest of a checkpoint: the size and SHA-256 of each of its files. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path, PurePosixPath
+
+from apa_cli.errors import UserError
+
+MANIFEST = "manifest.json"
+CHUNK = 1 << 20
+
+
+def write_manifest(folder: Path) -> None:
+    """Size and SHA-256 of every file below `folder`, as manifest.json in it; all synced to disk."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"format": 1, "files": files}, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def check_manifest(folder: Path, key: str) -> None:
+    """Raise UserError, naming `key`, unless every file of the checkpoint is there and as it was written."""
+    remedy = "give another checkpoint of the run"
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except FileNotFoundError:
+        raise UserError(key, f"{folder} has no {MANIFEST}: it is half-written or no checkpoint", remedy) from None
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(key, f"{folder / MANIFEST} cannot be read ({error})", remedy) from None
+    for name, (size, digest) in entries.items():
+        inside = PurePosixPath(name)
+        if inside.is_absolute() or ".." in inside.parts:
+            raise UserError(key, f"the manifest of {folder} names {name}, outside its folder", "do not use it")
+        path = folder / name
+        if not path.is_file():
+            raise UserError(key, f"{folder} lacks {name}", remedy)
+        if path.stat().st_size != size or _digest(path) != digest:
+            raise UserError(key, f"{path} is damaged: not as it was written", remedy)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,56 @@
+"""How the folder of a sweep's member is named: after its overrides, never after its place in the grid.
+
+So the same sweep, a larger one or one in another order finds the members that are there already. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from omegaconf import OmegaConf
+
+LONGEST = 120  # characters; file systems end at 255 bytes
+ELSEWHERE = ("output_dir", "resume", "sweep", "tracking")  # say where or how a member runs, not what it is
+_UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
+
+
+def register() -> None:
+    """Make ${apa_member:OVERRIDES} work in hydra.sweep.subdir."""
+    OmegaConf.register_new_resolver("apa_member", member_name, replace=True)
+
+
+def member_name(overrides: Sequence[str]) -> str:
+    """`objective.kl_lambda=0.1,seed=0`: sorted, and without what changes nothing in the result.
+
+    Where that is too long, keys lose their groups and then the end is cut; a hash of the whole stands for both.
+    """
+    chosen = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+")
+        if key not in ELSEWHERE and not key.startswith(("hydra.", "hydra/", "tracking.")):
+            chosen[key] = value.strip("'\"")
+    if not chosen:
+        return "default"
+    parts = [(key, _readable(value)) for key, value in sorted(chosen.items())]
+    name = ",".join(f"{key}={value}" for key, value in parts)
+    if len(name) <= LONGEST:
+        return name
+    short = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in parts)
+    return f"{short[: LONGEST - 9].rstrip('_,.=-')}-{_hash(name)}"
+
+
+def _readable(value: str) -> str:
+    """A value as it is, where a folder can be called that; otherwise its characters replaced, and a hash.
+
+    Of a path the last part: config=/home/me/mine.yaml becomes config=mine.yaml-1a2b3c4d.
+    """
+    last = value.rstrip("/").rsplit("/", 1)[-1]
+    safe = _UNSAFE.sub("_", last)
+    return safe if safe == value else f"{safe}-{_hash(value)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -1,0 +1,185 @@
+"""What can be wrong with a judge's endpoint, one line each: in the settings, in the key, in what the server answers."""
+
+from __future__ import annotations
+
+import os
+import re
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from apa_cli.config.schema import JudgeConfig
+from apa_cli.errors import UserError
+from apa_cli.tracking.secrets import REDACTED, redact_text
+
+WHERE = "evaluation.judge"
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
+_KEY = re.compile(r"[!-~]+")  # what a header can carry
+_EXCERPT = 200  # characters of a server's own message
+
+
+class NotACompletionError(Exception):
+    """The server answered 200 with something that is not a chat completion."""
+
+
+def check_judge(judge: JudgeConfig) -> None:
+    """Raise UserError for settings that cannot work together; limits of single fields are checked elsewhere."""
+    if judge.base_url is None:
+        if judge.model is not None:
+            raise UserError(
+                f"{WHERE}.model", f"set, but there is no {WHERE}.base_url", "give the endpoint, or set it to null"
+            )
+        return
+    _check_url(judge.base_url)
+    if judge.model is None:
+        raise UserError(f"{WHERE}.model", "not set", f"name a model that the endpoint serves: {WHERE}.model=NAME")
+    if not _VARIABLE.fullmatch(judge.api_key_env):
+        raise UserError(
+            f"{WHERE}.api_key_env",
+            "not the name of an environment variable (capitals, digits and _)",
+            "export the key under a name such as OPENAI_API_KEY and give that name, never the key itself",
+        )
+    prices = {
+        "price_per_million_input": judge.price_per_million_input,
+        "price_per_million_output": judge.price_per_million_output,
+    }
+    missing = [name for name, price in prices.items() if price is None]
+    if missing and (judge.max_cost is not None or len(missing) == 1):
+        raise UserError(
+            f"{WHERE}.{missing[0]}",
+            "not set, so no cost can be counted",
+            f"give both prices, or set {WHERE}.max_cost and both prices to null and cap {WHERE}.max_tokens_total",
+        )
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = valid and url.isprintable() and " " not in url
+    except ValueError:
+        valid = False
+    if valid and ("@" in parts.netloc or parts.query or parts.fragment):
+        raise UserError(
+            f"{WHERE}.base_url",
+            "holds a user name, a password, a query or a fragment",
+            f"give the plain address; the key goes into the environment variable that {WHERE}.api_key_env names",
+        )
+    if not valid:
+        raise UserError(
+            f"{WHERE}.base_url",
+            f"{redact_text(url)!r} is not a web address",
+            "write it like http://127.0.0.1:8000/v1",
+        )
+    if parts.path.rstrip("/").endswith("/completions"):
+        raise UserError(
+            f"{WHERE}.base_url", f"{url} is too long", "leave out /chat/completions, the client adds it itself"
+        )
+
+
+def require_client() -> ModuleType:
+    """The official client; an optional extra."""
+    try:
+        import openai
+    except ImportError:
+        raise UserError(f"{WHERE}.base_url", "needs the extra", "pip install 'apa-cli[judge]'") from None
+    return openai
+
+
+def read_key(judge: JudgeConfig) -> str | None:
+    """The key, from the environment and only when it is about to be used; None where there is none."""
+    key = os.environ.get(judge.api_key_env, "").strip()
+    if key and not _KEY.fullmatch(key):
+        raise UserError(
+            f"{WHERE}.api_key_env",
+            f"the key in {judge.api_key_env} has characters that no key has (blanks, line ends, accents)",
+            "export it again",
+        )
+    return key or None
+
+
+def explain(error: Exception, judge: JudgeConfig, key: str | None) -> UserError | None:
+    """The one line for an error that ends the judging, without the key; None if it is not the endpoint's doing."""
+    openai = require_client()
+    tries = f"{judge.retries + 1} {'try' if judge.retries == 0 else 'tries'}"
+    if isinstance(error, NotACompletionError):
+        return UserError(
+            f"{WHERE}.base_url",
+            f"{judge.base_url} does not answer with chat completions",
+            "give the address of an OpenAI-compatible endpoint; it often ends in /v1",
+        )
+    if isinstance(error, openai.APITimeoutError):
+        return UserError(
+            f"{WHERE}.timeout_seconds",
+            f"{judge.base_url} gave no answer within {judge.timeout_seconds:g} s, in {tries}",
+            f"raise it, lower {WHERE}.concurrency, or see whether the server is stuck",
+        )
+    if isinstance(error, openai.APIConnectionError):
+        return UserError(
+            f"{WHERE}.base_url",
+            f"cannot reach {judge.base_url} in {tries}{_excerpt(error.__cause__, key)}",
+            "start the server or correct the address, or set it to null to go without a judge",
+        )
+    if isinstance(error, openai.APIStatusError):
+        return _explain_status(error, judge, key, tries)
+    return None
+
+
+def _explain_status(error: Any, judge: JudgeConfig, key: str | None, tries: str) -> UserError:
+    status = error.status_code
+    said = _excerpt(_message(error.body), key)
+    if status == 401:  # the server's message is left out: it tends to quote the key
+        if key is None:
+            return UserError(
+                f"{WHERE}.api_key_env",
+                f"the server wants a key (401), and {judge.api_key_env} is not set",
+                f"export {judge.api_key_env}=…, or name another variable",
+            )
+        return UserError(
+            f"{WHERE}.api_key_env", f"the server refuses the key in {judge.api_key_env} (401)", "export a valid one"
+        )
+    if status == 403:
+        return UserError(
+            f"{WHERE}.api_key_env",
+            f"the key in {judge.api_key_env} may not do this (403){said}",
+            f"use another key or another {WHERE}.model",
+        )
+    if status == 404:
+        return UserError(
+            f"{WHERE}.model",
+            f"{judge.base_url} does not know {judge.model} or this address (404){said}",
+            f"correct the name, or {WHERE}.base_url (it often ends in /v1)",
+        )
+    if status == 429:
+        return UserError(
+            f"{WHERE}.concurrency",
+            f"the server still limits the rate or the quota (429) after {tries}{said}",
+            f"lower it, raise {WHERE}.retries, or wait",
+        )
+    if status >= 500:
+        return UserError(
+            f"{WHERE}.base_url",
+            f"{judge.base_url} fails ({status}) after {tries}{said}",
+            "look at the server, or try later",
+        )
+    return UserError(
+        WHERE,
+        f"the server refuses the request ({status}){said}",
+        "correct what it names; temperature, seed and max_answer_tokens are left out when null",
+    )
+
+
+def _message(body: Any) -> Any:
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    return body
+
+
+def _excerpt(message: Any, key: str | None) -> str:
+    """`: message`, short, printable and without the key; nothing for an empty one."""
+    text = "" if message is None else str(message)
+    text = redact_text(text.replace(key, REDACTED) if key else text)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f": {text[:_EXCERPT]}{'…' if len(text) > _EXCERPT else ''}" if text else ""

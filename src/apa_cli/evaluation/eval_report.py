@@ -1,0 +1,177 @@
+"""What an evaluation leaves behind: eval.json, eval.md, samples.jsonl, samples.html and, over iterations, a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from apa_cli.evaluation.bootstrap import Estimate
+from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
+from apa_cli.evaluation.measures import LABELS
+from apa_cli.evaluation.samples_page import samples_page
+from apa_cli.tracking.secrets import redact, redact_text
+
+PICTURE = "over_iterations.png"
+NOTES = (
+    "In brackets: 95 % intervals over prompts (bootstrap; jackknife for distinct-n and different responses).",
+    "Win rates compare with other responses of the initial policy to the same prompts, so that the initial policy "
+    "against itself wins and loses alike.",
+)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
+    """Write everything into `folder` and return the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    samples = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in sample_rows(evaluation))
+    for name, content in (
+        ("eval.json", json.dumps(redact(as_json(evaluation)), indent=2, ensure_ascii=False) + "\n"),
+        ("eval.md", markdown(evaluation)),
+        ("samples.jsonl", samples),
+        ("samples.html", samples_page(evaluation)),
+    ):
+        path = folder / name
+        path.write_text(redact_text(content), encoding="utf-8", errors="backslashreplace")
+        written.append(path)
+    if len(curve(evaluation)) > 2:
+        written.append(_draw(evaluation, folder / PICTURE))
+    else:
+        (folder / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
+    return written
+
+
+def as_json(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        "prompts": evaluation.prompts,
+        "decoding": evaluation.decoding,
+        "seed": evaluation.seed,
+        "seconds": round(evaluation.seconds, 1),
+        "policies": [
+            {
+                "name": policy.name,
+                "iteration": policy.iteration,
+                "path": policy.path,
+                "figures": {name: _finite(asdict(figure)) for name, figure in policy.figures.items()},
+                **({"judge": policy.judge} if policy.judge else {}),
+            }
+            for policy in evaluation.policies
+        ],
+    }
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    """Without infinities and NaN, which JSON does not know: KL is infinite where only the reference gives a 0."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
+
+
+def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table: a row for each figure, a column for each policy."""
+    policies = evaluation.policies
+    header = ["", *(policy.name for policy in policies)]
+    table = []
+    for name, (label, unit, digits) in LABELS.items():
+        figures = [policy.figures.get(name) for policy in policies]
+        if any(figure is not None for figure in figures):
+            table.append([f"{label}{f', {unit}' if unit else ''}", *(shown(figure, digits) for figure in figures)])
+    return header, table
+
+
+def shown(figure: Estimate | None, digits: int) -> str:
+    if figure is None:
+        return "–"
+    value, low, high = (f"{number:.{digits}f}" for number in (figure.value, figure.low, figure.high))
+    zero = f"{0:.{digits}f}"
+    value, low, high = (zero if text == f"-{zero}" else text for text in (value, low, high))
+    return f"{value} [{low}, {high}]"
+
+
+def markdown(evaluation: Evaluation) -> str:
+    header, table = rows(evaluation)
+    lines = [
+        "# Evaluation", "",
+        f"On {evaluation.prompts}; {evaluation.decoding} responses, seed {evaluation.seed}.", "",
+        _line_of_table(header), "|" + "---|" * len(header),
+        *(_line_of_table(cells) for cells in table), "", *NOTES, "",
+        "Responses side by side: [samples.html](samples.html).", "",
+    ]  # fmt: skip
+    if len(curve(evaluation)) > 2:
+        lines += [f"![Figures over iterations]({PICTURE})", ""]
+    for policy in evaluation.policies:
+        if policy.judge:
+            lines += [f"Endpoint judge on {policy.name}: {judge_line(policy.judge)}", ""]
+    return "\n".join(lines)
+
+
+def _line_of_table(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def judge_line(account: dict[str, Any]) -> str:
+    line = (
+        f"{account['model']}, {account['judged']} of {account['pairs']} pairs judged, {account['wins']} won, "
+        f"{account['ties']} tied, {account['losses']} lost; {account['inconsistent']} changed with the order, "
+        f"{account['unparsed']} answers not understood."
+    )
+    return f"{line} Stopped early: {account['stopped']}." if account["stopped"] else line
+
+
+def sample_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """One object per checkpoint and prompt: before, after, and their figures."""
+    return [
+        {
+            "checkpoint": policy.name,
+            "prompt": after.prompt,
+            "before": before.response,
+            "after": after.response,
+            "score_before": before.score,
+            "score_after": after.score,
+            "evaluator_before": before.evaluator,
+            "evaluator_after": after.evaluator,
+            "kl": after.kl_exact,
+        }
+        for policy in evaluation.policies[1:]
+        for before, after in zip(evaluation.opponents, policy.responses, strict=True)
+    ]
+
+
+def curve(evaluation: Evaluation) -> list[EvaluatedPolicy]:
+    """The policies whose iteration is known, in that order; none where they come from several runs."""
+    if len({policy.run_dir for policy in evaluation.policies[1:]}) > 1:
+        return []
+    known = [policy for policy in evaluation.policies if policy.iteration is not None]
+    return sorted(known, key=lambda policy: policy.iteration or 0)
+
+
+def _draw(evaluation: Evaluation, path: Path) -> Path:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(13, 3.8), layout=ConstrainedLayoutEngine(w_pad=0.12))
+    FigureCanvasAgg(figure)
+    panels = [("reward", "evaluator"), ("kl_exact",), ("entropy",)]
+    for axes, names in zip(figure.subplots(1, 3), panels, strict=True):
+        drawn = [name for name in names if any(name in policy.figures for policy in curve(evaluation))]
+        for name, colour in zip(drawn, ("#0072b2", "#009e73"), strict=False):
+            _line(axes, curve(evaluation), name, colour)
+        axes.set_xlabel("iteration")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_title(" and ".join(LABELS[name][0] for name in drawn), loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.3)
+        axes.set_ylabel(LABELS[names[0]][1] or "score per response")
+        if len(drawn) > 1:
+            axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    return path
+
+
+def _line(axes: Any, policies: Sequence[EvaluatedPolicy], name: str, colour: str) -> None:
+    known = [(policy.iteration, policy.figures[name]) for policy in policies if name in policy.figures]
+    x = [iteration for iteration, _ in known]
+    axes.plot(x, [figure.value for _, figure in known], "o-", color=colour, label=LABELS[name][0], markersize=4)
+    axes.fill_between(x, [f.low for _, f in known], [f.high for _, f in known], color=colour, alpha=0.18)

@@ -1,0 +1,208 @@
+"""What `apa-eval` does: every checkpoint against the initial policy, on the same held-out prompts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from apa_cli.config.schema import AdapterConfig, PolicyConfig, TrainConfig
+from apa_cli.data.loading import load_prompts
+from apa_cli.data.prompts import Prompt
+from apa_cli.errors import UserError
+from apa_cli.evaluation.bootstrap import Estimate
+from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint
+from apa_cli.evaluation.endpoint import EndpointJudge
+from apa_cli.evaluation.measures import measure, verdict_rates
+from apa_cli.evaluation.pairwise import Pair
+from apa_cli.evaluation.respond import JudgedResponse, respond
+from apa_cli.models.device import Runtime, select_runtime
+from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
+from apa_cli.models.reward import Scorer, load_reward
+
+Progress = Callable[[str, int, int], None]  # what is being done, how many of how many
+OUTCOMES = {"win": 1, "tie": 0, "lose": -1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedPolicy:
+    """One row of the table."""
+
+    name: str
+    iteration: int | None
+    path: str
+    run_dir: Path | None = None
+    figures: dict[str, Estimate]
+    responses: list[JudgedResponse]
+    judge: dict[str, Any] | None = None  # the endpoint judge's own account
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    policies: list[EvaluatedPolicy]  # the initial policy first
+    opponents: list[JudgedResponse]  # the initial policy's other responses, which win rates compare with
+    prompts: str  # in words
+    decoding: str
+    seed: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bench:
+    """What stays the same from checkpoint to checkpoint."""
+
+    scorer: Scorer
+    evaluator: Scorer | None
+    prompts: Sequence[Prompt]
+    config: TrainConfig
+    progress: Progress
+
+    def respond(self, name: str, policy: Policy, reference: Reference, stream: int = 0) -> list[JudgedResponse]:
+        self.progress(name, 0, len(self.prompts))
+        return respond(
+            policy,
+            reference,
+            self.scorer,
+            self.evaluator,
+            self.prompts,
+            self.config,
+            stream=stream,
+            progress=lambda done: self.progress(name, done, len(self.prompts)),
+        )
+
+    def measure(self, responses: list[JudgedResponse], opponents: list[JudgedResponse]) -> dict[str, Estimate]:
+        return measure(responses, opponents, resamples=self.config.evaluation.resamples, seed=self.config.seed)
+
+
+def evaluate_checkpoints(
+    checkpoints: Sequence[EvaluatedCheckpoint], config: TrainConfig, progress: Progress
+) -> Evaluation:
+    """Evaluate on `config.evaluation.prompts` held-out prompts. Deterministic for a seed; writes nothing.
+
+    Raises UserError for checkpoints, prompts, rewards or an endpoint that do not work.
+    """
+    started = time.perf_counter()
+    if config.evaluation.prompts == 0:
+        raise UserError("evaluation.prompts", "0, so there is nothing to evaluate on", "set it, for instance to 128")
+    runtime = select_runtime(config.device, config.precision)
+    judge = EndpointJudge(config.evaluation.judge) if config.evaluation.judge.base_url is not None else None
+    bench: _Bench | None = None
+    frozen: Reference | None = None
+    policies: list[EvaluatedPolicy] = []
+    opponents: list[JudgedResponse] = []
+    described = ""
+    for checkpoint in checkpoints:
+        progress(f"loading {checkpoint.name}", 0, 0)
+        policy, reference = _load(checkpoint, config, runtime, frozen)
+        frozen = None if reference.shares_weights else reference
+        if bench is None:
+            bench, described = _prepare(config, policy, runtime, progress)
+            with reference.active() as initial:
+                itself = Reference(initial, frozen=initial)
+                opponents = bench.respond("initial policy", initial, itself, stream=1)
+                responses = bench.respond("initial policy", initial, itself)
+            policies.append(
+                EvaluatedPolicy(
+                    name="initial",
+                    iteration=0,
+                    path=config.reference.path or config.policy.path,
+                    responses=responses,
+                    figures=bench.measure(responses, opponents),
+                )
+            )
+        responses = bench.respond(checkpoint.name, policy, reference)
+        figures = bench.measure(responses, opponents)
+        account = None
+        if judge is not None:
+            rates, account = _ask(judge, responses, opponents, config, checkpoint.name, progress)
+            figures |= rates
+        policies.append(
+            EvaluatedPolicy(
+                name=checkpoint.name,
+                iteration=checkpoint.iteration,
+                path=checkpoint.policy,
+                run_dir=checkpoint.run_dir,
+                figures=figures,
+                responses=responses,
+                judge=account,
+            )
+        )
+    return Evaluation(
+        policies=policies,
+        opponents=opponents,
+        prompts=described,
+        decoding=config.evaluation.decoding,
+        seed=config.seed,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Progress) -> tuple[_Bench, str]:
+    _, held_out = load_prompts(
+        config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
+    )
+    budget, evaluator = config.training.microbatch_tokens, config.evaluation.reward
+    bench = _Bench(
+        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget),
+        evaluator=None
+        if evaluator.kind == "none"
+        else load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget),
+        prompts=held_out.prompts,
+        config=config,
+        progress=progress,
+    )
+    return bench, held_out.describe()
+
+
+def _load(
+    checkpoint: EvaluatedCheckpoint, config: TrainConfig, runtime: Runtime, frozen: Reference | None
+) -> tuple[Policy, Reference]:
+    """The checkpoint's policy and the initial policy that its KL is measured from."""
+    settings = _settings(config.policy, checkpoint)
+    policy = load_policy(settings, runtime, weights=Path(checkpoint.policy))
+    if frozen is not None and not checkpoint.is_adapter:
+        with frozen.active() as initial:
+            if _vocabulary(initial) != _vocabulary(policy):
+                problem = f"{checkpoint.policy} has another vocabulary than the initial policy"
+                raise UserError(KEY, problem, "the two must share a tokenizer")
+        return policy, frozen
+    if not checkpoint.is_adapter and config.policy.adapter.path is not None:
+        # all weights are compared with a start that was an adapter itself
+        start = load_policy(config.policy, runtime)
+        return policy, Reference(start, frozen=start)
+    return policy, load_reference(config.reference, settings, policy, runtime)
+
+
+def _vocabulary(policy: Policy) -> int:
+    return int(policy.model.get_output_embeddings().weight.shape[0])
+
+
+def _settings(config: PolicyConfig, checkpoint: EvaluatedCheckpoint) -> PolicyConfig:
+    """The policy's settings with or without an adapter, as the checkpoint is."""
+    if checkpoint.is_adapter and not config.adapter.enabled:
+        return replace(config, adapter=AdapterConfig(r=1))  # its own rank comes with its weights
+    if not checkpoint.is_adapter and config.adapter.enabled:
+        return replace(config, adapter=AdapterConfig())
+    return config
+
+
+def _ask(
+    judge: EndpointJudge,
+    responses: Sequence[JudgedResponse],
+    opponents: Sequence[JudgedResponse],
+    config: TrainConfig,
+    name: str,
+    progress: Progress,
+) -> tuple[dict[str, Estimate], dict[str, Any]]:
+    pairs = [
+        Pair(prompt=ours.prompt, checkpoint=ours.response, initial=theirs.response)
+        for ours, theirs in zip(responses, opponents, strict=True)
+    ]
+    verdicts = judge.judge(pairs, lambda done, total: progress(f"endpoint judge, {name}", done, total))
+    outcomes = [OUTCOMES[verdict.outcome] for verdict in verdicts]
+    if not outcomes:
+        return {}, asdict(judge.summary())
+    rates = verdict_rates("judge_", outcomes, resamples=config.evaluation.resamples, seed=config.seed)
+    return rates, asdict(judge.summary())

@@ -1,0 +1,168 @@
+"""Pictures of several runs: reward against KL, and reward, KL and entropy over iterations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from apa_cli.evaluation.settings import Setting, estimate
+from apa_cli.tracking.plots import BLUE, GREEN, GREY, ORANGE, PLOTS_FOLDER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+MARKERS = "osD^vPX"
+_PANELS = (("eval/reward", "Training reward"), ("eval/evaluator", "Separate evaluator"))
+_CURVES = (
+    ("reward/mean", "Reward", "reward per response"),
+    ("kl/to_init", "KL from the initial policy", "nats per response"),
+    ("policy/entropy", "Entropy of the policy", "nats per token"),
+)
+
+
+def draw_all(settings: Sequence[Setting], folder: Path) -> list[Path]:
+    """Write plots/frontier.png and plots/iterations.png in `folder`; [] where nothing was measured yet."""
+    if not settings:
+        return []
+    plots = folder / PLOTS_FOLDER
+    plots.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, figure in (("frontier", frontier(settings)), ("iterations", iterations(settings))):
+        paths.append(plots / f"{name}.png")
+        figure.savefig(paths[-1])
+    return paths
+
+
+def frontier(settings: Sequence[Setting]) -> Figure:
+    """Reward against KL at the end of each run: a line through the means of its settings, a small point for a seed."""
+    panels = [panel for panel in _PANELS if any(setting.final(panel[0]) for setting in settings)] or [_PANELS[0]]
+    figure = _figure(6.4 * len(panels), 4.6)
+    for axes, (name, title) in zip(_row(figure, len(panels)), panels, strict=True):
+        _draw_frontier(axes, settings, name)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("KL from the initial policy, nats per response")
+        axes.set_ylabel("per response, mean over prompts")
+        _tidy(axes)
+    return figure
+
+
+def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> None:
+    for place, line in enumerate(dict.fromkeys(setting.line for setting in settings)):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        points = []  # mean KL, mean, lowest, highest, knob
+        for setting in settings:
+            kl, reward = setting.final("eval/kl"), setting.final(name)
+            if setting.line != line or kl is None or reward is None:
+                continue
+            points.append((kl.mean, reward.mean, reward.lowest, reward.highest, setting.knob))
+            seeds = [(run.last("eval/kl"), run.last(name)) for run in setting.counted]
+            known = [(x, y) for x, y in seeds if x is not None and y is not None]
+            if len(known) > 1:
+                axes.plot(
+                    [x for x, _ in known], [y for _, y in known],
+                    linestyle="", marker=marker, markersize=3.5, color=colour, alpha=0.5,
+                )  # fmt: skip
+        if not points:
+            continue
+        points.sort()
+        x, mean, low, high, knobs = (list(column) for column in zip(*points, strict=True))
+        if low != high and len(points) > 1:
+            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+        axes.plot(x, mean, color=colour, marker=marker, markersize=6.5, label=line)
+        _label(axes, x, mean, knobs, colour)
+    _mark_start(axes, settings, name)
+
+
+def _label(axes: Axes, x: list[float], y: list[float], knobs: list[str], colour: str) -> None:
+    """Below and to the right, which a frontier leaves free; a search has too many points to label each."""
+    from matplotlib.patheffects import withStroke
+
+    for i, text in enumerate(knobs):
+        if i % (1 + len(knobs) // 12) == 0:
+            label = axes.annotate(
+                text, (x[i], y[i]), xytext=(6, -14), textcoords="offset points", fontsize=9, color=colour
+            )
+            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+
+
+def _mark_start(axes: Axes, settings: Sequence[Setting], name: str) -> None:
+    start = estimate(run.first(name) for setting in settings for run in setting.counted)
+    if start is not None:
+        axes.plot([0], [start.mean], linestyle="", marker="*", markersize=12, color=GREY, label="before training")
+
+
+def iterations(settings: Sequence[Setting]) -> Figure:
+    """Over the rollouts of training: the mean over seeds, and a band from the lowest seed to the highest."""
+    figure = _figure(13.5, 4.6)
+    panels = _row(figure, len(_CURVES))
+    for axes, (name, title, unit) in zip(panels, _CURVES, strict=True):
+        for place, setting in enumerate(settings):
+            x, mean, low, high = curve(setting, name)
+            if not x:
+                continue
+            colour = _colour(place, len(settings))
+            if len(setting.counted) > 1:
+                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(x, mean, color=colour, linewidth=1.5, marker="o" if len(x) == 1 else "", label=setting.label)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_ylabel(unit)
+        axes.set_xlabel("iteration")
+        _tidy(axes, whole=True, legend=False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if handles:
+        columns = max(1, min(6, len(labels), 160 // max(map(len, labels))))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    return figure
+
+
+def curve(setting: Setting, name: str) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Iterations, mean, lowest and highest over the seeds, at iterations that every seed has."""
+    series = []
+    for run in setting.counted:
+        points = {row["iteration"]: row.get(name) for row in run.rows}
+        series.append({x: y for x, y in points.items() if x is not None and y is not None and math.isfinite(y)})
+    series = [points for points in series if points]
+    common = sorted(set.intersection(*(set(points) for points in series))) if series else []
+    columns = [[points[x] for points in series] for x in common]
+    means = [math.fsum(column) / len(column) for column in columns]
+    return common, means, [min(column) for column in columns], [max(column) for column in columns]
+
+
+def _colour(place: int, count: int) -> object:
+    if count <= len(COLOURS):
+        return COLOURS[place]
+    from matplotlib import colormaps
+
+    return colormaps["viridis"](0.05 + 0.85 * place / (count - 1))
+
+
+def _tidy(axes: Axes, *, whole: bool = False, legend: bool = True) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.grid(True, color="#D9D9D9", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.08, y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    if whole:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
+    if not axes.lines:
+        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
+    elif legend:
+        axes.legend(frameon=False, fontsize=8.5)
+
+
+def _row(figure: Figure, count: int) -> list[Axes]:
+    return list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure

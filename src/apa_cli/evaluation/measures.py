@@ -1,0 +1,124 @@
+"""What a set of judged responses says: every figure with its interval, and who wins against whom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Sequence
+
+from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, jackknife
+from apa_cli.evaluation.respond import JudgedResponse
+
+# name: (what it is, unit, digits)
+LABELS = {
+    "reward": ("training reward", "", 3),
+    "evaluator": ("separate evaluator", "", 3),
+    "kl_exact": ("KL to the initial policy, exact", "nats a response", 3),
+    "kl": ("KL, k1 estimate", "nats a response", 3),
+    "kl_k3": ("KL, k3 estimate", "nats a response", 3),
+    "entropy": ("entropy", "nats a token", 3),
+    "response_length": ("response length", "tokens", 1),
+    "eos_rate": ("ended by itself", "fraction", 3),
+    "distinct_1": ("distinct-1", "fraction", 3),
+    "distinct_2": ("distinct-2", "fraction", 3),
+    "unique_fraction": ("different responses", "fraction", 3),
+    "repetition": ("repeated 3-grams within a response", "fraction", 3),
+    "win_rate": ("wins against the initial policy, training reward", "fraction", 3),
+    "tie_rate": ("ties", "fraction", 3),
+    "lose_rate": ("losses", "fraction", 3),
+    "evaluator_win_rate": ("wins against the initial policy, separate evaluator", "fraction", 3),
+    "evaluator_tie_rate": ("ties, separate evaluator", "fraction", 3),
+    "evaluator_lose_rate": ("losses, separate evaluator", "fraction", 3),
+    "judge_win_rate": ("wins against the initial policy, endpoint judge", "fraction", 3),
+    "judge_tie_rate": ("ties, endpoint judge", "fraction", 3),
+    "judge_lose_rate": ("losses, endpoint judge", "fraction", 3),
+}
+
+
+def measure(
+    responses: Sequence[JudgedResponse],
+    initial: Sequence[JudgedResponse] | None = None,
+    *,
+    resamples: int,
+    seed: int,
+) -> dict[str, Estimate]:
+    """All figures of `responses`; with the initial policy's responses to the same prompts, win rates too."""
+
+    def mean(values: Sequence[float]) -> Estimate:
+        return bootstrap_mean(values, resamples=resamples, seed=seed)
+
+    ids = [response.token_ids for response in responses]
+    lengths = [float(len(row)) for row in ids]
+    figures = {
+        "reward": mean([r.score for r in responses]),
+        "kl_exact": mean([r.kl_exact for r in responses]),
+        "kl": mean([r.kl for r in responses]),
+        "kl_k3": mean([r.kl_k3 for r in responses]),
+        "entropy": bootstrap_ratio([r.entropy for r in responses], lengths, resamples=resamples, seed=seed),
+        "response_length": mean(lengths),
+        "eos_rate": mean([float(r.ended) for r in responses]),
+        "distinct_1": diversity([ngrams(row, 1) for row in ids]),
+        "distinct_2": diversity([ngrams(row, 2) for row in ids]),
+        "unique_fraction": diversity([[row] for row in ids]),
+        "repetition": mean([repetition(row) for row in ids]),
+    }
+    judged = [r.evaluator for r in responses if r.evaluator is not None]
+    if judged:
+        figures["evaluator"] = mean(judged)
+    if initial is not None:
+        scores = [(r.score, i.score) for r, i in zip(responses, initial, strict=True)]
+        figures |= _rates("", [compare(a, b) for a, b in scores], resamples, seed)
+        both = [(r.evaluator, i.evaluator) for r, i in zip(responses, initial, strict=True)]
+        known = [compare(a, b) for a, b in both if a is not None and b is not None]
+        if known:
+            figures |= _rates("evaluator_", known, resamples, seed)
+    return figures
+
+
+def verdict_rates(prefix: str, outcomes: Sequence[int], *, resamples: int, seed: int) -> dict[str, Estimate]:
+    """Win, tie and lose rates of outcomes 1, 0 and −1, as `{prefix}win_rate` and so on."""
+    return _rates(prefix, outcomes, resamples, seed)
+
+
+def compare(ours: float, theirs: float) -> int:
+    """1 when ours is higher, −1 when lower, 0 within rounding (1e-6, absolute and relative)."""
+    if abs(ours - theirs) <= 1e-6 * max(1.0, abs(ours), abs(theirs)):
+        return 0
+    return 1 if ours > theirs else -1
+
+
+def diversity(things: Sequence[Sequence[Hashable]]) -> Estimate:
+    """Different things over all things of a batch, one sequence a prompt, with a jackknife interval.
+
+    Of n-grams it is distinct-n (Li et al. 2016), of whole responses the share of different ones; 0 when there are none.
+    """
+    counts: Counter[Hashable] = Counter(thing for row in things for thing in row)
+    total = sum(counts.values())
+    without = []
+    for row in things:
+        only_here = sum(counts[thing] == count for thing, count in Counter(row).items())
+        without.append(_share(len(counts) - only_here, total - len(row)))
+    return jackknife(_share(len(counts), total), without)
+
+
+def ngrams(row: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+
+
+def repetition(row: Sequence[int], n: int = 3) -> float:
+    """1 − distinct n-grams / n-grams within one response (seq-rep-n, Welleck et al. 2020); 0 when it has none."""
+    grams = ngrams(row, n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+def _rates(prefix: str, outcomes: Sequence[int], resamples: int, seed: int) -> dict[str, Estimate]:
+    names = {"win_rate": 1, "tie_rate": 0, "lose_rate": -1}
+    return {
+        f"{prefix}{name}": bootstrap_mean(
+            [float(outcome == meaning) for outcome in outcomes], resamples=resamples, seed=seed
+        )
+        for name, meaning in names.items()
+    }

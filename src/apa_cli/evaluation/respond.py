@@ -1,0 +1,147 @@
+"""One response per held-out prompt, with everything that is measured of it."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from apa_cli.algorithms import exact_kl, kl_k1, kl_k3, per_response
+from apa_cli.config.schema import TrainConfig
+from apa_cli.data.prompts import Prompt, collate
+from apa_cli.models.device import Runtime
+from apa_cli.models.policy import Policy, Reference
+from apa_cli.models.reward import FinishedResponses, Scorer
+from apa_cli.rollouts.collect import add_passes, finished_responses
+from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.record import Rollout
+
+SEED_OFFSET = 0x5EED  # evaluation draws from its own stream, the same one every time
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedResponse:
+    """A response and its figures. KL and entropy in nats, summed over its counted tokens."""
+
+    prompt: str
+    response: str
+    token_ids: tuple[int, ...]  # counted response tokens
+    ended: bool
+    score: float  # under the training reward
+    evaluator: float | None  # under the separate evaluator
+    kl: float  # k1 of the tokens drawn
+    kl_k3: float
+    kl_exact: float  # over the whole vocabulary at every position
+    entropy: float
+
+
+def respond(
+    policy: Policy,
+    reference: Reference,
+    scorer: Scorer,
+    evaluator: Scorer | None,
+    prompts: Sequence[Prompt],
+    config: TrainConfig,
+    *,
+    stream: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[JudgedResponse]:
+    """Draw one response per prompt, always with the same random numbers, and measure it.
+
+    Another `stream` gives other numbers: two policies compared on one stream would draw the same responses where
+    they agree, and a policy compared with itself would only tie. `progress` hears how many prompts are done. The
+    caller's random states are left as they were.
+    """
+    judged: list[JudgedResponse] = []
+    with own_random_states(config.seed + SEED_OFFSET + stream, policy.runtime):
+        for start in range(0, len(prompts), config.rollout.batch_size):
+            batch = prompts[start : start + config.rollout.batch_size]
+            judged += _respond_batch(policy, reference, scorer, evaluator, batch, config)
+            if progress is not None:
+                progress(len(judged))
+    return judged
+
+
+@contextlib.contextmanager
+def own_random_states(seed: int, runtime: Runtime) -> Iterator[None]:
+    """Seed torch, Python and NumPy (reward functions may draw from any), and put their states back in the end."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _respond_batch(
+    policy: Policy,
+    reference: Reference,
+    scorer: Scorer,
+    evaluator: Scorer | None,
+    prompts: Sequence[Prompt],
+    config: TrainConfig,
+) -> list[JudgedResponse]:
+    batch = collate(prompts, policy.pad_token_id)
+    temperature, budget = config.generation.temperature, config.training.microbatch_tokens
+    rollout = add_passes(
+        sample(policy, batch, config.generation, greedy=config.evaluation.decoding == "greedy"),
+        policy,
+        reference,
+        None,
+        temperature=temperature,
+        token_budget=budget,
+        policy_pass=False,
+    )
+    finished: FinishedResponses = finished_responses(policy, batch, rollout, config.generation.stop)
+    scores = scorer(finished)
+    judgements = evaluator(finished) if evaluator is not None else [None] * len(scores)
+    mask = rollout.response_mask
+    assert rollout.reference_logprobs is not None
+    k1 = per_response(kl_k1(rollout.rollout_logprobs, rollout.reference_logprobs, mask), mask).tolist()
+    k3 = per_response(kl_k3(rollout.rollout_logprobs, rollout.reference_logprobs, mask), mask).tolist()
+    exact = response_exact_kl(rollout, policy, reference, temperature=temperature, token_budget=budget).tolist()
+    entropy = per_response(rollout.entropy, mask).tolist()
+    ids = [row[keep].tolist() for row, keep in zip(rollout.response_ids.cpu(), mask.cpu(), strict=True)]
+    return [
+        JudgedResponse(
+            prompt=finished.prompts[i],
+            response=finished.responses[i],
+            token_ids=tuple(ids[i]),
+            ended=bool(rollout.ended[i]),
+            score=scores[i],
+            evaluator=judgements[i],
+            kl=k1[i],
+            kl_k3=k3[i],
+            kl_exact=exact[i],
+            entropy=entropy[i],
+        )
+        for i in range(len(scores))
+    ]
+
+
+@torch.no_grad()
+def response_exact_kl(
+    rollout: Rollout, policy: Policy, reference: Reference, *, temperature: float, token_budget: int
+) -> Tensor:
+    """Σ_t KL(π_θ(·|s_t) ‖ π_ref(·|s_t)) along each response, over the whole vocabulary: (B,) nats.
+
+    Its mean over responses drawn from π_θ is KL(π_θ ‖ π_ref) of whole responses, with less noise than k1's.
+    """
+    total = torch.zeros(len(rollout.response_ids), device=rollout.response_ids.device)  # (B,)
+    for rows in rollout.microbatches(token_budget):
+        part = rollout.select(rows)
+        ours, _ = policy.response_forward(*part.batch)  # (b, T, V)
+        with reference.active() as frozen:
+            theirs, _ = frozen.response_forward(*part.batch)
+        kl = exact_kl(ours, theirs, temperature=temperature)  # (b, T)
+        total[rows] = per_response(kl, part.response_mask).to(total.dtype)
+    return total

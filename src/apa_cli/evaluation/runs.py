@@ -1,0 +1,209 @@
+"""Runs read back from their folders: finished, failed, or still going. Imports no torch and writes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from apa_cli.errors import UserError
+from apa_cli.tracking.jsonl import read_json_lines
+from apa_cli.tracking.metrics import METRICS_FILE, read_metrics
+from apa_cli.tracking.samples import SAMPLES_FILE
+
+CONFIG_FILE = "config.yaml"
+SUMMARY_FILE = "summary.json"  # the run's last act: there is one only where the run finished
+FAILURE_FILE = "failed.json"  # what a sweep notes of a member that failed
+ASIDE = ".unfinished-"  # a folder moved aside for another attempt is NAME.unfinished-1
+
+FINISHED, FAILED, UNFINISHED = "finished", "failed", "running or stopped"
+
+# Where there are no held-out prompts, the last rollout stands in.
+_STAND_IN = {
+    "eval/reward": "reward/mean",
+    "eval/kl": "kl/to_init",
+    "eval/entropy": "policy/entropy",
+    "eval/response_length": "policy/response_length",
+    "eval/eos_rate": "policy/eos_rate",
+    "eval/unique_fraction": "policy/unique_fraction",
+    "eval/distinct_2": "policy/distinct_2",
+}
+_DEPTH = 2  # sweeps/ holds sweeps, which hold runs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What the policy wrote to one prompt before training and at the end."""
+
+    prompt: str
+    before: str
+    after: str
+    score_before: float
+    score_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    folder: Path
+    status: str  # FINISHED, FAILED or UNFINISHED
+    reason: str = ""  # why it failed
+    config: Mapping[str, Any] = field(default_factory=dict)  # dotted key to value; {} where it failed before it began
+    overrides: tuple[str, ...] = ()
+    rows: Sequence[Mapping[str, float | None]] = ()  # metrics.jsonl
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def seed(self) -> Any:
+        return self.config.get("seed")
+
+    @property
+    def objective(self) -> str:
+        return str(self.config.get("objective.name", "?"))
+
+    @property
+    def iterations(self) -> int:
+        return int(self.rows[-1]["iteration"] or 0) if self.rows else 0
+
+    @cached_property
+    def evaluated(self) -> bool:
+        """Whether the figures of `last` are from held-out prompts."""
+        return any(row.get("eval/kl") is not None for row in self.rows)
+
+    def first(self, name: str) -> float | None:
+        """An eval/* metric before training; None where it was not measured then."""
+        return _finite(self.rows[0].get(name)) if self.rows and self.rows[0].get("iteration") == 0 else None
+
+    def last(self, name: str) -> float | None:
+        """An eval/* metric of the newest evaluation, or its stand-in of the newest rollout where there was none."""
+        if self.evaluated:
+            newest = next(row for row in reversed(self.rows) if row.get("eval/kl") is not None)
+            return _finite(newest.get(name))
+        return _finite(self.rows[-1].get(_STAND_IN.get(name, name))) if self.rows else None
+
+    def evaluation_names(self) -> list[str]:
+        return [name for name in dict.fromkeys(key for row in self.rows for key in row) if name.startswith("eval/")]
+
+    def pairs(self, count: int = 2) -> list[Pair]:
+        """The first prompts that were answered both before training and at the newest evaluation."""
+        answers: dict[str, list[Mapping[str, Any]]] = {}
+        for sample in _lenient_lines(self.folder / SAMPLES_FILE):
+            if sample.get("source") == "evaluation":
+                answers.setdefault(str(sample.get("prompt")), []).append(sample)
+        return [
+            Pair(prompt, str(first["response"]), str(last["response"]), float(first["score"]), float(last["score"]))
+            for prompt, (first, *_, last) in ((p, a) for p, a in answers.items() if len(a) > 1)
+        ][:count]
+
+
+def is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (CONFIG_FILE, METRICS_FILE, FAILURE_FILE))
+
+
+def is_finished(folder: Path) -> bool:
+    """There is a whole summary.json. One that a crash tore does not count."""
+    return "iterations" in _read_json(folder / SUMMARY_FILE)
+
+
+def read_run(folder: Path) -> Run:
+    """Raises UserError where a file of the run cannot be understood."""
+    failure = _read_json(folder / FAILURE_FILE)
+    summary = _read_json(folder / SUMMARY_FILE)
+    status = FINISHED if "iterations" in summary else FAILED if failure else UNFINISHED
+    overrides = failure.get("overrides") or _read_yaml(folder / "overrides.yaml") or ()
+    try:
+        rows = read_metrics(folder)
+    except ValueError as error:
+        raise UserError(str(folder), str(error), "mend the line, or leave this run out") from error
+    return Run(
+        folder=folder,
+        status=status,
+        reason=str(failure.get("error", "")) if status == FAILED else "",
+        config=flat(_read_yaml(folder / CONFIG_FILE) or failure.get("config") or {}),
+        overrides=tuple(map(str, overrides)),
+        rows=[row for row in rows if isinstance(row, dict) and "iteration" in row],
+        summary=summary,
+    )
+
+
+def find_runs(places: Sequence[str]) -> list[Path]:
+    """Run folders that the user means by run folders, folders of runs and globs; each once, in order.
+
+    Raises UserError where one of them is nothing or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for place in places:
+        matches = [Path(place)] if Path(place).exists() else [Path(match) for match in sorted(glob(place))]
+        if not matches:
+            raise UserError(place, "no such folder", "name folders that apa-train wrote")
+        of_place = [folder for match in matches for folder in members(match)]
+        if not of_place:
+            if len(matches) == 1 and not matches[0].is_dir():
+                raise UserError(place, "a file, not a run's folder", "name the folder that it lies in")
+            raise UserError(place, "no run in it", "name folders that apa-train wrote, or a folder of such folders")
+        for folder in of_place:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def members(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """The folder itself where it is a run, otherwise the runs below it; attempts moved aside are left out."""
+    if not folder.is_dir():
+        return
+    if is_run(folder):
+        yield folder
+    elif depth:
+        for child in sorted(folder.iterdir(), key=lambda path: path.name):
+            if ASIDE not in child.name and not child.name.startswith("."):
+                yield from members(child, depth - 1)
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        leaves.update(flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
+    return leaves
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """{} where there is no such file or a crash tore it."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_yaml(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # reads 1e-05 as a number
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(str(path), f"cannot be read: {problem}", "mend it, or leave this run out") from error
+
+
+def _lenient_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return read_json_lines(path)
+    except ValueError:
+        return []

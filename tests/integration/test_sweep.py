@@ -1,0 +1,148 @@
+"""Sweeps through the real command: joblib with a broken member and again, submitit's local executor, Optuna, Ctrl-C."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import apa_train, environment
+
+TINY = (
+    "rollout.batch_size=8",
+    "training.minibatch_size=4",
+    "training.iterations=1",
+    "evaluation.prompts=4",
+    "generation.max_new_tokens=8",
+    "checkpoint.every=0",
+    "tracking.wandb.mode=disabled",
+)
+
+REWARD = """
+import os
+
+def short(prompts, responses, **columns):
+    return [-float(len(response)) for response in responses]
+
+def broken_until_mended(prompts, responses, **columns):
+    if not os.path.exists({mended!r}):
+        raise RuntimeError("no reward today")
+    return short(prompts, responses)
+"""
+
+
+def plugin(name: str) -> None:
+    pytest.importorskip(f"hydra_plugins.{name}", reason=f"needs {name.replace('_', '-')}: pip install -e '.[dev]'")
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
+    plugin("hydra_joblib_launcher")
+    mended = tmp_path / "mended"
+    (tmp_path / "my.py").write_text(REWARD.format(mended=str(mended)))
+    sweep = tmp_path / "sweep"
+    functions = f"reward.function={tmp_path}/my.py:broken_until_mended,{tmp_path}/my.py:short"
+    command = ("-m", "sweep=joblib", "reward.kind=function", "reward.path=null", functions, *TINY)
+    first = apa_train(sweep, *command)
+    assert first.code == 2, first.errors
+    assert sorted(row["status"] for row in rows(sweep)) == ["failed", "finished"]
+    [reason] = [row["reason"] for row in rows(sweep) if row["status"] == "failed"]
+    assert "no reward today" in reason
+    assert first.output.count("  failed: ") == first.output.count("no reward today") == 1
+    assert "## Failed" in (sweep / "sweep.md").read_text(encoding="utf-8")
+    assert (sweep / "plots" / "frontier.png").stat().st_size > 10_000
+    [finished] = [folder for folder in sweep.iterdir() if (folder / "summary.json").exists()]
+
+    mended.touch()
+    before = state(finished)
+    second = apa_train(sweep, *command)
+    assert (second.code, second.errors) == (0, ""), second.errors
+    assert state(finished) == before
+    assert second.output.count("finished before, not run again") == 1
+    assert [row["status"] for row in rows(sweep)] == ["finished"] * 2
+    assert len(list(sweep.glob("*.unfinished-1"))) == 1
+
+
+def test_joblib_shares_out_the_cores(tmp_path: Path):
+    """Two processes with as many threads as there are cores each would get in one another's way."""
+    plugin("hydra_joblib_launcher")
+    command = [str(Path(sys.executable).parent / "apa-train"), "-m", "sweep=joblib", *TINY, "device=cpu"]
+    settings = {
+        name: value for name, value in environment().items() if name not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    }
+    subprocess.run([*command, f"output_dir={tmp_path}"], env=settings, check=True, capture_output=True, timeout=120)
+    [versions] = tmp_path.glob("*/versions.json")
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert json.loads(versions.read_text(encoding="utf-8"))["device"].startswith(f"CPU, {threads} threads")
+
+
+def test_submitit_runs_members_in_processes_of_its_own(tmp_path: Path):
+    plugin("hydra_submitit_launcher")
+    sweep = tmp_path / "sweep"
+    done = apa_train(sweep, "-m", "sweep=submitit_local", "policy.path=builtin:reviews/policy,gone", *TINY)
+    assert done.code == 2, done.errors
+    assert sorted(row["status"] for row in rows(sweep)) == ["failed", "finished"]
+    assert done.output.count("policy.path: ") == 1  # its reason has come out of the other process
+    assert list((sweep / ".submitit").glob("*/*.out"))
+
+
+def test_optuna_searches_two_objectives_past_a_failed_trial(tmp_path: Path):
+    plugin("hydra_optuna_sweeper")
+    from omegaconf import OmegaConf
+
+    (tmp_path / "my.py").write_text(
+        "from pathlib import Path\n\n"
+        "def fails_once(prompts, responses, **columns):\n"
+        "    try:\n"
+        "        Path(__file__).with_name('called').touch(exist_ok=False)\n"
+        "    except FileExistsError:\n"
+        "        return [-float(len(response)) for response in responses]\n"
+        "    raise RuntimeError('once')\n"
+    )
+    reward = ("reward.kind=function", "reward.path=null", f"reward.function={tmp_path}/my.py:fails_once")
+    command = ("-m", "sweep=optuna", "hydra.sweeper.n_trials=3", *reward, *TINY)
+    done = apa_train(tmp_path / "sweep", *command)
+    assert done.code == 2, done.errors
+    table = rows(tmp_path / "sweep")
+    assert sorted(row["status"] for row in table) == ["failed", "finished", "finished"]
+    assert len({row["objective.kl_lambda"] for row in table}) == 3
+    found = OmegaConf.load(tmp_path / "sweep" / "optimization_results.yaml")
+    assert 1 <= len(found.solutions) <= 2
+    measured = {(float(row["eval/evaluator"]), float(row["eval/kl"])) for row in table if row["eval/kl"]}
+    assert {tuple(solution["values"]) for solution in found.solutions} <= measured
+
+
+def test_an_interrupted_sweep_still_gets_its_tables(tmp_path: Path):
+    sweep = tmp_path / "sweep"
+    tiny = [word for word in TINY if not word.startswith("training.iterations")]
+    command = [str(Path(sys.executable).parent / "apa-train"), "-m", f"output_dir={sweep}", *tiny]
+    process = subprocess.Popen(
+        [*command, "training.iterations=1,9999"],  # the second would go on for hours
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    try:
+        while not any(file.read_text(encoding="utf-8").count("\n") > 2 for file in sweep.glob("*/metrics.jsonl")):
+            assert time.monotonic() < deadline, "no metrics within two minutes"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=90)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (130, "apa-train: interrupted\n")
+    assert sorted(row["status"] for row in rows(sweep)) == ["finished", "running or stopped"]
+    assert "not finished: " in output

@@ -1,0 +1,264 @@
+"""What `checkpoint=` may name, and the one line that says what is wrong with it."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from apa_cli.checkpoints.manifest import MANIFEST, write_manifest
+from apa_cli.errors import UserError
+from apa_cli.evaluation.checkpoint_paths import find_checkpoints
+
+
+def make_policy(folder, *, adapter=False):
+    folder.mkdir(parents=True)
+    (folder / ("adapter_config.json" if adapter else "config.json")).write_text("{}", encoding="utf-8")
+    (folder / "model.safetensors").write_bytes(b"weights")
+
+
+def make_checkpoint(run, iteration, *, adapter=False):
+    folder = run / "checkpoints" / f"iter_{iteration:06d}"
+    make_policy(folder / "policy", adapter=adapter)
+    for name in ("value", "trainer_state"):
+        (folder / name).mkdir()
+        (folder / name / "state").write_bytes(b"state")
+    write_manifest(folder)
+    return folder
+
+
+def make_run(folder, *, iterations=(2, 4), final=True, adapter=False):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 0\n", encoding="utf-8")
+    lines = [json.dumps({"iteration": i}) + "\n" for i in range(max(iterations, default=0) + 1)]
+    (folder / "metrics.jsonl").write_text("".join(lines), encoding="utf-8")
+    for iteration in iterations:
+        make_checkpoint(folder, iteration, adapter=adapter)
+    if iterations:
+        (folder / "checkpoints" / "latest").symlink_to(f"iter_{iterations[-1]:06d}", target_is_directory=True)
+    if final:
+        make_policy(folder / "final", adapter=adapter)
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+def only(*places):
+    (found,) = find_checkpoints([str(place) for place in places])
+    return found
+
+
+def names(*places):
+    return [found.name for found in find_checkpoints([str(place) for place in places])]
+
+
+def refusal(*places):
+    with pytest.raises(UserError) as caught:
+        find_checkpoints([str(place) for place in places])
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line.startswith("checkpoint: ")
+    return line
+
+
+def test_a_run_is_its_final_policy(run):
+    found = only(run)
+    assert (found.name, found.policy) == ("final", str(run / "final"))
+    assert (found.run_dir, found.iteration, found.is_adapter) == (run, 4, False)
+
+
+def test_an_unfinished_run_is_its_latest_checkpoint(tmp_path):
+    run = make_run(tmp_path / "run", final=False)
+    found = only(run)
+    assert (found.name, found.policy) == ("iter_000004", str(run / "checkpoints" / "iter_000004" / "policy"))
+    assert (found.run_dir, found.iteration) == (run, 4)
+
+
+def test_a_run_without_checkpoints(tmp_path):
+    make_run(tmp_path / "run", iterations=(), final=False)
+    assert "no checkpoint yet" in refusal(tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["checkpoints/iter_000002", "checkpoints/iter_000002/policy"])
+def test_one_checkpoint(run, place):
+    found = only(run / place)
+    assert (found.name, found.run_dir, found.iteration) == ("iter_000002", run, 2)
+    assert found.policy == str(run / "checkpoints" / "iter_000002" / "policy")
+
+
+@pytest.mark.parametrize("place", ["checkpoints/latest", "checkpoints"])
+def test_the_latest(run, place):
+    assert only(run / place).name == "iter_000004"
+
+
+def test_final_belongs_to_its_run(run):
+    found = only(run / "final")
+    assert (found.name, found.run_dir, found.iteration) == ("final", run, 4)
+
+
+def test_an_adapter_is_told_from_a_model(tmp_path):
+    run = make_run(tmp_path / "run", adapter=True)
+    assert all(found.is_adapter for found in find_checkpoints([str(run), str(run / "checkpoints" / "iter_000002")]))
+
+
+def test_all_checkpoints_of_a_run_each_once_in_order(run):
+    make_checkpoint(run, 10)
+    (run / "checkpoints" / "best").symlink_to("iter_000002", target_is_directory=True)
+    partial = run / "checkpoints" / ".iter_000012.partial"
+    partial.mkdir()
+    assert names(run / "checkpoints" / "*") == ["iter_000002", "iter_000004", "iter_000010"]
+
+
+def test_order_is_by_iteration_not_as_given(run):
+    checkpoints = run / "checkpoints"
+    make_checkpoint(run, 1000000)
+    assert names(checkpoints / "iter_1000000", checkpoints / "iter_000004", checkpoints / "iter_000002") == [
+        "iter_000002",
+        "iter_000004",
+        "iter_1000000",
+    ]
+
+
+def test_what_is_named_twice_counts_once(run):
+    checkpoints = run / "checkpoints"
+    assert names(run, run / "final", checkpoints / "latest", checkpoints / "iter_000004") == ["final", "iter_000004"]
+
+
+def test_a_pattern_may_match_symlinks_only(run, tmp_path):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "mine").symlink_to(run, target_is_directory=True)
+    assert names(tmp_path / "links" / "*") == ["final"]
+
+
+def test_a_name_may_hold_the_signs_of_a_pattern(tmp_path):
+    make_run(tmp_path / "run[1]")
+    assert only(tmp_path / "run[1]").name == "final"
+
+
+def test_a_pattern_that_matches_nothing(run):
+    assert "nothing matches" in refusal(run / "checkpoint" / "*")
+
+
+def test_several_runs_are_told_apart(tmp_path):
+    for name, iterations in (("a", (2,)), ("b", (3,))):
+        make_run(tmp_path / name, iterations=iterations)
+    assert names(tmp_path / "a", tmp_path / "b") == ["a/final", "b/final"]
+    assert names(tmp_path / "*") == ["a/final", "b/final"]
+
+
+def test_several_folders_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for place in ("x/model", "y/model"):
+        make_policy(tmp_path / place)
+    assert names("x/model", "y/model") == ["x/model", "y/model"]
+    make_run(tmp_path / "one" / "seed_0")
+    make_run(tmp_path / "two" / "seed_0")
+    assert names("one/seed_0", "two/seed_0") == ["one/seed_0/final", "two/seed_0/final"]
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_any_model_folder(tmp_path, adapter):
+    make_policy(tmp_path / "mine", adapter=adapter)
+    found = only(tmp_path / "mine")
+    assert (found.name, found.run_dir, found.iteration, found.is_adapter) == ("mine", None, None, adapter)
+
+
+def test_a_model_below_a_folder_with_metrics_of_somebody_else(tmp_path):
+    make_policy(tmp_path / "other" / "final")
+    (tmp_path / "other" / "metrics.jsonl").write_text('{"iteration": 3}\n', encoding="utf-8")
+    found = only(tmp_path / "other" / "final")
+    assert (found.run_dir, found.iteration) == (None, None)
+
+
+def test_a_hub_id_passes_through(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gpt2", "organisation/model"):
+        found = only(name)
+        assert (found.name, found.policy, found.run_dir, found.iteration) == (name, name, None, None)
+
+
+def test_a_metrics_file_cut_short_leaves_the_iteration_open(run):
+    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"iterat')
+    assert only(run).iteration is None
+
+
+def test_half_written(run):
+    partial = run / "checkpoints" / ".iter_000002.partial"
+    (run / "checkpoints" / "iter_000002").rename(partial)
+    assert "was never finished" in refusal(partial)
+    assert "was never finished" in refusal(partial / "policy")
+    for path in ("trainer_state/state", MANIFEST):
+        (partial / path).unlink()
+    (partial / "trainer_state").rmdir()
+    assert "was never finished" in refusal(partial)
+
+
+def test_without_a_manifest(run):
+    folder = run / "checkpoints" / "iter_000002"
+    (folder / MANIFEST).unlink()
+    assert f"no {MANIFEST}" in refusal(folder)
+    assert f"no {MANIFEST}" in refusal(folder / "policy")
+    assert f"no {MANIFEST}" in refusal(run / "checkpoints" / "*")
+
+
+@pytest.mark.parametrize("name", ["policy/model.safetensors", "value/state"])
+def test_a_flipped_byte(run, name):
+    path = run / "checkpoints" / "iter_000002" / name
+    content = bytearray(path.read_bytes())
+    content[2] ^= 1
+    path.write_bytes(content)
+    line = refusal(run / "checkpoints" / "iter_000002")
+    assert "damaged" in line
+    assert Path(name).name in line
+
+
+def test_a_missing_file(run):
+    (run / "checkpoints" / "iter_000002" / "policy" / "model.safetensors").unlink()
+    assert "lacks policy/model.safetensors" in refusal(run / "checkpoints" / "iter_000002")
+
+
+@pytest.mark.parametrize("name", ["../outside", "policy/../../../outside", "/etc/hostname", "OUTSIDE"])
+def test_a_manifest_may_not_lead_outside(run, name):
+    folder = run / "checkpoints" / "iter_000002"
+    outside = run / "checkpoints" / "outside"
+    outside.write_text("x", encoding="utf-8")
+    name = str(outside) if name == "OUTSIDE" else name
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert "outside its folder" in refusal(folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": 3}', '{"files": {"a": {}}}', '{"files": {"a": null}}', "\0"])
+def test_a_manifest_that_is_none(run, content):
+    folder = run / "checkpoints" / "iter_000002"
+    (folder / MANIFEST).write_text(content, encoding="utf-8")
+    assert "cannot be read" in refusal(folder)
+
+
+def test_a_checkpoint_without_a_policy(run):
+    folder = run / "checkpoints" / "iter_000002"
+    (folder / "policy" / "config.json").unlink()
+    (folder / MANIFEST).unlink()
+    write_manifest(folder)
+    assert "holds no model" in refusal(folder)
+
+
+def test_a_wrong_folder(tmp_path):
+    (tmp_path / "notes").mkdir()
+    assert "neither a run nor a model" in refusal(tmp_path / "notes")
+
+
+def test_a_file(run):
+    assert "is a file" in refusal(run / "config.yaml")
+
+
+@pytest.mark.parametrize("place", ["/no/such/run", "./mine", "../mine", "~/no-such-run", "a/b/c", "runs/mine"])
+def test_a_missing_folder(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert re.search(rf"no folder {re.escape(place)}", refusal(place))

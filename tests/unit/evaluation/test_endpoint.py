@@ -1,0 +1,570 @@
+"""The judge against a real HTTP server on this machine that imitates /v1/chat/completions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from apa_cli.config.schema import JudgeConfig
+from apa_cli.errors import UserError
+from apa_cli.evaluation.endpoint import EndpointJudge
+from apa_cli.evaluation.endpoint_errors import check_judge
+from apa_cli.evaluation.pairwise import Pair
+
+pytest.importorskip("openai", reason="needs the extra: pip install 'apa-cli[judge]'")
+
+KEY = "sk-planted-5f0e2c9d1b7a4438"
+USAGE = {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40}
+
+
+class Endpoint:
+    """Set `answer(request, number)` to what the n-th request (from 0) gets: text, or (status, headers, body)."""
+
+    def __init__(self):
+        self.requests = []  # bodies
+        self.headers = []
+        self.times = []
+        self.usage = USAGE
+        self.answer = judge_by_quality
+        self.released = threading.Event()
+        self._lock = threading.Lock()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])).decode("utf-8"))
+                with endpoint._lock:
+                    number = len(endpoint.requests)
+                    endpoint.requests.append(body)
+                    endpoint.headers.append({name.lower(): value for name, value in self.headers.items()})
+                    endpoint.times.append(time.monotonic())
+                assert self.path == "/v1/chat/completions"
+                answer = endpoint.answer(body, number)
+                status, headers, data = (200, {}, endpoint.completion(answer)) if isinstance(answer, str) else answer
+                data = data if isinstance(data, bytes) else json.dumps(data).encode()
+                try:
+                    self.send_response(status)
+                    for name, value in {"Content-Type": "application/json", **headers}.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:
+                    self.close_connection = True  # the client gave up waiting
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server.server_port}/v1"
+
+    def completion(self, text):
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+        return body if self.usage is None else {**body, "usage": self.usage}
+
+    def close(self):
+        self.released.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def shown(request):
+    """The two responses as the judge sees them."""
+    return re.findall(r"<<<RESPONSE [AB] \w+>>>\n(.*?)\n<<<END", request["messages"][1]["content"], re.DOTALL)
+
+
+def judge_by_quality(request, number):
+    a, b = shown(request)
+    if ("good" in a) == ("good" in b):
+        return "tie"
+    return "A" if "good" in a else "B"
+
+
+def stuck(endpoint):
+    """Answers only when the test is over."""
+    return lambda request, number: "A" if endpoint.released.wait(10) else "B"
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Endpoint()
+    yield server
+    server.close()
+
+
+def config_for(endpoint, **settings):
+    settings = {"model": "m", "retries": 0, "concurrency": 1, "timeout_seconds": 5.0, **settings}
+    return JudgeConfig(base_url=endpoint if isinstance(endpoint, str) else endpoint.url, **settings)
+
+
+def ask(endpoint, pairs, **settings):
+    judge = EndpointJudge(config_for(endpoint, **settings))
+    return judge.judge(pairs), judge.summary()
+
+
+def pairs_of(*qualities):
+    """("good", "bad") is a pair that the checkpoint wins."""
+    return [
+        Pair(prompt=f"prompt {i}", checkpoint=f"{c} trained {i}", initial=f"{s} start {i}")
+        for i, (c, s) in enumerate(qualities)
+    ]
+
+
+def one_line(judge, pairs):
+    with pytest.raises(UserError) as caught:
+        judge.judge(pairs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+WIN, LOSE, TIE = ("good", "bad"), ("bad", "good"), ("good", "good")
+
+
+def test_win_tie_lose_in_both_orders(endpoint):
+    verdicts, summary = ask(endpoint, pairs_of(WIN, LOSE, TIE, WIN))
+    assert [v.outcome for v in verdicts] == ["win", "lose", "tie", "win"]
+    assert [v.index for v in verdicts] == [0, 1, 2, 3]
+    assert [shown(r) for r in endpoint.requests[:2]] == [
+        ["good trained 0", "bad start 0"],
+        ["bad start 0", "good trained 0"],
+    ]
+    assert (summary.wins, summary.ties, summary.losses, summary.win_rate) == (2, 1, 1, 2.5 / 4)
+    assert (summary.judged, summary.pairs, summary.requests) == (4, 4, 8)
+    assert (summary.input_tokens, summary.output_tokens, summary.cost) == (240, 80, None)
+    assert (summary.inconsistent, summary.unparsed, summary.stopped) == (0, 0, None)
+    assert json.loads(json.dumps(dataclasses.asdict(summary)))["win_rate"] == 0.625
+
+
+def test_a_judge_that_likes_the_first_has_no_opinion(endpoint):
+    endpoint.answer = lambda request, number: "A"
+    verdicts, summary = ask(endpoint, pairs_of(WIN, LOSE, TIE))
+    assert [v.outcome for v in verdicts] == ["tie"] * 3
+    assert (summary.inconsistent, summary.inconsistency_rate, summary.win_rate) == (3, 1.0, 0.5)
+
+
+def test_identical_responses_are_a_tie_and_cost_nothing(endpoint):
+    same = Pair(prompt="p", checkpoint="same", initial="same")
+    verdicts, summary = ask(endpoint, [same, *pairs_of(WIN)])
+    assert [v.outcome for v in verdicts] == ["tie", "win"]
+    assert (len(endpoint.requests), summary.identical, summary.inconsistency_rate) == (2, 1, 0.0)
+    assert ask(endpoint, [])[1].win_rate is None
+
+
+def test_what_is_sent(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-of-somebody")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-of-somebody")
+    ask(endpoint, pairs_of(WIN), criterion="Prefer the kinder one.", seed=0, max_answer_tokens=7)
+    ask(endpoint, pairs_of(WIN), temperature=None, seed=None, max_answer_tokens=None)
+    first, last = endpoint.requests[0], endpoint.requests[-1]
+    assert set(first) == {"model", "messages", "temperature", "seed", "max_completion_tokens"}
+    assert (first["model"], first["temperature"], first["seed"], first["max_completion_tokens"]) == ("m", 0, 0, 7)
+    assert "Prefer the kinder one." in first["messages"][0]["content"]
+    assert set(last) == {"model", "messages"}
+    assert not re.search("somebody", json.dumps(endpoint.headers))
+    codes = [re.search(r"<<<PROMPT (\w+)>>>", r["messages"][1]["content"])[1] for r in endpoint.requests]
+    assert codes[0] == codes[1] != codes[2]  # one a run
+    assert len(codes[0]) >= 16
+
+
+def test_unicode_and_half_a_surrogate_pair(endpoint):
+    text = 'good 漢字 🎉 \u2028 "quoted" \\ \x00'
+    verdicts, _ = ask(endpoint, [Pair(prompt="é\ud800", checkpoint=text, initial="bad")])
+    assert verdicts[0].outcome == "win"
+    assert shown(endpoint.requests[0])[0] == text
+    assert "é?" in endpoint.requests[0]["messages"][1]["content"]
+
+
+def test_only_the_first_prompts(endpoint):
+    verdicts, summary = ask(endpoint, pairs_of(WIN, WIN, LOSE), prompts=2)
+    assert [v.index for v in verdicts] == [0, 1]
+    assert (summary.pairs, summary.judged, summary.stopped) == (2, 2, None)
+
+
+def test_an_unreadable_answer_is_asked_once_more(endpoint):
+    endpoint.answer = lambda request, number: "hmm" if number == 0 else judge_by_quality(request, number)
+    verdicts, summary = ask(endpoint, pairs_of(WIN))
+    assert (verdicts[0].outcome, summary.unparsed, summary.requests) == ("win", 0, 3)
+    assert "exactly one word and nothing else" in endpoint.requests[1]["messages"][1]["content"]
+
+
+def test_then_it_is_a_tie_and_counted(endpoint):
+    endpoint.answer = lambda request, number: "hmm" if number < 2 else judge_by_quality(request, number)
+    verdicts, summary = ask(endpoint, pairs_of(WIN))
+    assert (verdicts[0].outcome, verdicts[0].preferred) == ("tie", ("unparsed", "checkpoint"))
+    assert (summary.unparsed, summary.inconsistent, summary.requests) == (1, 0, 3)
+
+
+@pytest.mark.parametrize("choices", [[], [{}], [{"message": {"role": "assistant", "content": None}}]])
+def test_no_choice_or_no_text_is_an_unreadable_answer(endpoint, choices):
+    endpoint.answer = lambda request, number: (200, {}, {**endpoint.completion(""), "choices": choices})
+    verdicts, summary = ask(endpoint, pairs_of(WIN))
+    assert (verdicts[0].outcome, summary.unparsed, summary.requests) == ("tie", 2, 4)
+
+
+BROKEN = [b'{"choices": [', b"\xff\xfe", b"", b"[1]", b"null", b'{"error": {"message": "no"}}']
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+@pytest.mark.parametrize("body", BROKEN)
+def test_a_body_that_is_no_completion(endpoint, body, content_type):
+    endpoint.answer = lambda request, number: (200, {"Content-Type": content_type}, body)
+    line = one_line(EndpointJudge(config_for(endpoint)), pairs_of(WIN))
+    assert line.startswith("evaluation.judge.base_url: ") and "chat completions" in line
+    assert len(endpoint.requests) == 2
+
+
+def test_one_broken_body_is_forgiven(endpoint):
+    endpoint.answer = lambda request, number: (200, {}, b"{") if number == 1 else judge_by_quality(request, number)
+    assert ask(endpoint, pairs_of(WIN))[0][0].outcome == "win"
+
+
+def test_429_is_retried_when_the_server_says(endpoint):
+    def answer(request, number):
+        return (429, {"Retry-After": "1"}, {"error": {"message": "slow down"}}) if number == 0 else "tie"
+
+    endpoint.answer = answer
+    verdicts, summary = ask(endpoint, pairs_of(WIN), retries=1)
+    assert (verdicts[0].outcome, len(endpoint.requests), summary.requests) == ("tie", 3, 2)
+    assert endpoint.times[1] - endpoint.times[0] >= 1.0
+
+
+def test_429_for_ever(endpoint):
+    endpoint.answer = lambda request, number: (429, {}, {"error": {"message": "quota exceeded"}})
+    line = one_line(EndpointJudge(config_for(endpoint)), pairs_of(WIN))
+    assert line.startswith("evaluation.judge.concurrency: ") and "quota exceeded" in line
+
+
+def test_500_for_ever(endpoint):
+    endpoint.answer = lambda request, number: (500, {}, {"error": {"message": "out of\nmemory \x1b[31m" + "x" * 999}})
+    line = one_line(EndpointJudge(config_for(endpoint, retries=1)), pairs_of(WIN))
+    assert len(endpoint.requests) == 2
+    assert line.startswith("evaluation.judge.base_url: ") and "(500) after 2 tries: out of memory" in line
+    assert "\x1b" not in line and len(line) < 400
+
+
+def test_a_slow_server(endpoint):
+    endpoint.answer = stuck(endpoint)
+    started = time.monotonic()
+    line = one_line(EndpointJudge(config_for(endpoint, timeout_seconds=0.2, retries=1)), pairs_of(WIN))
+    assert time.monotonic() - started < 3
+    assert len(endpoint.requests) == 2
+    assert line.startswith("evaluation.judge.timeout_seconds: ") and "within 0.2 s, in 2 tries" in line
+
+
+def test_endpoint_down():
+    with socket.socket() as taken:  # bound and not listening: refused, and nobody else's
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        judge = EndpointJudge(config_for(url, concurrency=4))
+        line = one_line(judge, pairs_of(WIN, WIN))
+    assert line.startswith(f"evaluation.judge.base_url: cannot reach {url} in 1 try: ") and "refused" in line
+    summary = judge.summary()
+    assert (summary.judged, summary.pairs, summary.stopped) == (0, 2, line)
+
+
+@pytest.mark.parametrize(
+    ("status", "key", "says"),
+    [
+        (401, "", "evaluation.judge.api_key_env: the server wants a key (401), and OPENAI_API_KEY is not set; export"),
+        (401, KEY, "evaluation.judge.api_key_env: the server refuses the key in OPENAI_API_KEY (401); export"),
+        (403, KEY, "evaluation.judge.api_key_env: the key in OPENAI_API_KEY may not do this (403): no; use another"),
+        (404, KEY, "evaluation.judge.model: "),
+        (400, KEY, "evaluation.judge: the server refuses the request (400): no; correct"),
+        (422, KEY, "evaluation.judge: the server refuses the request (422): no; correct"),
+    ],
+)
+def test_a_refusal_is_not_retried(endpoint, monkeypatch, status, key, says):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    endpoint.answer = lambda request, number: (status, {}, {"error": {"message": "no"}})
+    line = one_line(EndpointJudge(config_for(endpoint, retries=3)), pairs_of(WIN))
+    assert line.startswith(says)
+    assert len(endpoint.requests) == 1
+
+
+def test_what_was_judged_before_an_error_is_kept(endpoint):
+    endpoint.answer = lambda request, number: (404, {}, {}) if number == 5 else judge_by_quality(request, number)
+    judge = EndpointJudge(config_for(endpoint))
+    line = one_line(judge, pairs_of(WIN, LOSE, WIN))
+    assert [v.outcome for v in judge.verdicts] == ["win", "lose"]
+    assert (judge.summary().judged, judge.summary().stopped) == (2, line)
+
+
+def test_after_an_error_nothing_more_is_asked(endpoint):
+    def answer(request, number):
+        time.sleep(0.2 if number else 0.0)
+        return (404, {}, {}) if number == 0 else "tie"
+
+    endpoint.answer = answer
+    one_line(EndpointJudge(config_for(endpoint, concurrency=2)), pairs_of(*[WIN] * 8))
+    time.sleep(0.6)
+    assert len(endpoint.requests) <= 2
+
+
+def test_token_cap(endpoint):
+    verdicts, summary = ask(endpoint, pairs_of(*[WIN] * 5), max_tokens_total=175)  # four requests of 40, not five
+    assert [v.index for v in verdicts] == [0, 1]
+    assert (len(endpoint.requests), summary.judged, summary.pairs, summary.win_rate) == (4, 2, 5, 1.0)
+    assert summary.stopped == "evaluation.judge.max_tokens_total=175 is used up: 160 spent"
+
+
+def test_a_cap_that_suffices_stops_nothing(endpoint):
+    _, summary = ask(endpoint, pairs_of(WIN, LOSE), max_tokens_total=160)
+    assert (summary.judged, summary.stopped) == (2, None)
+
+
+def test_money_cap_with_many_at_a_time(endpoint):
+    prices = {"price_per_million_input": 1_000.0, "price_per_million_output": 10_000.0}  # 0.03 + 0.10 a request
+    _, summary = ask(endpoint, pairs_of(*[WIN] * 30), max_cost=1.0, concurrency=8, **prices)
+    assert len(endpoint.requests) == 7
+    assert summary.cost == pytest.approx(0.91)
+    assert summary.stopped.startswith("evaluation.judge.max_cost=1 is used up")
+
+
+def test_the_first_request_goes_alone_while_nothing_is_known_of_its_size(endpoint):
+    endpoint.answer = lambda request, number: time.sleep(0.2) or "tie"
+    verdicts, summary = ask(endpoint, pairs_of(*[WIN] * 8), max_tokens_total=50, concurrency=8)
+    assert (verdicts, len(endpoint.requests), summary.input_tokens + summary.output_tokens) == ([], 1, 40)
+
+
+def test_the_cap_spans_calls_and_the_summary_is_of_the_last(endpoint):
+    prices = {"price_per_million_input": 1_000.0, "price_per_million_output": 10_000.0}
+    judge = EndpointJudge(config_for(endpoint, max_tokens_total=180, **prices))
+    for _ in range(2):
+        assert len(judge.judge(pairs_of(WIN))) == 1
+        summary = judge.summary()
+        assert (summary.requests, summary.input_tokens, summary.output_tokens) == (2, 60, 20)
+        assert summary.cost == pytest.approx(0.26)
+    assert judge.judge(pairs_of(WIN)) == []
+    summary = judge.summary()
+    assert (summary.judged, summary.win_rate, summary.requests, summary.input_tokens) == (0, None, 0, 0)
+    assert (summary.stopped is not None, len(endpoint.requests)) == (True, 4)
+
+
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": "many", "completion_tokens": 1}])
+def test_usage_missing(endpoint, usage):
+    endpoint.usage = usage
+    verdicts, summary = ask(endpoint, pairs_of(WIN))
+    assert (verdicts[0].outcome, summary.requests_without_usage, summary.input_tokens) == ("win", 2, 0)
+    verdicts, summary = ask(endpoint, pairs_of(WIN), max_tokens_total=1000)
+    assert (verdicts, len(endpoint.requests)) == ([], 3)
+    assert summary.stopped.startswith("the server reports no usage")
+
+
+def test_usage_missing_from_the_last_answer_stops_nothing(endpoint):
+    def answer(request, number):
+        endpoint.usage = None if number == 1 else USAGE
+        return judge_by_quality(request, number)
+
+    endpoint.answer = answer
+    _, summary = ask(endpoint, pairs_of(WIN), max_tokens_total=1000)
+    assert (summary.judged, summary.requests_without_usage, summary.stopped) == (1, 1, None)
+
+
+def test_many_at_a_time_give_the_same_result_in_order(endpoint):
+    waiting = threading.Barrier(4)
+
+    def answer(request, number):
+        if number < 4:
+            waiting.wait(5)  # only passes if four are asked at the same time
+        time.sleep(0.02 if number % 3 else 0.06)
+        return judge_by_quality(request, number)
+
+    qualities = [WIN, LOSE, TIE, WIN, LOSE] * 4
+    endpoint.answer = answer
+    seen = []
+    judge = EndpointJudge(config_for(endpoint, concurrency=4))
+    verdicts = judge.judge(pairs_of(*qualities), lambda done, total: seen.append((done, total)))
+    assert [v.outcome for v in verdicts] == ["win", "lose", "tie", "win", "lose"] * 4
+    assert [v.index for v in verdicts] == list(range(20))
+    assert seen == [(n, 20) for n in range(1, 21)]
+
+
+@pytest.fixture
+def ctrl_c():
+    """A process started in the background may have inherited that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_does_not_wait_for_the_server(endpoint, ctrl_c):
+    def answer(request, number):
+        if number == 2:
+            time.sleep(0.3)
+            ctrl_c()
+        if number >= 2:
+            endpoint.released.wait(10)
+        return judge_by_quality(request, number)
+
+    endpoint.answer = answer
+    judge = EndpointJudge(config_for(endpoint, timeout_seconds=60.0))
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        judge.judge(pairs_of(WIN, WIN))
+    assert time.monotonic() - started < 5
+    assert (judge.summary().judged, judge.summary().stopped) == (1, "interrupted")
+
+
+def test_ctrl_c_ends_the_process(endpoint, tmp_path):
+    endpoint.answer = stuck(endpoint)
+    script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from apa_cli.config.schema import JudgeConfig\n"
+        "from apa_cli.evaluation.endpoint import EndpointJudge, Pair\n"
+        f"judge = EndpointJudge(JudgeConfig(base_url={endpoint.url!r}, model='m', timeout_seconds=60.0))\n"
+        "judge.judge([Pair(prompt=str(i), checkpoint='x', initial='y') for i in range(9)])\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, cwd=tmp_path)
+    try:
+        while len(endpoint.requests) < 4 and process.poll() is None:
+            time.sleep(0.05)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=8)
+        assert b"KeyboardInterrupt" in error
+        assert time.monotonic() - started < 4
+    finally:
+        process.kill()
+
+
+def echo(status):
+    """A server that repeats the key wherever it can."""
+
+    def answer(request, number):
+        said = f"bad key {KEY}, Bearer {KEY}"
+        return status, {"X-Echo": "none"}, {"error": {"message": said, "type": KEY, "code": KEY}}
+
+    return answer
+
+
+def chain(error):
+    """Everything an error drags along, as text."""
+    seen, texts = [error], []
+    for link in seen:
+        texts += [str(link), repr(link), repr(vars(link)), "".join(traceback.format_exception(link))]
+        seen += [e for e in (link.__cause__, link.__context__) if e is not None and e not in seen]
+    return texts
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 429, 500])
+def test_the_key_reaches_the_server_and_nothing_else(endpoint, monkeypatch, caplog, capfd, status):
+    monkeypatch.setenv("JUDGE_TOKEN_OF_MINE", f"{KEY}\n")
+    caplog.set_level(logging.DEBUG)
+    config = config_for(endpoint, api_key_env="JUDGE_TOKEN_OF_MINE")
+    judge = EndpointJudge(config)
+    error = None
+    if status == 200:
+        endpoint.answer = lambda request, number: KEY if number < 2 else judge_by_quality(request, number)
+        judge.judge(pairs_of(WIN))
+    else:
+        endpoint.answer = echo(status)
+        with pytest.raises(UserError) as caught:
+            judge.judge(pairs_of(WIN))
+        error = caught.value
+        assert error.__cause__ is None and error.__context__ is None
+    assert endpoint.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert KEY not in json.dumps(endpoint.requests)
+    left = [
+        repr(config),
+        repr(vars(judge)),
+        repr(judge.summary()),
+        repr(judge.verdicts),
+        caplog.text,
+        *capfd.readouterr(),
+    ]
+    for text in left + (chain(error) if error else []):
+        assert KEY not in text
+    assert not any(KEY in str(record.args) for record in caplog.records)
+
+
+def test_no_other_key_is_sent(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    ask(endpoint, pairs_of(WIN), api_key_env="LOCAL_KEY")
+    assert endpoint.headers[0]["authorization"] == "Bearer none"
+    assert KEY not in json.dumps(endpoint.headers)
+
+
+def test_a_key_that_no_header_can_carry(endpoint, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}é")
+    with pytest.raises(UserError) as caught:
+        EndpointJudge(config_for(endpoint)).judge(pairs_of(WIN))
+    assert str(caught.value).startswith("evaluation.judge.api_key_env: the key in OPENAI_API_KEY has characters")
+    assert not any(KEY in text for text in chain(caught.value))
+
+
+def test_a_proxy_setting_that_cannot_be_used(endpoint, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "nonsense://user:hunter2hunter2@127.0.0.1:1")
+    line = one_line(EndpointJudge(config_for(endpoint)), pairs_of(WIN))
+    assert line.startswith("evaluation.judge.base_url: the client cannot be set up") and "hunter2" not in line
+
+
+def test_without_the_extra(endpoint, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(
+        UserError, match=re.escape("evaluation.judge.base_url: needs the extra; pip install 'apa-cli[ju")
+    ):
+        EndpointJudge(config_for(endpoint))
+
+
+def test_importing_the_judge_does_not_import_the_client(tmp_path):
+    code = "import sys, apa_cli.evaluation.endpoint; sys.exit('openai' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+URL = "http://127.0.0.1:8000/v1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"model": "m"}, "model"),
+        ({"base_url": URL}, "model"),
+        ({"base_url": "127.0.0.1:8000", "model": "m"}, "base_url"),
+        ({"base_url": "ftp://host/v1", "model": "m"}, "base_url"),
+        ({"base_url": "http://host:99999/v1", "model": "m"}, "base_url"),
+        ({"base_url": "http://ho st/v1", "model": "m"}, "base_url"),
+        ({"base_url": f"http://me:{KEY}@host/v1", "model": "m"}, "base_url"),
+        ({"base_url": f"http://host/v1?key={KEY}", "model": "m"}, "base_url"),
+        ({"base_url": f"{URL}/chat/completions", "model": "m"}, "base_url"),
+        ({"base_url": URL, "model": "m", "api_key_env": KEY}, "api_key_env"),
+        ({"base_url": URL, "model": "m", "max_cost": 1.0}, "price_per_million_input"),
+        ({"base_url": URL, "model": "m", "price_per_million_input": 1.0}, "price_per_million_output"),
+    ],
+)
+def test_settings_that_cannot_work(settings, key):
+    with pytest.raises(UserError) as caught:
+        check_judge(JudgeConfig(**settings))
+    assert caught.value.where == f"evaluation.judge.{key}"
+    assert KEY not in str(caught.value)
+
+
+def test_settings_that_can():
+    check_judge(JudgeConfig())
+    check_judge(JudgeConfig(base_url="https://api.openai.com/v1", model="m", max_tokens_total=10))
+    prices = {"price_per_million_input": 0.0, "price_per_million_output": 0.0}
+    check_judge(JudgeConfig(base_url=URL, model="m", max_cost=1.0, **prices))

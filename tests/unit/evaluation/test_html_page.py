@@ -1,0 +1,72 @@
+"""The page: whole in one file, and nothing in a run can break out of its place."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from run_folders import row, write_run
+
+from apa_cli.commands.report import main
+
+EVIL = "<script>alert('x')</script> & \"quoted\" </pre>"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    rows = [row(0, eval_reward=0.0, eval_kl=0.0), row(1, reward_mean=1.0, eval_reward=1.0, eval_kl=2.0)]
+    good = write_run(tmp_path / "in" / "good", rows, overrides=(f"policy.path={EVIL}", "seed=0"))
+    samples = [
+        {"iteration": i, "source": "evaluation", "prompt": EVIL, "response": f"{EVIL}{i}", "score": i} for i in (0, 1)
+    ]
+    (good / "samples.jsonl").write_text("\n".join(map(json.dumps, samples)))
+    write_run(tmp_path / "in" / "bad", [], finished=False, failed=EVIL)
+    assert main([str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--title", EVIL]) == 0
+    return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_it_fetches_nothing_and_runs_nothing(text: str):
+    for inside in ("http:", "https:", "<script", "<link", "@import", "url(", 'src="plots'):
+        assert inside not in text, inside
+    sources = re.findall(r'src="([^"]*)"', text)
+    assert len(sources) == 3  # two pictures of all runs, one of the run that has metrics
+    for source in sources:
+        kind, data = source.split(",", 1)
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data, validate=True).startswith(b"\x89PNG")
+
+
+def test_what_runs_say_is_text(text: str):
+    assert (
+        text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") >= 6
+    )  # title twice, reason, prompt, responses
+
+
+def test_every_tag_is_closed(text: str):
+    class Tags(HTMLParser):
+        open: list[str] = []  # noqa: RUF012
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+    parser = Tags()
+    parser.feed(text)
+    assert parser.open == []
+
+
+def test_it_fits_phones_and_both_themes(text: str):
+    assert '<meta name="viewport" content="width=device-width' in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_it_shows_responses_before_and_after(text: str):
+    assert "before, score 0.000" in text
+    assert "after, score 1.000" in text

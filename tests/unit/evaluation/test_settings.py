@@ -1,0 +1,101 @@
+"""Grouping by setting and statistics over seeds, with figures worked by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from run_folders import row, write_grid, write_run
+
+from apa_cli.evaluation.runs import find_runs, read_run
+from apa_cli.evaluation.settings import estimate, group, student_t
+
+
+def test_mean_and_interval_by_hand():
+    # 1, 2, 6: mean 3, deviations −2, −1, 3, variance 14 / 2 = 7; half = 4.303 · √7 / √3
+    found = estimate([1.0, None, 2.0, 6.0])
+    assert found is not None
+    assert (found.mean, found.count, found.lowest, found.highest) == (3.0, 3, 1.0, 6.0)
+    assert found.half == pytest.approx(4.303 * math.sqrt(7 / 3))
+
+
+def test_one_value_has_no_interval():
+    assert estimate([2.5]) is not None
+    assert estimate([2.5]).half is None
+    assert estimate([None]) is None
+
+
+@pytest.mark.parametrize(("degrees", "t"), [(1, 12.7062), (2, 4.30265), (9, 2.26216), (40, 2.02108), (120, 1.97993)])
+def test_student_t_as_in_published_tables(degrees: int, t: float):
+    assert student_t(degrees) == pytest.approx(t, abs=0.002)
+
+
+def runs_in(folder: Path):
+    return [read_run(found) for found in find_runs([str(folder)])]
+
+
+def test_seeds_are_one_setting_and_settings_are_in_order(tmp_path: Path):
+    grid = {(1.0, 0): (1, 1), (0.1, 0): (4, 2), (0.1, 1): (6, 4), (0.3, 0): (2, 2)}
+    settings = group(runs_in(write_grid(tmp_path / "g", grid)))
+    assert [(setting.label, len(setting.runs)) for setting in settings] == [
+        ("APA, λ 0.1", 2),
+        ("APA, λ 0.3", 1),
+        ("APA, λ 1", 1),
+    ]
+    kl = settings[0].final("eval/kl")
+    assert (kl.mean, kl.half) == (5.0, pytest.approx(12.706 * math.sqrt(2) / math.sqrt(2)))
+
+
+def test_what_else_differs_makes_another_line(tmp_path: Path):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    write_run(tmp_path / "a", rows, optimizer__learning_rate=1e-5)
+    write_run(tmp_path / "b", rows, optimizer__learning_rate=1e-4, tracking__console="quiet")
+    assert [setting.line for setting in group(runs_in(tmp_path))] == [
+        "APA, learning_rate 1e-05",
+        "APA, learning_rate 0.0001",
+    ]
+
+
+def test_runs_of_an_older_version_are_no_line_of_their_own(tmp_path: Path):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    write_run(tmp_path / "old", rows)
+    write_run(tmp_path / "new", rows, seed=1, checkpoint__best_metric="eval/reward")
+    assert [(setting.label, len(setting.runs)) for setting in group(runs_in(tmp_path))] == [("APA, λ 0.3", 2)]
+
+
+def test_many_differences_stay_apart_and_short(tmp_path: Path):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    for i in range(2):
+        write_run(tmp_path / f"{i}", rows, a=i, b=i, c=i, d=i)
+        write_run(tmp_path / f"x{i}", rows, a=0, b=0, c=0, d=5, e="y" * 300)
+    lines = {setting.line for setting in group(runs_in(tmp_path))}
+    assert len(lines) == 3
+    assert max(map(len, lines)) < 40
+
+
+def test_a_knob_that_the_objective_does_not_read_is_no_difference(tmp_path: Path):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    for seed, kl_lambda in ((0, 0.1), (1, 0.3)):
+        write_run(tmp_path / f"p{seed}", rows, seed=seed, objective__name="ppo", objective__kl_lambda=kl_lambda)
+        write_run(tmp_path / f"a{seed}", rows, seed=seed, objective__kl_coef=kl_lambda)
+    assert [(setting.label, len(setting.runs)) for setting in group(runs_in(tmp_path))] == [
+        ("APA, λ 0.3", 2),
+        ("PPO, β 0.05", 2),
+    ]
+
+
+def test_ppo_steered_to_a_kl_is_known_by_that(tmp_path: Path):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    write_run(tmp_path / "a", rows, objective__name="ppo", objective__kl_target=6.0)
+    assert group(runs_in(tmp_path))[0].label == "PPO, KL target 6"
+
+
+def test_unfinished_runs_count_only_where_none_is_finished(tmp_path: Path):
+    write_run(tmp_path / "a", [row(1, eval_kl=1.0)])
+    write_run(tmp_path / "b", [row(1, eval_kl=9.0)], seed=1, finished=False)
+    [setting] = group(runs_in(tmp_path))
+    assert setting.final("eval/kl").mean == 1.0
+    (tmp_path / "a" / "summary.json").unlink()
+    [setting] = group(runs_in(tmp_path))
+    assert setting.final("eval/kl").mean == 5.0
