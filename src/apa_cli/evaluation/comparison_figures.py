@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from apa_cli.evaluation.comparison import at_level, reward_over_kl
 from apa_cli.evaluation.frontier import COLOURS, MARKERS, curve
 from apa_cli.evaluation.settings import Setting, estimate
-from apa_cli.tracking.plots import GREY
+from apa_cli.tracking.style import GREY, new_figure, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def draw(
 
 def reward_kl(tuned: Sequence[Setting], knobs: Sequence[Setting]) -> Figure:
     """The separate evaluator against KL: along training at the tuned settings, and at the end for every knob."""
-    figure = _figure(12.4, 4.8)
+    figure = new_figure(12.4, 4.8)
     along, end = figure.subplots(1, 2, sharey=True)
     for place, setting in enumerate(tuned):
         _draw_knobs(end, [knob for knob in knobs if knob.line == setting.line], place)
@@ -96,7 +96,7 @@ def reward_curve(setting: Setting) -> tuple[list[float], list[float], list[float
 
 def over_training(tuned: Sequence[Setting], panels: Sequence[Panel], *, levels: Sequence[float] = ()) -> Figure:
     """A panel for each metric, a line for each setting."""
-    figure = _figure(7.5 if len(panels) == 1 else 4.6 * len(panels), 4.3)
+    figure = new_figure(7.5 if len(panels) == 1 else 4.6 * len(panels), 4.3)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for place, setting in enumerate(tuned):
             x, mean, low, high = curve(setting, panel.name)
@@ -135,21 +135,5 @@ def _draw_knobs(axes: Axes, settings: Sequence[Setting], place: int) -> None:
 
 
 def _finish(axes: Axes, title: str, x_label: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    tidy(axes, title)
     axes.set_xlabel(x_label)
-    axes.grid(True, color="#D9D9D9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if not axes.lines:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
-    elif axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8.5)
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure

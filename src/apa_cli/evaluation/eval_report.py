@@ -14,6 +14,7 @@ from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.measures import LABELS
 from apa_cli.evaluation.samples_page import samples_page
 from apa_cli.tracking.secrets import redact, redact_text
+from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
 
 PICTURE = "over_iterations.png"
 NOTES = (
@@ -147,26 +148,17 @@ def curve(evaluation: Evaluation) -> list[EvaluatedPolicy]:
 
 
 def _draw(evaluation: Evaluation, path: Path) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(13, 3.8), layout=ConstrainedLayoutEngine(w_pad=0.12))
-    FigureCanvasAgg(figure)
+    figure = new_figure(13, 3.8)
     panels = [("reward", "evaluator"), ("kl_exact",), ("entropy",)]
     for axes, names in zip(figure.subplots(1, 3), panels, strict=True):
         drawn = [name for name in names if any(name in policy.figures for policy in curve(evaluation))]
-        for name, colour in zip(drawn, ("#0072b2", "#009e73"), strict=False):
+        for name, colour in zip(drawn, (BLUE, GREEN), strict=False):
             _line(axes, curve(evaluation), name, colour)
+        tidy(axes, " and ".join(LABELS[name][0] for name in drawn), legend=len(drawn) > 1)
         axes.set_xlabel("iteration")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_title(" and ".join(LABELS[name][0] for name in drawn), loc="left", fontsize=11)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.3)
         axes.set_ylabel(LABELS[names[0]][1] or "score per response")
-        if len(drawn) > 1:
-            axes.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+        whole_iterations(axes)
+    figure.savefig(path)
     return path
 
 

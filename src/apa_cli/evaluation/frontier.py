@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apa_cli.evaluation.settings import Setting, estimate
-from apa_cli.tracking.plots import BLUE, GREEN, GREY, ORANGE, PLOTS_FOLDER
+from apa_cli.tracking.plots import PLOTS_FOLDER
+from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy, whole_iterations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,13 +41,14 @@ def draw_all(settings: Sequence[Setting], folder: Path) -> list[Path]:
 def frontier(settings: Sequence[Setting]) -> Figure:
     """Reward against KL at the end of each run: a line through the means of its settings, a small point for a seed."""
     panels = [panel for panel in _PANELS if any(setting.final(panel[0]) for setting in settings)] or [_PANELS[0]]
-    figure = _figure(6.4 * len(panels), 4.6)
+    figure = new_figure(6.4 * len(panels), 4.6)
     for axes, (name, title) in zip(_row(figure, len(panels)), panels, strict=True):
         _draw_frontier(axes, settings, name)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("KL from the initial policy, nats per response")
         axes.set_ylabel("per response, mean over prompts")
-        _tidy(axes)
+        axes.margins(x=0.08, y=0.12)
+        tidy(axes)
     return figure
 
 
@@ -97,7 +99,7 @@ def _mark_start(axes: Axes, settings: Sequence[Setting], name: str) -> None:
 
 def iterations(settings: Sequence[Setting]) -> Figure:
     """Over the rollouts of training: the mean over seeds, and a band from the lowest seed to the highest."""
-    figure = _figure(13.5, 4.6)
+    figure = new_figure(13.5, 4.6)
     panels = _row(figure, len(_CURVES))
     for axes, (name, title, unit) in zip(panels, _CURVES, strict=True):
         for place, setting in enumerate(settings):
@@ -111,7 +113,9 @@ def iterations(settings: Sequence[Setting]) -> Figure:
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axes.set_ylabel(unit)
         axes.set_xlabel("iteration")
-        _tidy(axes, whole=True, legend=False)
+        axes.margins(x=0.08, y=0.12)
+        tidy(axes, legend=False)
+        whole_iterations(axes)
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         columns = max(1, min(6, len(labels), 160 // max(map(len, labels))))
@@ -140,29 +144,5 @@ def _colour(place: int, count: int) -> object:
     return colormaps["viridis"](0.05 + 0.85 * place / (count - 1))
 
 
-def _tidy(axes: Axes, *, whole: bool = False, legend: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.grid(True, color="#D9D9D9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.08, y=0.12)
-    axes.spines[["top", "right"]].set_visible(False)
-    if whole:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-    if not axes.lines:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
-    elif legend:
-        axes.legend(frameon=False, fontsize=8.5)
-
-
 def _row(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(1, count, squeeze=False)[0])
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure

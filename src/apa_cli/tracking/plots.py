@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apa_cli.tracking.metrics import read_metrics
+from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy, whole_iterations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PLOTS_FOLDER = "plots"
-
-# Three hues that stay apart without colour vision (Okabe and Ito), and grey.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
 
 Rows = list[dict[str, "float | None"]]
 
@@ -91,51 +89,32 @@ def _draw_entropy(axes: Axes, rows: Rows) -> None:
 
 
 def _finish(axes: Axes, title: str, unit: str, *, last: bool = True) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    tidy(axes, title)
     axes.set_ylabel(unit)
     if last:
         axes.set_xlabel("iteration")
     low, high = axes.get_xlim()
     if high - low < 1:  # a single iteration: nothing between whole ones
         axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=[1, 2, 5, 10]))
-    axes.grid(True, color="#D9D9D9", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if not axes.lines:
-        axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
-    elif axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8.5)
-
-
-def _figure(width: float, height: float) -> Figure:
-    """A figure outside pyplot: no window, no global state, safe in any thread."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+    whole_iterations(axes)
 
 
 def _single(rows: Rows, draw: Callable[[Axes, Rows], None]) -> Figure:
-    figure = _figure(7.5, 4.2)
+    figure = new_figure(7.5, 4.2)
     draw(figure.add_subplot(), rows)
     return figure
 
 
 def overview_figure(rows: Rows) -> Figure:
     """Reward, KL and entropy side by side."""
-    figure = _figure(13, 3.7)
+    figure = new_figure(13, 3.7)
     for axes, draw in zip(figure.subplots(1, 3), (_draw_reward, _draw_kl, _draw_entropy), strict=True):
         draw(axes, rows)
     return figure
 
 
 def _entropy(rows: Rows) -> Figure:
-    figure = _figure(7.5, 5.4)
+    figure = new_figure(7.5, 5.4)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     _draw_entropy(above, rows)
     above.set_xlabel("")
@@ -147,7 +126,7 @@ def _entropy(rows: Rows) -> Figure:
 
 
 def _losses(rows: Rows) -> Figure:
-    figure = _figure(7.5, 7.2)
+    figure = new_figure(7.5, 7.2)
     policy, value, explained = figure.subplots(3, 1, sharex=True)
     _line(policy, rows, "objective/policy_loss", "policy loss", BLUE)
     _finish(policy, "Policy loss", "mean per token", last=False)
