@@ -41,7 +41,7 @@ Examples
   apa-eval 'checkpoint=runs/mine/checkpoints/*'                  all of them: one table, a picture over iterations
   apa-eval checkpoint=[runs/a,runs/b] evaluation.prompts=256     several runs, on more prompts
   apa-eval checkpoint=runs/mine evaluation.decoding=greedy
-  apa-eval checkpoint=path/to/model config=mine.yaml             any Hugging Face or PEFT folder or Hub id
+  apa-eval checkpoint=path/to/model config=mine.yaml             a Hugging Face or PEFT folder, a model on the Hub
   apa-eval checkpoint=runs/mine evaluation.judge.base_url=http://127.0.0.1:8000/v1 evaluation.judge.model=NAME
 
 Keys

@@ -68,6 +68,17 @@ class PromptSet:
         return f"{line}: {', '.join(notes)}" if notes else line
 
 
+def check_room(prompts: Sequence[Prompt], *, max_new_tokens: int, room: int | None) -> None:
+    """Raise UserError when the longest prompt and response together exceed the `room` tokens that the policy takes."""
+    longest = max(len(prompt.token_ids) for prompt in prompts) + max_new_tokens
+    if room is not None and longest > room:
+        raise UserError(
+            "data.max_prompt_tokens",
+            f"the longest prompt and generation.max_new_tokens are {longest} tokens, and the policy takes {room}",
+            f"lower it to {max(1, room - max_new_tokens)} or less, or lower generation.max_new_tokens",
+        )
+
+
 def collate(prompts: Sequence[Prompt], pad_token_id: int) -> PromptBatch:
     """Left-pad prompts into one batch.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from apa_cli.config.schema import AdapterConfig, PolicyConfig, TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import Prompt
+from apa_cli.data.prompts import Prompt, check_room
 from apa_cli.errors import UserError
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint
@@ -143,6 +143,7 @@ def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Pr
     _, held_out = load_prompts(
         config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
+    check_room(held_out.prompts, max_new_tokens=config.generation.max_new_tokens, room=policy.room)
     budget, evaluator = config.training.microbatch_tokens, config.evaluation.reward
     bench = _Bench(
         scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget),

@@ -46,6 +46,12 @@ class Policy:
     def is_peft(self) -> bool:
         return hasattr(self.model, "peft_config")
 
+    @property
+    def room(self) -> int | None:
+        """Prompt and response tokens that the model was made for, where its configuration says so."""
+        limit = getattr(_base(self.model).config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
 

@@ -88,6 +88,10 @@ class RewardModel:
             part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
             for row, score in zip(rows, part.tolist(), strict=True):
                 scores[row] = score
+        for row, score in enumerate(scores):
+            if not math.isfinite(score):
+                problem = f"{self.config.path} scored response {row} as {score}"
+                raise UserError(f"{self.key}.path", problem, "try precision=fp32, or another reward model")
         return scores
 
     def _cut(self, ids: list[int]) -> list[int]:
@@ -163,9 +167,8 @@ class RewardFunction:
         try:
             scores = self.function(list(finished.prompts), list(finished.responses), **columns)
         except Exception as error:
-            raise UserError(
-                self.key, f"{self.name} raised {type(error).__name__}: {error}", "see run.log for its traceback"
-            ) from error
+            problem = f"{self.name} raised {type(error).__name__}: {error}"
+            raise UserError(self.key, problem, "mend it: run.log, or HYDRA_FULL_ERROR=1, has the traceback") from error
         return _checked(scores, len(finished.responses), self.name, self.key)
 
 

@@ -10,7 +10,6 @@ import os
 import platform
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from apa_cli.checkpoints.export import export_final
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import Prompt, PromptStream
+from apa_cli.data.prompts import PromptStream, check_room
 from apa_cli.errors import UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
@@ -66,7 +65,8 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
             prompts, held_out = load_prompts(
                 config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
             )
-            check_room(config, models, [*prompts.prompts, *held_out.prompts])
+            every = [*prompts.prompts, *held_out.prompts]
+            check_room(every, max_new_tokens=config.generation.max_new_tokens, room=models.policy.room)
             tracker.note(f"training on {prompts.describe()}")
             if held_out.prompts:
                 tracker.note(f"evaluating on {held_out.describe()}")
@@ -106,19 +106,6 @@ def check_best_metric(config: TrainConfig) -> None:
         near = difflib.get_close_matches(metric, names, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
         raise UserError("checkpoint.best_metric", f"{metric} is not measured", remedy)
-
-
-def check_room(config: TrainConfig, models: Models, prompts: Sequence[Prompt]) -> None:
-    """Raise UserError when the longest prompt and response together exceed what the policy was made for."""
-    room = getattr(models.policy.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(prompt.token_ids) for prompt in prompts) + config.generation.max_new_tokens
-    if room and longest > room:
-        raise UserError(
-            "data.max_prompt_tokens",
-            f"the longest prompt and generation.max_new_tokens are {longest} tokens, and the policy takes {room}",
-            f"set data.max_prompt_tokens to at most {max(1, room - config.generation.max_new_tokens)}, "
-            "or generation.max_new_tokens lower",
-        )
 
 
 def _summary(

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, collate
+from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room, collate
 from apa_cli.errors import UserError
 
 PAD = 9
@@ -121,3 +121,14 @@ def test_a_stream_needs_prompts_and_a_batch_size():
         stream(0, 2)
     with pytest.raises(ValueError, match="batch_size"):
         stream(3, 0)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(8, True), (7, False), (None, True)])
+def test_prompt_and_response_must_fit_the_policy(room, fits):
+    """A prompt of 3 tokens and a response of 5 take 8."""
+    prompts = [Prompt(token_ids=ids, text="x", messages=None, columns={}) for ids in [(1,), (1, 2, 3)]]
+    if fits:
+        check_room(prompts, max_new_tokens=5, room=room)
+    else:
+        with pytest.raises(UserError, match=r"are 8 tokens, and the policy takes 7; lower it to 2 or less"):
+            check_room(prompts, max_new_tokens=5, room=room)

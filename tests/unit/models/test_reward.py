@@ -366,3 +366,11 @@ def test_functions_that_cannot_be_loaded(tmp_path):
             load_function(name, "reward.function")
         assert str(caught.value).startswith("reward.function: ")
         assert "\n" not in str(caught.value)
+
+
+def test_a_score_that_is_no_number_is_named(policy, reward_dir):
+    scorer = load(reward_dir, policy)
+    with torch.no_grad():
+        scorer.model.score.weight.fill_(math.nan)
+    with pytest.raises(UserError, match=r"reward\.path: .* scored response 0 as nan; try precision=fp32"):
+        scorer(finished(policy))
