@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 
+SPINS = "10000"
+
 
 def share_the_processor() -> None:
-    """Let waiting OpenMP threads sleep instead of spinning, unless the user says otherwise.
+    """Let waiting OpenMP threads go to sleep after a short spin, unless the user has set how they wait.
 
-    Spinning threads keep a core from whoever has work for it. On two cores beside two busy processes, iterations of
-    the built-in task took 6 to 27 s with spinning and 1.5 to 2 s without. OpenMP reads the variable as it loads.
+    By default they spin long enough to keep a core from whoever has work for it. Seconds an iteration of the built-in
+    task, two cores: idle machine 0.55 by default, 0.58 with this, 1.1 when threads sleep at once (OMP_WAIT_POLICY=
+    PASSIVE); beside two busy processes 6 to 27 by default, 1.6 with this. GNU OpenMP, which torch's Linux builds use,
+    reads the variable as it loads.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not os.environ.get("OMP_WAIT_POLICY"):
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

@@ -1,0 +1,25 @@
+"""How OpenMP's threads wait: ours unless the user has said."""
+
+import os
+
+import pytest
+
+from apa_cli.commands.environment import SPINS, share_the_processor
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [
+        ({}, SPINS),
+        ({"OMP_WAIT_POLICY": ""}, SPINS),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+    ],
+)
+def test_the_users_choice_stands(monkeypatch, given, spins):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    share_the_processor()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
