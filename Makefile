@@ -21,7 +21,7 @@ check: .venv/.ready-dev  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: 35 minutes (ARGS=--quick: 5)
+reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: 35 to 45 minutes (ARGS=--quick: 4)
 	$(BIN)/python scripts/reproduce_paper.py $(ARGS)
 
 clean:  ## remove the set-up

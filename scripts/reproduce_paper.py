@@ -1,6 +1,6 @@
 """Run APA, PPO and AWR alike, and write what the runs say about the paper's four claims.
 
-    python scripts/reproduce_paper.py             the built-in task: about 35 minutes on two CPU cores
+    python scripts/reproduce_paper.py             the built-in task: 35 to 45 minutes on two CPU cores
     python scripts/reproduce_paper.py --quick     to see that it works: a few minutes, no evidence
 
 First each objective is tuned with seed 0, over the same learning rates and over its own KL knob (lambda of APA and
