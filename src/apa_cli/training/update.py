@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,28 +37,85 @@ def policy_loss(policy_logprobs: Tensor, rollout: Rollout, advantages: Tensor, c
     return ppo_loss(policy_logprobs, rollout.rollout_logprobs, advantages, mask, clip_range=config.clip_range)
 
 
+@dataclass(kw_only=True)
+class UpdateProgress:
+    """How far an update has come. A checkpoint in its middle keeps this, and the update goes on from there."""
+
+    epochs: int = 0  # finished passes
+    order: Tensor | None = None  # (B,) rows of the pass under way as they were shuffled; None between passes
+    rows: int = 0  # rows of `order` that are done
+    means: dict[str, MeanAccumulator] = field(default_factory=lambda: defaultdict(MeanAccumulator))
+    stepping: bool = False  # inside an optimizer step: weights and this record do not agree
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but `order`, which is a tensor, as JSON holds it."""
+        means = {name: [float(mean.total), float(mean.count)] for name, mean in self.means.items()}
+        return {"epochs": self.epochs, "rows": self.rows, "means": means}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], order: Tensor | None) -> UpdateProgress:
+        progress = cls(epochs=state["epochs"], order=order, rows=state["rows"])
+        for name, (total, count) in state["means"].items():
+            progress.means[name].add(total, count)
+        return progress
+
+
 def update(
-    models: Models, optimizer: torch.optim.Optimizer, rollout: Rollout, targets: Targets, config: TrainConfig
+    models: Models,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    targets: Targets,
+    config: TrainConfig,
+    *,
+    progress: UpdateProgress | None = None,
+    after_minibatch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Train policy and critic on `rollout`; every pass reshuffles it. Returns objective/* and optim/* metrics."""
-    means: dict[str, MeanAccumulator] = defaultdict(MeanAccumulator)
-    policy_parameters = models.policy.trainable_parameters()
-    critic_parameters = list(models.value.parameters())
+    """Train policy and critic on `rollout`; every pass reshuffles it. Returns objective/* and optim/* metrics.
+
+    `progress` says where to go on, and is kept up to date. `after_minibatch` is called whenever it and the weights
+    agree, and may raise to stop there.
+    """
+    progress = progress or UpdateProgress()
     with models.policy.training():
         models.value.train()
-        for _ in range(config.training.epochs_per_rollout):
-            for rows in torch.randperm(len(rollout.response_ids)).split(config.training.minibatch_size):
-                accumulate_gradients(models, rollout, targets, rows, config, means)
-                clip = config.optimizer.max_grad_norm
-                means["optim/grad_norm"].add(nn.utils.clip_grad_norm_(policy_parameters, clip), 1)
-                means["optim/value_grad_norm"].add(nn.utils.clip_grad_norm_(critic_parameters, clip), 1)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        models.value.eval()
-    stats = {name: mean.mean() for name, mean in means.items()}
+        try:
+            while progress.epochs < config.training.epochs_per_rollout:
+                if progress.order is None:
+                    progress.order = torch.randperm(len(rollout.response_ids))
+                for rows in progress.order[progress.rows :].split(config.training.minibatch_size):
+                    _step(models, optimizer, rollout, targets, rows, config, progress)
+                    after_minibatch()
+                progress.epochs, progress.order, progress.rows = progress.epochs + 1, None, 0
+        finally:
+            models.value.eval()
+    stats = {name: mean.mean() for name, mean in progress.means.items()}
     if "objective/target_residual" in stats:
         stats["objective/target_residual"] **= 0.5  # root of the mean square
     return stats
+
+
+def _step(
+    models: Models,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    targets: Targets,
+    rows: Tensor,
+    config: TrainConfig,
+    progress: UpdateProgress,
+) -> None:
+    """One minibatch: gradients, clipping of policy and critic apart, an optimizer step."""
+    means = progress.means
+    accumulate_gradients(models, rollout, targets, rows, config, means)
+    clip = config.optimizer.max_grad_norm
+    policy_norm = nn.utils.clip_grad_norm_(models.policy.trainable_parameters(), clip)
+    critic_norm = nn.utils.clip_grad_norm_(list(models.value.parameters()), clip)
+    progress.stepping = True
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    means["optim/grad_norm"].add(policy_norm, 1)
+    means["optim/value_grad_norm"].add(critic_norm, 1)
+    progress.rows += len(rows)
+    progress.stepping = False
 
 
 def accumulate_gradients(
