@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification
 from apa_cli.config.schema import RewardConfig
 from apa_cli.errors import UserError
 from apa_cli.models.policy import load_policy
-from apa_cli.models.reward import FinishedResponses, RewardFunction, load_function, load_reward, same_tokenizer
+from apa_cli.models.reward import FinishedResponses, load_reward, same_tokenizer
+from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.rollouts.collect import finished_responses
 from apa_cli.rollouts.generation import sample
 
