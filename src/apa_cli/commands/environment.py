@@ -1,8 +1,13 @@
-"""What a command sets in its process before torch is imported."""
+"""What a command sets in its process before torch is imported, and how it leaves it."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from apa_cli.models.watched_thread import any_abandoned
 
 SPINS = "10000"
 
@@ -17,3 +22,21 @@ def share_the_processor() -> None:
     """
     if not os.environ.get("OMP_WAIT_POLICY"):
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def ends_the_process(main: Callable[..., int]) -> Callable[..., int]:
+    """A command's `main` that ends its process even where a reward function hangs.
+
+    At exit Python waits for every thread of a pool, so also for those that a hanging function has started.
+    """
+
+    @wraps(main)
+    def ending(argv: list[str] | None = None) -> int:
+        code = main(argv)
+        if argv is None and any_abandoned():
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            os._exit(code)
+        return code
+
+    return ending

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from apa_cli import __version__
-from apa_cli.commands.environment import share_the_processor
+from apa_cli.commands.environment import ends_the_process, share_the_processor
 from apa_cli.commands.messages import report_error, say
 from apa_cli.config import compose, sources
 from apa_cli.config.schema import TrainConfig
@@ -58,6 +58,7 @@ Exit codes: 0 done; 2 something you gave is wrong (one line says what); 1 anythi
 """
 
 
+@ends_the_process
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     share_the_processor()

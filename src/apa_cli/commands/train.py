@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from apa_cli import __version__
-from apa_cli.commands.environment import share_the_processor
+from apa_cli.commands.environment import ends_the_process, share_the_processor
 from apa_cli.commands.messages import exit_code, report_error, say
 from apa_cli.commands.sweep import PROGRAM, is_sweep, planned, sweeping
 from apa_cli.config import compose, help_text, sources
@@ -41,6 +41,7 @@ class _Session:
 _session: _Session | None = None
 
 
+@ends_the_process
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session

@@ -49,6 +49,9 @@ class RewardConfig:
     path: Optional[str] = text(None, "reward model: local folder, Hub id, or builtin:reviews/reward")
     revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
     function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
+    timeout_seconds: Optional[float] = number(
+        1800.0, "longest wait for a call of the reward function, seconds; null = for ever, in the main thread", above=0
+    )
     label: Optional[int] = number(None, "which output is the score, for a model with several", minimum=0)
     format: str = choice(
         "auto",

@@ -151,7 +151,8 @@ def load_reward(
     """The scorer that `config` describes; `key` is the group's name in messages."""
     if config.kind == "function":
         assert config.function is not None  # check_config has seen to it
-        return RewardFunction(load_function(config.function, f"{key}.function"), config.function, key=f"{key}.function")
+        function = load_function(config.function, f"{key}.function")
+        return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
     from transformers import AutoModelForSequenceClassification
 
     assert config.path is not None

@@ -6,40 +6,67 @@ import importlib
 import importlib.util
 import inspect
 import math
+import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from apa_cli.errors import UserError
+from apa_cli.models import watched_thread
+from apa_cli.models.watched_thread import CallTimeoutError, WatchedThread
 
 if TYPE_CHECKING:
     from apa_cli.models.reward import FinishedResponses
 
+# What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
+_MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
+_PYTHONS_OWN = (threading.__file__, importlib.__file__)
+
 
 class RewardFunction:
-    """A user's `reward(prompts, responses, **columns) -> list[float]`, its answer checked."""
+    """A user's `reward(prompts, responses, **columns) -> list[float]`, its answer checked.
 
-    def __init__(self, function: Callable[..., Any], name: str, *, key: str) -> None:
-        self.function, self.name, self.key = function, name, key
-        parameters = inspect.signature(function).parameters.values()
+    `timeout`: seconds that it may take, in a thread of its own; None calls it in this one, and waits for ever.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, *, key: str, timeout: float | None = None) -> None:
+        self.function, self.name, self.key, self.timeout = function, name, key, timeout
+        self._thread = WatchedThread("reward function")
+        parameters = _signature(function, name, key).parameters.values()
         self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
         self._names = {p.name for p in parameters}
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
         columns = {
-            name: values
+            name: list(values)
             for name, values in finished.columns.items()
             if (self._takes_all or name in self._names) and name not in ("prompts", "responses")
         }
+        call = partial(self.function, list(finished.prompts), list(finished.responses), **columns)
         try:
-            scores = self.function(list(finished.prompts), list(finished.responses), **columns)
-        except Exception as error:
-            problem = f"{self.name} raised {type(error).__name__}: {error}"
-            raise UserError(self.key, problem, "mend it: run.log, or HYDRA_FULL_ERROR=1, has the traceback") from error
+            scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
+        except CallTimeoutError as error:
+            problem = f"{self.name} has not returned after {self.timeout:g} s"
+            remedy = "mend it (run.log says where it hangs)"
+            remedy += f", or raise {self._timeout_key}; null waits for ever"
+            raise UserError(self.key, problem, remedy) from _their_frames(error)
+        except (Exception, SystemExit) as error:
+            raised = _brief(error)
+            problem = f"{self.name} raised {raised}"
+            remedy = "mend it: run.log, or HYDRA_FULL_ERROR=1, has the traceback"
+            if self.timeout is not None and _MAIN_THREAD.search(raised):
+                remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
+            raise UserError(self.key, problem, remedy) from _their_frames(error)
         return _checked(scores, len(finished.responses), self.name, self.key)
+
+    @property
+    def _timeout_key(self) -> str:
+        return self.key.removesuffix(".function") + ".timeout_seconds"
 
 
 def load_function(name: str, key: str) -> Callable[..., Any]:
@@ -59,15 +86,46 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
             module = importlib.import_module(module_name)
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(
-            key, f"importing {module_name} raised {type(error).__name__}: {error}", "mend the module or its name"
-        ) from error
+    except (Exception, SystemExit) as error:
+        problem = f"importing {module_name} raised {_brief(error)}"
+        raise UserError(key, problem, "mend the module or its name") from _their_frames(error)
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
         raise UserError(key, f"{module_name} has no function {attribute}", f"it has {', '.join(names) or 'none'}")
     return function
+
+
+def _signature(function: Callable[..., Any], name: str, key: str) -> inspect.Signature:
+    try:
+        signature = inspect.signature(function)
+        signature.bind_partial([], [])
+    except (TypeError, ValueError):  # no such parameters, or a built-in that does not tell its own
+        problem = f"{name} does not take prompts and responses"
+        raise UserError(key, problem, "define it as reward(prompts, responses, **columns)") from None
+    return signature
+
+
+def _their_frames(error: BaseException) -> BaseException:
+    """The error with a traceback that begins in the user's code."""
+    trace = error.__traceback__
+    while trace is not None and _ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _ours(file: str) -> bool:
+    return file in (__file__, watched_thread.__file__, *_PYTHONS_OWN) or file.startswith("<frozen ")
+
+
+def _brief(error: BaseException) -> str:
+    """Kind and message, cut where a library has put a whole page into it."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    short = message if len(message) <= 300 else f"{message[:300]}…"
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__
 
 
 def _checked(scores: Any, expected: int, name: str, key: str) -> list[float]:

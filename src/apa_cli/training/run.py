@@ -85,6 +85,9 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
             final = export_final(models.policy, run_dir / "final", config, before, after)
             summary = _summary(config, run_dir, final, judged, time.perf_counter() - started)
             tracker.finish(summary)
+        except UserError as error:  # of the user's own code the traceback, of ours none
+            logging.getLogger(LOGGER).error("stopped: %s", error, exc_info=error.__cause__, extra=QUIETLY)
+            raise
         except Exception as error:
             logging.getLogger(LOGGER).error("stopped by %s", type(error).__name__, exc_info=True, extra=QUIETLY)
             raise

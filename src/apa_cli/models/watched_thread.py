@@ -1,0 +1,115 @@
+"""Calls that may never return, made in a thread that can be left behind. Imports torch only when it calls."""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any
+
+ABANDONED = "abandoned call"  # name of a thread that nobody waits for any more
+
+
+class CallTimeoutError(Exception):
+    """The call has not returned in time; the traceback says where it is."""
+
+
+@dataclass
+class _Call:
+    function: Callable[[], Any]
+    answer: queue.Queue[tuple[bool, Any]] = field(default_factory=queue.Queue)
+
+
+class WatchedThread:
+    """Calls functions one after the other in one thread of its own, which does not keep the process alive.
+
+    One thread for all calls: what a function keeps by thread stays. Gradients, device and context variables are as
+    where it is called from; random generators belong to the process anyway.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self._calls: queue.Queue[_Call] = queue.Queue()
+
+    def call(self, function: Callable[[], Any], seconds: float) -> Any:
+        """What `function()` returns or raises.
+
+        Raises CallTimeoutError after `seconds`. Then, or when a signal ends the wait, the thread is left to itself and
+        the next call gets a new one.
+        """
+        thread = self._thread
+        if thread is None:
+            thread = threading.Thread(target=_serve, args=(self._calls,), name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        call = _Call(_as_here(function))
+        self._calls.put(call)
+        try:
+            returned, result = call.answer.get(timeout=seconds)
+        except queue.Empty:
+            self._abandon()
+            raise CallTimeoutError(f"no answer after {seconds:g} s").with_traceback(_where(thread)) from None
+        except BaseException:  # a signal's
+            self._abandon()
+            raise
+        if not returned:
+            raise result
+        return result
+
+    def _abandon(self) -> None:
+        if self._thread is not None:
+            self._thread.name = ABANDONED
+        self._thread, self._calls = None, queue.Queue()
+
+
+def any_abandoned() -> bool:
+    """Whether a call that was given up is still going on."""
+    return any(thread.name == ABANDONED for thread in threading.enumerate())
+
+
+def _serve(calls: queue.Queue[_Call]) -> None:
+    while threading.current_thread().name != ABANDONED:
+        call = calls.get()
+        try:
+            call.answer.put((True, call.function()))
+        except BaseException as error:  # SystemExit too: in a thread it would pass unseen
+            call.answer.put((False, error))
+        del call
+
+
+def _as_here(function: Callable[[], Any]) -> Callable[[], Any]:
+    """`function`, with what torch and Python keep by thread as it is in this one."""
+    import torch
+
+    context = contextvars.copy_context()
+    gradients, inference, device = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_device(),
+    )
+    gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def call() -> Any:
+        if gpu is not None:
+            torch.cuda.set_device(gpu)
+        if torch.get_default_device() != device:
+            torch.set_default_device(device)
+        with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
+            return context.run(function)
+
+    return call
+
+
+def _where(thread: threading.Thread) -> TracebackType | None:
+    """The stack of a running thread as a traceback."""
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
+    trace = None
+    while frame is not None:
+        trace = TracebackType(trace, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return trace
