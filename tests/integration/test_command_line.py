@@ -44,7 +44,8 @@ def test_help_and_bad_input_import_no_torch(tmp_path: Path):
 import sys
 from apa_cli.commands.train import main
 codes = main(["--help"]), main(["objective.kl_lamda=1"]), main(["--cfg", "job"])
-heavy = {"torch", "transformers", "datasets", "wandb", "matplotlib"} & set(sys.modules)
+heavy = {"torch", "transformers", "datasets", "peft", "numpy", "pyarrow", "wandb", "matplotlib", "rich"}
+heavy &= set(sys.modules)
 sys.exit(f"{codes} {heavy}" if heavy or codes != (0, 2, 0) else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)

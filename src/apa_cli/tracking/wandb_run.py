@@ -77,7 +77,11 @@ def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str])
 
 
 class WandbRun:
-    """Every method returns at once, except `finish`, which waits a bounded time."""
+    """Every method returns at once, except `finish`, which waits a bounded time.
+
+    wandb is imported and started with the first thing to record, not before: it would compete with the loading of
+    torch and the models for the processor.
+    """
 
     def __init__(
         self,
@@ -95,18 +99,15 @@ class WandbRun:
         self._init_seconds = init_seconds
         self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue()
         self._rows: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
-        self._failed = False
+        self._failed = self._finished = False
         self.mode = "disabled" if config.mode == "disabled" else "starting"
         self._thread: threading.Thread | None = None
-        if self.mode != "disabled":
-            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-            self._thread.start()
 
     def log(
         self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = (), *, table: bool = False
     ) -> None:
         """Metrics at step `iteration`. Samples are kept for the table that `table` has written."""
-        if self._thread is None:
+        if self.mode == "disabled":
             return
         finite = {
             name: float(value) for name, value in metrics.items() if value is not None and abs(value) < float("inf")
@@ -121,22 +122,25 @@ class WandbRun:
             with _data_folder(self._run_dir / "wandb"):
                 run.log(payload, step=iteration, commit=True)
 
-        self._queue.put(send)
+        self._put(send)
 
     def keep(self, iteration: int, samples: Sequence[Sample]) -> None:
         """Samples for the next table, without metrics."""
         rows = _table_rows(iteration, samples)
-        if self._thread is not None and rows:
-            self._queue.put(lambda run: self._rows.extend(rows))
+        if rows:
+            self._put(lambda run: self._rows.extend(rows))
 
     def summarise(self, values: Mapping[str, float | None]) -> None:
         """Numbers that stand for the whole run."""
         known = {name: value for name, value in values.items() if value is not None}
-        if self._thread is not None:
-            self._queue.put(lambda run: run.summary.update(known))
+        self._put(lambda run: run.summary.update(known))
 
     def finish(self, exit_code: int = 0, *, seconds: float | None = None) -> None:
-        """Hand over what is left. Gives up, with a warning, after the time for start and end together."""
+        """Hand over what is left. Gives up, with a warning, after the time for start and end together.
+
+        Where nothing was ever recorded there is no run to finish.
+        """
+        self._finished = True
         if self._thread is None:
             return
         self._queue.put(exit_code)
@@ -144,6 +148,14 @@ class WandbRun:
         if self._thread.is_alive():
             self._fail("did not finish in time; metrics.jsonl is complete")
         self._thread = None
+
+    def _put(self, item: Callable[[Any], None]) -> None:
+        if self.mode == "disabled" or self._finished:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
+        self._queue.put(item)
 
     def _work(self) -> None:
         run = self._start()

@@ -11,6 +11,7 @@ import platform
 import random
 import time
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -171,15 +172,12 @@ def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) ->
 
 
 def _write_versions(run_dir: Path, models: Models) -> None:
-    import peft
-    import transformers
-
     versions = {
         "apa_cli": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
+        "transformers": version("transformers"),
+        "peft": version("peft"),
         "device": models.runtime.describe(),
         "policy_commit": getattr(models.policy.model.config, "_commit_hash", None),
     }

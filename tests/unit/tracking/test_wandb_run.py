@@ -106,6 +106,7 @@ def test_online_without_a_key_warns_and_never_asks(tmp_path, monkeypatch, fresh_
     monkeypatch.setattr("getpass.getpass", lambda *_: pytest.fail("asked"))
     said = []
     run = start(tmp_path, said, mode="online")
+    run.log(1, {"reward/mean": 0.5})
     run.finish()
     assert run.mode == "offline"
     assert "no key" in said[0]
@@ -147,6 +148,16 @@ def test_a_hanging_wandb_is_given_up(tmp_path, monkeypatch):
     assert time.monotonic() - began < 2
     assert "did not finish" in said[0]
     gate.set()
+
+
+def test_nothing_to_record_starts_nothing(tmp_path):
+    before = threading.active_count()
+    run = start(tmp_path, [])
+    assert threading.active_count() == before
+    run.finish(1)
+    run.log(1, {"reward/mean": 1.0})  # too late to count
+    assert threading.active_count() == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_disabled_starts_nothing(tmp_path):
