@@ -33,10 +33,18 @@ def ends_the_process(main: Callable[..., int]) -> Callable[..., int]:
     @wraps(main)
     def ending(argv: list[str] | None = None) -> int:
         code = main(argv)
+        flush_output()
         if argv is None and any_abandoned():
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
             os._exit(code)
         return code
 
     return ending
+
+
+def flush_output() -> None:
+    """What cannot be printed, to a pipe without a reader or a full disk, is nobody's error: Python would exit 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         return report_error(PROGRAM, error, full=session.full_error)
     else:
-        sys.stdout.flush()
         return min(session.codes, default=0)  # 1 outranks 2
     finally:
         _session = None

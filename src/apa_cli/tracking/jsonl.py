@@ -1,4 +1,4 @@
-"""JSON lines that survive a crash: one write a line, nothing buffered, no NaN."""
+"""JSON lines that survive a crash and a full disk: one write a line, nothing buffered, no NaN."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
+
 
 class JsonLines:
     """Appends one object a line.
@@ -16,27 +18,35 @@ class JsonLines:
     Lines of iterations after `start_iteration`, which a resumed run repeats, are dropped first; 0 begins an empty file.
     """
 
-    def __init__(self, path: Path, *, start_iteration: int = 0) -> None:
+    def __init__(self, path: Path, *, start_iteration: int = 0, trouble: DiskTrouble | None = None) -> None:
         self.path = path
         _rewind(path, start_iteration)
-        self._file = path.open("ab", buffering=0)
+        self.file = PatientFile(path, trouble)
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
         # Lone surrogates, which UTF-8 has no bytes for, become \uXXXX escapes: still JSON.
-        data = memoryview(line.encode("utf-8", errors="backslashreplace"))
-        while data:
-            data = data[self._file.write(data) :]
+        self.file.write(line.encode("utf-8", errors="backslashreplace"))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All objects, those that are not on the disk yet among them."""
+        return _parse(self.path.read_bytes() + self.file.pending, self.path)
+
+    def sync(self) -> bool:
+        """Everything to the disk itself. Whether that succeeded."""
+        return self.file.sync()
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Objects of a file, [] where there is none. A last line torn by a crash is left out; others raise ValueError."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
+    return _parse(path.read_bytes(), path) if path.exists() else []
+
+
+def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
+    lines = content.split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

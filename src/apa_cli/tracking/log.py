@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 from apa_cli.tracking.secrets import environment_secrets, redact_text
 
 LOG_FILE = "run.log"
@@ -20,25 +21,25 @@ WARNINGS = "py.warnings"  # where logging.captureWarnings sends warnings.warn
 
 
 @contextmanager
-def open_run_log(run_dir: Path, terminal: logging.Handler | None = None) -> Iterator[logging.Logger]:
-    """The logger `apa_cli`, writing to run.log and to `terminal`; afterwards all loggers are as they were.
+def open_run_log(
+    run_dir: Path, terminal: logging.Handler | None = None, trouble: DiskTrouble | None = None
+) -> Iterator[RunLog]:
+    """run.log, which the logger `apa_cli` writes to as well as to `terminal`; afterwards all loggers are as they were.
 
     From the libraries, warnings and errors are kept. Python's warnings go to run.log only.
     """
-    file = logging.FileHandler(run_dir / LOG_FILE, encoding="utf-8", errors="backslashreplace")
-    file.setFormatter(_RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    handlers = [file] if terminal is None else [file, terminal]
+    file = RunLog(run_dir / LOG_FILE, trouble)
+    handlers: list[logging.Handler] = [file] if terminal is None else [file, terminal]
     capturing = getattr(logging, "_warnings_showwarning", None) is not None
     saved = [_Saved(logging.getLogger(name)) for name in (LOGGER, *LIBRARIES, WARNINGS)]
     try:
         for state in saved:
             state.logger.handlers = [file] if state.logger.name == WARNINGS else list(handlers)
             state.logger.propagate = False
-        logger = logging.getLogger(LOGGER)
-        logger.setLevel(logging.INFO)
+        logging.getLogger(LOGGER).setLevel(logging.INFO)
         if not capturing:
             logging.captureWarnings(True)
-        yield logger
+        yield file
     finally:
         if not capturing:
             logging.captureWarnings(False)
@@ -59,12 +60,41 @@ class _Saved:
         self.logger.setLevel(self.level)
 
 
-class _RedactingFormatter(logging.Formatter):
-    """Whatever is logged, tracebacks included, the environment's secrets stay out of the file."""
+class RunLog(logging.Handler):
+    """Appends to run.log. Never raises or prints: what the disk refuses waits for it, odd records go in as they are.
 
-    def __init__(self, format: str) -> None:
-        super().__init__(format)
+    Whatever is logged, tracebacks included, the environment's secrets stay out of the file.
+    """
+
+    def __init__(self, path: Path, trouble: DiskTrouble | None = None) -> None:
+        super().__init__()
+        self.file = PatientFile(path, trouble)
         self._secrets = environment_secrets()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        if not _ends_a_line(path):  # a process that was killed
+            self.file.write(b"\n")
 
-    def format(self, record: logging.LogRecord) -> str:
-        return redact_text(super().format(record).rstrip(), self._secrets)
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            text = self.format(record)
+        except Exception:
+            text = f"{record.levelname} {record.name}: {message_of(record)}"
+        line = redact_text(text.rstrip(), self._secrets) + "\n"
+        self.file.write(line.encode("utf-8", errors="backslashreplace"))
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def message_of(record: logging.LogRecord) -> str:
+    """The message; where its parts do not fit together, the parts."""
+    try:
+        return record.getMessage()
+    except Exception:
+        return f"{record.msg!r} {record.args!r}"
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.seek(0, 2) == 0 or (file.seek(-1, 2) >= 0 and file.read(1) == b"\n")

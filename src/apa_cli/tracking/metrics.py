@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from apa_cli.tracking.jsonl import JsonLines, read_json_lines
+from apa_cli.tracking.patient_file import DiskTrouble
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -41,8 +42,8 @@ CONTRACT_METRICS = (
 class MetricsFile:
     """One line an iteration, `iteration` first; a value that is not finite is written as null."""
 
-    def __init__(self, path: Path, *, start_iteration: int = 0) -> None:
-        self._lines = JsonLines(path, start_iteration=start_iteration)
+    def __init__(self, path: Path, *, start_iteration: int = 0, trouble: DiskTrouble | None = None) -> None:
+        self.lines = JsonLines(path, start_iteration=start_iteration, trouble=trouble)
         written = read_json_lines(path)
         self.last_iteration: int | None = written[-1]["iteration"] if written else None
 
@@ -50,11 +51,14 @@ class MetricsFile:
         """Raises ValueError when `iteration` does not come after the line before it."""
         if self.last_iteration is not None and iteration <= self.last_iteration:
             raise ValueError(f"metrics of iteration {iteration} after those of {self.last_iteration}")
-        self._lines.write({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
+        self.lines.write({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
         self.last_iteration = iteration
 
+    def sync(self) -> bool:
+        return self.lines.sync()
+
     def close(self) -> None:
-        self._lines.close()
+        self.lines.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:

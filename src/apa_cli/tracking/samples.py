@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from apa_cli.tracking.jsonl import JsonLines
+from apa_cli.tracking.patient_file import DiskTrouble
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -25,15 +26,18 @@ class Sample:
 class SamplesFile:
     """One line a response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
 
-    def __init__(self, path: Path, *, start_iteration: int = 0) -> None:
-        self._lines = JsonLines(path, start_iteration=start_iteration)
+    def __init__(self, path: Path, *, start_iteration: int = 0, trouble: DiskTrouble | None = None) -> None:
+        self.lines = JsonLines(path, start_iteration=start_iteration, trouble=trouble)
 
     def write(self, iteration: int, samples: Sequence[Sample], *, source: str) -> None:
         for sample in samples:
             record = {"iteration": iteration, "source": source, **asdict(sample)}
             if sample.evaluator is None:
                 del record["evaluator"]
-            self._lines.write(record)
+            self.lines.write(record)
+
+    def sync(self) -> bool:
+        return self.lines.sync()
 
     def close(self) -> None:
-        self._lines.close()
+        self.lines.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -16,8 +17,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from apa_cli.tracking.log import message_of
 from apa_cli.tracking.secrets import redact_text
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECENT = 8  # iterations in the live table
 
 
@@ -65,7 +68,8 @@ def choose_console(kind: str) -> str:
 class Terminal(logging.Handler):
     """The live table or the plain lines; as a logging handler, notes and warnings beside them.
 
-    Records with `terminal=False` are for run.log only. A closed pipe ends the output, never the run.
+    Records with `terminal=False` are for run.log only. A closed pipe ends the output and a full disk interrupts it;
+    neither ends the run.
     """
 
     def __init__(
@@ -150,7 +154,7 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "terminal", True):
             return
-        message = redact_text(record.getMessage())
+        message = redact_text(message_of(record))
         if record.levelno < logging.WARNING:
             self._print(message)
             return
@@ -160,8 +164,8 @@ class Terminal(logging.Handler):
         else:
             try:
                 print(f"{word}: {message}", file=sys.stderr, flush=True)
-            except (OSError, ValueError):
-                self.kind = "quiet"
+            except (OSError, ValueError) as error:
+                self._lose(error)
 
     def _print(self, message: str | Text) -> None:
         try:
@@ -169,7 +173,12 @@ class Terminal(logging.Handler):
                 self.console.print(message, markup=False)
             else:  # as it is: a log is not wrapped to a terminal's width
                 print(message, file=self.console.file, flush=True)
-        except (OSError, ValueError):  # the reader is gone, or has closed the file
+        except (OSError, ValueError) as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError | ValueError) -> None:
+        """Quiet from now on, where the reader is gone or has closed the file; a full disk may have room again."""
+        if not (isinstance(error, OSError) and error.errno in FULL):
             self.kind = "quiet"
 
     def _render(self) -> RenderableType:

@@ -12,6 +12,7 @@ from types import TracebackType
 from apa_cli.config.schema import TrainConfig
 from apa_cli.tracking.log import LOGGER, open_run_log
 from apa_cli.tracking.metrics import METRICS_FILE, MetricsFile
+from apa_cli.tracking.patient_file import DiskTrouble
 from apa_cli.tracking.plots import draw_run
 from apa_cli.tracking.report import Summary, summary_lines, write_report
 from apa_cli.tracking.samples import SAMPLES_FILE, Sample, SamplesFile
@@ -34,9 +35,10 @@ class Tracker:
         self._held: dict[int, dict[str, float]] = {}
         held_out = config.evaluation.prompts > 0
         with ExitStack() as opened:
-            self._metrics = MetricsFile(run_dir / METRICS_FILE, start_iteration=start_iteration)
+            trouble = DiskTrouble()
+            self._metrics = MetricsFile(run_dir / METRICS_FILE, start_iteration=start_iteration, trouble=trouble)
             opened.callback(self._metrics.close)
-            self._samples = SamplesFile(run_dir / SAMPLES_FILE, start_iteration=start_iteration)
+            self._samples = SamplesFile(run_dir / SAMPLES_FILE, start_iteration=start_iteration, trouble=trouble)
             opened.callback(self._samples.close)
             self._terminal = Terminal(
                 choose_console(config.tracking.console),
@@ -44,7 +46,7 @@ class Tracker:
                 start_iteration=start_iteration,
                 columns=columns_of(held_out=held_out, evaluator=held_out and config.evaluation.reward.kind != "none"),
             )
-            opened.enter_context(open_run_log(run_dir, self._terminal))
+            self._run_log = opened.enter_context(open_run_log(run_dir, self._terminal, trouble))
             opened.enter_context(self._terminal)
             self._wandb = WandbRun(
                 config.tracking.wandb,
@@ -93,6 +95,14 @@ class Tracker:
             self._held[iteration] = dict(metrics)
             self._wandb.keep(iteration, samples)
 
+    def sync(self) -> bool:
+        """Metrics and samples to the disk itself, as a checkpoint wants them. Whether all of them are there."""
+        return all([self._metrics.sync(), self._samples.sync()])
+
+    def metrics(self) -> list[dict[str, float | None]]:
+        """The lines of metrics.jsonl, those among them that a full disk has not taken yet."""
+        return self._metrics.lines.read()
+
     def finish(self, summary: Summary) -> None:
         """Pictures, report.md, and the last lines on the terminal. A picture that cannot be drawn costs a warning."""
         self._flush_held()
@@ -119,6 +129,7 @@ class Tracker:
                 self._flush_held()
             finally:
                 self._wandb.finish(exit_code)
+                self._report_unwritten()
 
     def __enter__(self) -> Tracker:
         return self
@@ -140,3 +151,11 @@ class Tracker:
         """Evaluations whose iteration never came: a run interrupted between the two."""
         for iteration in sorted(self._held):
             self._write(iteration, self._held.pop(iteration), ())
+
+    def _report_unwritten(self) -> None:
+        """Lines that the disk refuses to the last."""
+        for file in (self._metrics.lines.file, self._samples.lines.file, self._run_log.file):
+            file.write(b"")
+            if file.problem is not None and (lines := file.pending.count(b"\n")):
+                lost = "1 line" if lines == 1 else f"{lines} lines"
+                self.warn(f"{lost} of {file.path} could not be written ({file.problem.strerror}), and are lost")

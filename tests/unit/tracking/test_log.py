@@ -5,6 +5,8 @@ import pytest
 
 from apa_cli.tracking.log import LIBRARIES, LOGGER, WARNINGS, open_run_log
 
+LOG = logging.getLogger(LOGGER)
+
 
 class Heard(logging.Handler):
     def __init__(self):
@@ -22,8 +24,8 @@ def states():
 
 def test_messages_reach_file_and_terminal(tmp_path):
     heard = Heard()
-    with open_run_log(tmp_path, heard) as log:
-        log.info("hello")
+    with open_run_log(tmp_path, heard):
+        LOG.info("hello")
         logging.getLogger("apa_cli.models").warning("careful")
         logging.getLogger("transformers").warning("from a library")
         logging.getLogger("transformers").info("chatter")
@@ -57,18 +59,34 @@ def test_everything_is_as_before_after_many_runs(tmp_path):
 
 def test_a_resumed_run_appends(tmp_path):
     for word in ("first", "second"):
-        with open_run_log(tmp_path) as log:
-            log.info(word)
+        with open_run_log(tmp_path):
+            LOG.info(word)
     assert [line.split()[-1] for line in (tmp_path / "run.log").read_text().splitlines()] == ["first", "second"]
 
 
 def test_secrets_stay_out_of_the_file_even_in_tracebacks(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted-0123456789")
-    with open_run_log(tmp_path) as log:
+    with open_run_log(tmp_path):
         try:
             raise OSError("401 for hf_planted-0123456789")
         except OSError:
-            log.exception("download failed")
+            LOG.exception("download failed")
     text = (tmp_path / "run.log").read_text()
     assert "Traceback" in text
     assert "planted" not in text
+
+
+def test_records_that_do_not_fit_together_are_kept_as_they_are(tmp_path, capsys):
+    with open_run_log(tmp_path):
+        LOG.warning("%d of %d", "three")
+    assert "'%d of %d' ('three',)" in (tmp_path / "run.log").read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_line_torn_by_a_crash_does_not_swallow_the_next(tmp_path):
+    (tmp_path / "run.log").write_text("10:00 INFO half a li")
+    with open_run_log(tmp_path):
+        LOG.info("resumed")
+    torn, resumed = (tmp_path / "run.log").read_text().splitlines()
+    assert torn == "10:00 INFO half a li"
+    assert resumed.endswith("resumed")
