@@ -34,8 +34,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.checks import check_config
-from apa_cli.config.schema import DataConfig, PolicyConfig, TrainConfig
+from apa_cli.config.schema import CheckpointConfig, DataConfig, PolicyConfig, TrainConfig
 from apa_cli.data.prompts import Prompt, PromptBatch, PromptStream, collate
 from apa_cli.models.device import Runtime
 from apa_cli.models.roles import Models
@@ -318,6 +319,15 @@ def make_rollout(models: Models, config: TrainConfig, prompts: PromptBatch) -> R
         token_budget=config.training.microbatch_tokens,
         policy_pass=config.objective.name == "ppo",
     )
+
+
+def make_store(folder: Path, config: CheckpointConfig) -> CheckpointStore:
+    """Checkpoints of a run that has no tracker; its warnings are errors."""
+
+    def warn(message: str) -> None:
+        raise AssertionError(message)
+
+    return CheckpointStore(folder, config, warn=warn, sync=lambda: True)
 
 
 def make_stream(models: Models, config: TrainConfig) -> PromptStream:

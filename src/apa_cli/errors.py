@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend. The commands print them as one line and exit with code 2."""
+"""Errors that a line explains: those that are the user's to mend (exit code 2), and those that end a run (1)."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         """Launchers send errors between processes by pickle."""
         return type(self), (self.where, self.problem, self.remedy)
+
+
+class RunError(Exception):
+    """A run had to stop, for a reason that one line explains and that is not the user's to mend. Exit code 1."""
+
+
+class SaveError(RunError):
+    """The end of a run could not be kept in its folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from apa_cli.checkpoints.files import partial_of, put_in_place
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.policy import Policy
 
@@ -34,9 +35,11 @@ def save_policy(policy: Policy, folder: Path) -> None:
 def export_final(
     policy: Policy, folder: Path, config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]
 ) -> Path:
-    """Write final/: the policy and its model card."""
-    save_policy(policy, folder)
-    (folder / "README.md").write_text(model_card(config, before, after), encoding="utf-8")
+    """Write final/, the policy and its model card: whole or not at all."""
+    partial = partial_of(folder)
+    save_policy(policy, partial)
+    (partial / "README.md").write_text(model_card(config, before, after), encoding="utf-8")
+    put_in_place(partial, folder)
     return folder
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path, PurePosixPath
 
+from apa_cli.checkpoints.files import write_text
 from apa_cli.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -20,10 +21,7 @@ def write_manifest(folder: Path) -> None:
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({"format": 1, "files": files}, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=2))
 
 
 def check_manifest(folder: Path, key: str) -> None:
@@ -41,6 +39,8 @@ def check_manifest(folder: Path, key: str) -> None:
         if inside.is_absolute() or ".." in inside.parts:
             raise UserError(key, f"the manifest of {folder} names {name}, outside its folder", "do not use it")
         path = folder / name
+        if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(key, f"{path} is a link that leads out of the checkpoint", "do not use it")
         if not path.is_file():
             raise UserError(key, f"{folder} lacks {name}", remedy)
         if path.stat().st_size != size or _digest(path) != digest:

@@ -1,14 +1,19 @@
-"""The run's checkpoints: written beside, renamed into place, the oldest removed."""
+"""The run's checkpoints: written beside, renamed into place, the oldest removed; a full disk costs a warning."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from apa_cli.checkpoints.export import save_policy
+from apa_cli.checkpoints.files import fault_point, partial_of, put_in_place, sync_folder, write_text
+from apa_cli.checkpoints.find import PART, checkpoints_in
 from apa_cli.checkpoints.manifest import write_manifest
 from apa_cli.checkpoints.training_state import save_training_state
 from apa_cli.config.schema import CheckpointConfig
@@ -17,34 +22,78 @@ from apa_cli.models.roles import Models
 from apa_cli.training.state import TrainingState
 
 BEST_FILE = "best.json"
+DISK_ERRORS = (OSError, SafetensorError)  # what a full, read-only or broken disk raises
 
 
 class CheckpointStore:
-    """`checkpoints/iter_000050/{policy,value,trainer_state}/` with a manifest; `checkpoints/latest` and `best`."""
+    """`checkpoints/iter_000050/{policy,value,trainer_state}/` with a manifest; `checkpoints/latest` and `best`.
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig) -> None:
+    A checkpoint made in the middle of iteration 51 is `iter_000050_part`.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: CheckpointConfig, *, warn: Callable[[str], None], sync: Callable[[], bool]
+    ) -> None:
+        """`sync` brings metrics to the disk, and says whether they are: a checkpoint must not know more than they."""
+        self.run_dir = run_dir
         self.folder = run_dir / "checkpoints"
         self.config = config
+        self.failure: str | None = None  # why the newest save failed, where it did
+        self._saved: tuple[int, int, int] | None = None  # position of the newest checkpoint
+        self._warn, self._sync = warn, sync
 
     def due(self, iteration: int, iterations: int) -> bool:
         """Whether to save after this iteration: at the interval, and always after the last."""
         return iteration == iterations or (self.config.every > 0 and iteration % self.config.every == 0)
 
-    def save(self, models: Models, state: TrainingState) -> Path:
-        """Write the checkpoint of `state.iteration`, point `latest` at it, and drop the oldest beyond `keep`."""
-        final = self.folder / f"iter_{state.iteration:06d}"
-        partial = self.folder / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_policy(models.policy, partial / "policy")
-        models.value.save(partial / "value")
-        save_training_state(state, partial / "trainer_state")
-        write_manifest(partial)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        self._point("latest", final)
+    def holds(self, state: TrainingState) -> bool:
+        """Whether nothing has been learnt since the newest checkpoint."""
+        return self._saved == state.position or (self._saved is None and state.position == (0, 0, 0))
+
+    def went_on_from(self, state: TrainingState) -> None:
+        """`state` has just been loaded from a checkpoint."""
+        self._saved = state.position
+
+    def save(self, models: Models, state: TrainingState) -> Path | None:
+        """Write the checkpoint of `state`, point `latest` at it, and drop the oldest beyond `keep`.
+
+        None, and a warning, where the disk does not take it: what was there before stays.
+        """
+        final = self.folder / f"iter_{state.iteration:06d}{PART if state.work else ''}"
+        try:
+            if not self._sync():
+                raise OSError("the metrics before it are not on the disk")
+            _write(final, models, state)
+            self._point("latest", final)
+        except DISK_ERRORS as error:
+            shutil.rmtree(final.with_name(f".{final.name}.partial"), ignore_errors=True)
+            self.failure = _reason(error)
+            kept = self._newest()
+            self._warn(
+                f"the checkpoint of iteration {state.iteration} could not be saved ({self.failure}); "
+                f"{f'{kept.name} is kept' if kept else 'there is none before it'}, the next try is at the next interval"
+            )
+            return None
+        self.failure, self._saved = None, state.position
         self._prune()
         return final
+
+    def save_elsewhere(self, models: Models, state: TrainingState) -> Path | None:
+        """The same into a new temporary run folder, for a run that ends on a disk that takes nothing. None: no luck."""
+        try:
+            rescue = Path(tempfile.mkdtemp(prefix=f"apa_{self.run_dir.name}_"))
+        except OSError:
+            return None
+        try:
+            for name in ("config.yaml", "overrides.yaml", "metrics.jsonl", "samples.jsonl"):
+                if (self.run_dir / name).is_file():
+                    shutil.copy(self.run_dir / name, rescue / name)
+            final = rescue / "checkpoints" / f"iter_{state.iteration:06d}{PART if state.work else ''}"
+            _write(final, models, state)
+        except DISK_ERRORS:
+            shutil.rmtree(rescue, ignore_errors=True)
+            return None
+        return rescue
 
     def improves(self, metrics: Mapping[str, float]) -> bool:
         """Whether this evaluation is better than that of the checkpoint kept as best.
@@ -64,16 +113,17 @@ class CheckpointStore:
         """Keep `checkpoint`, which has just been saved, as the best one."""
         assert self.config.best_metric is not None
         facts = {"metric": self.config.best_metric, "value": metrics[self.config.best_metric], "name": checkpoint.name}
-        beside = self.folder / f".{BEST_FILE}.partial"
-        beside.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        os.replace(beside, self.folder / BEST_FILE)
-        self._point("best", checkpoint)
+        try:
+            self._point("best", checkpoint)
+            write_text(self.folder / BEST_FILE, json.dumps(facts) + "\n")
+        except OSError as error:
+            self._warn(f"checkpoints/best could not be set to {checkpoint.name} ({_reason(error)})")
         self._prune()
 
     def _best_value(self) -> float | None:
         try:
             facts = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
         return float(facts["value"]) if facts["metric"] == self.config.best_metric else None
 
@@ -81,11 +131,42 @@ class CheckpointStore:
         link = self.folder / f".{name}.partial"
         link.unlink(missing_ok=True)
         link.symlink_to(checkpoint.name, target_is_directory=True)
+        fault_point()
         os.replace(link, self.folder / name)
+        fault_point()
+        sync_folder(self.folder)
+
+    def _newest(self) -> Path | None:
+        found = checkpoints_in(self.folder)
+        return found[-1] if found else None
 
     def _prune(self) -> None:
-        if self.config.keep:
-            best = (self.folder / "best").resolve()
-            for old in sorted(self.folder.glob("iter_*"))[: -self.config.keep]:
-                if old.resolve() != best:
-                    shutil.rmtree(old)
+        """Keep the newest and the best; one made in the middle of an iteration only while it is the newest."""
+        kept = {(self.folder / name).resolve() for name in ("latest", "best")}
+        found = checkpoints_in(self.folder)
+        whole = [path for path in found if not path.name.endswith(PART)]
+        beyond = whole[: -self.config.keep] if self.config.keep else []
+        for old in [*beyond, *(path for path in found if path.name.endswith(PART))]:
+            if old.resolve() not in kept:
+                fault_point()
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _write(final: Path, models: Models, state: TrainingState) -> None:
+    partial = partial_of(final)
+    fault_point()
+    save_policy(models.policy, partial / "policy")
+    fault_point()
+    models.value.save(partial / "value")
+    fault_point()
+    save_training_state(state, partial / "trainer_state")
+    fault_point()
+    write_manifest(partial)
+    put_in_place(partial, final)
+
+
+def _reason(error: Exception) -> str:
+    """`No space left on device`, without numbers and paths."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split())[:200]

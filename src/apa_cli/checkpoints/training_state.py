@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import json
-import random
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apa_cli.training.state import TrainingState
+from apa_cli.checkpoints.files import fault_point
+from apa_cli.checkpoints.find import TRAINER_STATE
+from apa_cli.checkpoints.resume import Resumption
+from apa_cli.errors import UserError
+from apa_cli.evaluation.judge import Judgement
+from apa_cli.evaluation.respond import JudgedResponse
+from apa_cli.rollouts.record import Rollout
+from apa_cli.tracking.samples import Sample
+from apa_cli.training.random_states import RandomStates
+from apa_cli.training.state import TrainingState, Work
+from apa_cli.training.targets import Targets
+from apa_cli.training.update import UpdateProgress
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
+INITIAL_FILE = "initial_evaluation.json"
+WORK_FILE = "work.safetensors"  # only in a checkpoint made in the middle of an iteration
 
 
 def save_training_state(state: TrainingState, folder: Path) -> None:
-    """Iteration, schedule, data position, moments, adaptive β, optimizer and every random state."""
+    """Iteration, schedule, data position, moments, adaptive β, optimizer, every random state, the work under way."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {**state.scalars(), "random": _random_numbers()}
+    random = state.random_states()
+    numbers = {**state.scalars(), "random": random.numbers, "work": _work_numbers(state.work)}
     (folder / STATE_FILE).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+    fault_point()
     save_file(_optimizer_tensors(state.optimizer), folder / OPTIMIZER_FILE)
-    save_file(_random_tensors(), folder / RANDOM_FILE)
+    fault_point()
+    save_file(random.tensors, folder / RANDOM_FILE)
+    if state.initial is not None:
+        (folder / INITIAL_FILE).write_text(json.dumps(asdict(state.initial)), encoding="utf-8")
+    if state.work is not None:
+        fault_point()
+        save_file(_work_tensors(state.work), folder / WORK_FILE)
 
 
 def load_training_state(state: TrainingState, folder: Path) -> None:
@@ -33,7 +54,33 @@ def load_training_state(state: TrainingState, folder: Path) -> None:
     saved = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     state.load_scalars(saved)
     _load_optimizer(state.optimizer, load_file(folder / OPTIMIZER_FILE))
-    _load_random(saved["random"], load_file(folder / RANDOM_FILE))
+    if (folder / INITIAL_FILE).is_file():
+        state.initial = _judgement(json.loads((folder / INITIAL_FILE).read_text(encoding="utf-8")))
+    if saved.get("work") is not None:
+        device = str(state.optimizer.param_groups[0]["params"][0].device)
+        state.work = _work(saved["work"], load_file(folder / WORK_FILE, device=device))
+    RandomStates(numbers=saved["random"], tensors=load_file(folder / RANDOM_FILE)).restore()
+
+
+def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
+    """Load what `resumption` found into the freshly built `state`. Returns lines for the log.
+
+    Raises UserError where the checkpoint does not fit what was built.
+    """
+    checkpoint = resumption.checkpoint
+    if checkpoint is None:
+        return ["no whole checkpoint yet: the run begins again"]
+    try:
+        load_training_state(state, checkpoint / TRAINER_STATE)
+    except (KeyError, ValueError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+        problem = f"{checkpoint} does not fit this configuration ({type(error).__name__}: {error})"
+        raise UserError("resume", problem, "set back what changes the models, or start a new run") from error
+    lines = [f"going on from {checkpoint.name}: {state.iteration} iterations done"]
+    if state.work is not None:
+        lines[0] += f", the next one under way ({state.work.progress.describe(len(state.work.scores))})"
+    if resumption.changed:
+        lines.append(f"changed since: {', '.join(resumption.changed)}")
+    return lines
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -54,30 +101,41 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _random_numbers() -> dict[str, Any]:
-    state: Any = np.random.get_state(legacy=True)
-    name, _, position, has_gauss, cached = state
-    version, words, gauss = random.getstate()
+def _work_numbers(work: Work | None) -> dict[str, Any] | None:
+    if work is None:
+        return None
     return {
-        "python": {"version": version, "words": list(words), "gauss": gauss},
-        "numpy": {"name": name, "position": position, "has_gauss": has_gauss, "cached": cached},
+        "scores": work.scores,
+        "samples": [asdict(sample) for sample in work.samples],
+        "progress": work.progress.state_dict(),
+        "seconds": work.seconds,
     }
 
 
-def _random_tensors() -> dict[str, Tensor]:
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors["cuda"] = torch.cuda.get_rng_state()
-    state: Any = np.random.get_state(legacy=True)
-    tensors["numpy"] = torch.from_numpy(state[1].astype(np.int64))
-    return tensors
+def _work_tensors(work: Work) -> dict[str, Tensor]:
+    tensors = {f"rollout.{field.name}": getattr(work.rollout, field.name) for field in fields(Rollout)}
+    tensors |= {f"targets.{field.name}": getattr(work.targets, field.name) for field in fields(Targets)}
+    tensors["order"] = work.progress.order
+    return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
 
 
-def _load_random(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    python, numpy = numbers["python"], numbers["numpy"]
-    random.setstate((python["version"], tuple(python["words"]), python["gauss"]))
-    words = tensors["numpy"].numpy().astype(np.uint32)
-    np.random.set_state((numpy["name"], words, numpy["position"], numpy["has_gauss"], numpy["cached"]))
-    torch.set_rng_state(tensors["torch"])
-    if "cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda"])
+def _work(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Work:
+    def part(name: str) -> dict[str, Tensor]:
+        return {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
+
+    order = tensors.get("order")
+    return Work(
+        rollout=Rollout(**part("rollout.")),
+        targets=Targets(**part("targets.")),
+        scores=numbers["scores"],
+        samples=[Sample(**sample) for sample in numbers["samples"]],
+        progress=UpdateProgress.from_state(numbers["progress"], None if order is None else order.cpu()),
+        seconds=numbers["seconds"],
+    )
+
+
+def _judgement(saved: dict[str, Any]) -> Judgement:
+    responses = [
+        JudgedResponse(**{**response, "token_ids": tuple(response["token_ids"])}) for response in saved["responses"]
+    ]
+    return Judgement(metrics=saved["metrics"], responses=responses)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from apa_cli.config.sources import shown
 from apa_cli.config.translate import translate
+from apa_cli.errors import RunError
 
 
 def say(program: str, line: str) -> None:
@@ -22,8 +23,8 @@ def exit_code(error: Exception) -> int:
 def one_line(error: Exception) -> str:
     """The error without its traceback."""
     wrong = translate(error)
-    if wrong:
-        return str(wrong)
+    if wrong or isinstance(error, RunError):
+        return str(wrong or error)
     message = " ".join(str(error).split())
     return f"{type(error).__name__}{f': {message}' if message else ''}"
 
@@ -35,8 +36,9 @@ def report_error(
     wrong = translate(error)
     log = (run_dir or Path()) / "run.log"
     logged = run_dir is not None and log.is_file()
-    if full or not (wrong or logged):
+    explained = wrong is not None or isinstance(error, RunError)
+    if full or not (explained or logged):
         traceback.print_exception(error, file=sys.stderr)
-    hint = f" (traceback in {shown(str(log))})" if logged and not wrong else ""
+    hint = f" (traceback in {shown(str(log))})" if logged and not explained else ""
     say(program, f"error: {f'{run}: ' if run else ''}{one_line(error)}{hint}")
     return exit_code(error)

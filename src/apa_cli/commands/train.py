@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from apa_cli import __version__
+from apa_cli.checkpoints import resume
 from apa_cli.commands.environment import ends_the_process, share_the_processor
 from apa_cli.commands.messages import exit_code, report_error, say
 from apa_cli.commands.sweep import PROGRAM, is_sweep, planned, sweeping
@@ -46,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session
     share_the_processor()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run has its own way with both
     _session = session = _Session(full_error=os.environ.get(FULL_ERROR) == "1")
     try:
         _command(sys.argv[1:] if argv is None else argv)
@@ -145,6 +150,9 @@ class _Parser:
             raise UserError(" ".join(given), "do different things", "keep one of them")
         if arguments.config_path and "://" not in arguments.config_path:
             arguments.config_path = os.path.abspath(arguments.config_path)
+        arguments.overrides = resume.expand(
+            arguments.overrides, sweep=is_sweep(arguments), named=arguments.config_name is not None
+        )
         for option in ("config_path", "config_dir"):
             folder = getattr(arguments, option)
             if folder and "://" not in folder and not os.path.isdir(folder):

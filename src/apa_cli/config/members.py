@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 LONGEST = 120  # characters; file systems end at 255 bytes
-ELSEWHERE = ("output_dir", "resume", "sweep", "tracking")  # say where or how a member runs, not what it is
+ELSEWHERE = (
+    "output_dir",
+    "resume",
+    "resume_allow_changes",
+    "sweep",
+    "tracking",
+)  # say where or how a member runs, not what it is
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
 

@@ -198,6 +198,7 @@ class OptimizerConfig:
 class CheckpointConfig:
     every: int = number(50, "iterations between checkpoints; 0 = only at the end", minimum=0)
     keep: int = number(2, "how many of the newest to keep; 0 = all", minimum=0)
+    grace_seconds: float = number(25.0, "time to save and end after SIGTERM or SIGINT, seconds", above=0)
     best_metric: Optional[str] = text(
         None, "also keep the checkpoint that is best by this, such as eval/evaluator; null = off"
     )
@@ -249,6 +250,10 @@ class TrainConfig:
         "fp32", "bf16 = frozen weights and arithmetic in bf16, trained weights in fp32", choices=("fp32", "bf16")
     )
     output_dir: str = required("the run's folder (of a sweep: the folder of its runs)")
+    resume: Optional[str] = text(
+        None, "go on with a run: auto = with output_dir's, where there is one; DIR = a run or one of its checkpoints"
+    )
+    resume_allow_changes: bool = switch(False, "resume although keys that change the numbers differ from the run's")
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -61,16 +61,16 @@ def _absolute(override: str) -> str:
     if not names or names[0] in "[{" or "(" in names:  # a list or a function of Hydra's grammar: left as it is
         return override
     if is_path(names) and Path(_full(names)).is_file():  # a sweep's folders have commas in their names
-        return f"config={_quoted(_full(names))}"
+        return f"config={quoted(_full(names))}"
     parts = [part.strip().strip("'\"") for part in names.split(",")]
-    return "config=" + ",".join(_quoted(_full(part)) if is_path(part) else part for part in parts)
+    return "config=" + ",".join(quoted(_full(part)) if is_path(part) else part for part in parts)
 
 
 def _full(path: str, folder: str = "") -> str:
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
 
 
-def _quoted(path: str) -> str:
+def quoted(path: str) -> str:
     return path if _PLAIN.fullmatch(path) else "'" + path.replace("'", "\\'") + "'"
 
 

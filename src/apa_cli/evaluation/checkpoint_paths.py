@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import glob
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from apa_cli.checkpoints.find import checkpoint_iteration
 from apa_cli.checkpoints.manifest import check_manifest
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
@@ -94,9 +94,8 @@ def _checkpoint_of_run(folder: Path, place: str) -> EvaluatedCheckpoint:
     if folder.name.endswith(".partial"):
         raise UserError(KEY, f"{place} was never finished", "give another checkpoint of the run")
     check_manifest(folder, KEY)
-    iteration = re.fullmatch(r"iter_(\d+)", folder.name)
     run = folder.parent.parent if (folder.parent.parent / "config.yaml").is_file() else None
-    return _folder(folder / "policy", name=folder.name, run_dir=run, iteration=int(iteration[1]) if iteration else None)
+    return _folder(folder / "policy", name=folder.name, run_dir=run, iteration=checkpoint_iteration(folder))
 
 
 def _folder(folder: Path, *, name: str, run_dir: Path | None, iteration: int | None) -> EvaluatedCheckpoint:

@@ -24,12 +24,15 @@ CONFLICTS = ".conflicts"  # notes of members whose folder holds another finished
 def done_before(folder: Path, config: TrainConfig) -> bool:
     """Whether this very run is finished in `folder`. An unfinished one is moved aside, to be run again.
 
+    With resume=auto it stays, to be gone on with.
+
     Raises UserError where another run is finished there.
     """
     if not folder.is_dir() or not any(folder.iterdir()):
         return False
     if not is_finished(folder):
-        _move_aside(folder)
+        if config.resume is None:
+            _move_aside(folder)
         return False
     different = _differences(read_run(folder).config, config)
     if different:

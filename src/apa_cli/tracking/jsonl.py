@@ -15,10 +15,11 @@ from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 class JsonLines:
     """Appends one object a line.
 
-    Lines of iterations after `start_iteration`, which a resumed run repeats, are dropped first; 0 begins an empty file.
+    Lines of iterations after `start_iteration`, which a resumed run repeats, are dropped first; None begins an empty
+    file.
     """
 
-    def __init__(self, path: Path, *, start_iteration: int = 0, trouble: DiskTrouble | None = None) -> None:
+    def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
         self.path = path
         _rewind(path, start_iteration)
         self.file = PatientFile(path, trouble)
@@ -61,9 +62,10 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _rewind(path: Path, start_iteration: int) -> None:
+def _rewind(path: Path, start_iteration: int | None) -> None:
     """Keep lines up to `start_iteration`. The old file stays until the new one is complete."""
-    kept = [r for r in read_json_lines(path) if r["iteration"] <= start_iteration] if start_iteration > 0 else []
+    lines = [] if start_iteration is None else read_json_lines(path)
+    kept = [record for record in lines if start_iteration is not None and record["iteration"] <= start_iteration]
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8", "backslashreplace")
     os.replace(beside, path)

@@ -42,7 +42,7 @@ CONTRACT_METRICS = (
 class MetricsFile:
     """One line an iteration, `iteration` first; a value that is not finite is written as null."""
 
-    def __init__(self, path: Path, *, start_iteration: int = 0, trouble: DiskTrouble | None = None) -> None:
+    def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
         self.lines = JsonLines(path, start_iteration=start_iteration, trouble=trouble)
         written = read_json_lines(path)
         self.last_iteration: int | None = written[-1]["iteration"] if written else None

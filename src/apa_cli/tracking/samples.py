@@ -26,7 +26,7 @@ class Sample:
 class SamplesFile:
     """One line a response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
 
-    def __init__(self, path: Path, *, start_iteration: int = 0, trouble: DiskTrouble | None = None) -> None:
+    def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
         self.lines = JsonLines(path, start_iteration=start_iteration, trouble=trouble)
 
     def write(self, iteration: int, samples: Sequence[Sample], *, source: str) -> None:

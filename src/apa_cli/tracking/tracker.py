@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -26,12 +27,12 @@ _log = logging.getLogger(LOGGER)
 class Tracker:
     """Writes metrics, samples and messages to the run's folder, to wandb and to the terminal. A context manager.
 
-    A resumed run passes the iteration that it starts from: lines of later ones are dropped, to be written again.
+    A run that goes on passes the iteration that it starts from: lines of later ones are dropped, to be written again.
     """
 
-    def __init__(self, config: TrainConfig, run_dir: Path, *, start_iteration: int = 0) -> None:
+    def __init__(self, config: TrainConfig, run_dir: Path, *, start_iteration: int | None = None) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        self.config, self.run_dir, self.start_iteration = config, run_dir, start_iteration
+        self.config, self.run_dir = config, run_dir
         self._held: dict[int, dict[str, float]] = {}
         held_out = config.evaluation.prompts > 0
         with ExitStack() as opened:
@@ -43,7 +44,7 @@ class Tracker:
             self._terminal = Terminal(
                 choose_console(config.tracking.console),
                 iterations=config.training.iterations,
-                start_iteration=start_iteration,
+                start_iteration=start_iteration or 0,
                 columns=columns_of(held_out=held_out, evaluator=held_out and config.evaluation.reward.kind != "none"),
             )
             self._run_log = opened.enter_context(open_run_log(run_dir, self._terminal, trouble))
@@ -52,7 +53,7 @@ class Tracker:
                 config.tracking.wandb,
                 run_dir,
                 run_config=redact(config),
-                resumed=start_iteration > 0,
+                resumed=start_iteration is not None,
                 note=self.note,
                 warn=self.warn,
             )
@@ -80,16 +81,13 @@ class Tracker:
         """An evaluation; the names begin with `eval/`.
 
         Before training it is a line of its own. Later it is held until `log` of the same iteration, whose line
-        it joins. Where a resumed run evaluates its start again, the line of the first time stays.
+        it joins.
         """
         written = self._metrics.last_iteration
-        if iteration == self.start_iteration and written is not None and written >= iteration:
-            self._terminal.row(iteration, metrics)
-            return
         if written is not None and written >= iteration:
             raise ValueError(f"evaluation of iteration {iteration} after its metrics were written")
         self._samples.write(iteration, samples, source="evaluation")
-        if iteration == self.start_iteration:
+        if iteration == 0:
             self._write(iteration, metrics, samples)
         else:
             self._held[iteration] = dict(metrics)
@@ -121,14 +119,17 @@ class Tracker:
             _log.info(line, extra={"terminal": False})
         self._terminal.lines(lines)
 
-    def close(self, exit_code: int = 0) -> None:
-        """End wandb within a bounded time, close the files, give loggers and terminal back. May be called twice."""
+    def close(self, exit_code: int = 0, *, seconds: float | None = None) -> None:
+        """End wandb within a bounded time, close the files, give loggers and terminal back. May be called twice.
+
+        `seconds`: the bound, where the run has to end sooner than wandb's own.
+        """
         with self._opened.pop_all():
             self._terminal.stop()
             try:
                 self._flush_held()
             finally:
-                self._wandb.finish(exit_code)
+                self._wandb.finish(exit_code, seconds=seconds)
                 self._report_unwritten()
 
     def __enter__(self) -> Tracker:
@@ -137,7 +138,9 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1)
+        deadline = getattr(error, "deadline", None)  # of a run that a signal ended
+        seconds = None if deadline is None else max(0.0, deadline - time.monotonic() - 1.0)
+        self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1, seconds=seconds)
 
     def _write(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
         self._metrics.write(iteration, metrics)

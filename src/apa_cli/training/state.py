@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +10,34 @@ import torch
 from apa_cli.algorithms import AdaptiveKLCoefficient, RunningMoments
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import PromptStream
+from apa_cli.evaluation.judge import Judgement
 from apa_cli.models.roles import Models
+from apa_cli.rollouts.record import Rollout
+from apa_cli.tracking.samples import Sample
 from apa_cli.training.optimizer import make_optimizer
+from apa_cli.training.random_states import RandomStates
+from apa_cli.training.targets import Targets
+from apa_cli.training.update import UpdateProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStart:
+    """Data position and random states before a rollout: nothing else changes until it is complete."""
+
+    prompts: dict[str, Any]
+    random: RandomStates
+
+
+@dataclass(kw_only=True)
+class Work:
+    """The iteration under way, from its complete rollout on."""
+
+    rollout: Rollout
+    targets: Targets
+    scores: list[float]  # raw, one a response
+    samples: list[Sample]  # for samples.jsonl
+    progress: UpdateProgress = field(default_factory=UpdateProgress)
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase, of this iteration
 
 
 @dataclass(kw_only=True)
@@ -21,20 +47,36 @@ class TrainingState:
     prompts: PromptStream  # knows its epoch and position
     moments: RunningMoments  # of all scores so far
     adaptive_kl: AdaptiveKLCoefficient | None
+    initial: Judgement | None = None  # of the policy that training started from, to compare with
+    start: RolloutStart | None = None  # while a rollout is made
+    work: Work | None = None  # from then to the end of the iteration
+    seconds: float = 0.0  # that earlier starts of this run took
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        """How far training has come: finished iterations, and passes and rows of the one under way."""
+        progress = self.work.progress if self.work else UpdateProgress()
+        return self.iteration, progress.epochs, progress.rows
 
     def scalars(self) -> dict[str, Any]:
         """The part that is numbers, ready for JSON."""
         return {
             "iteration": self.iteration,
-            "prompts": self.prompts.state_dict(),
+            "prompts": self.start.prompts if self.start else self.prompts.state_dict(),
             "moments": dict(self.moments.state_dict()),
             "adaptive_kl": self.adaptive_kl.state_dict() if self.adaptive_kl else None,
+            "seconds": self.seconds,
         }
+
+    def random_states(self) -> RandomStates:
+        """Those to go on with."""
+        return self.start.random if self.start else RandomStates.capture()
 
     def load_scalars(self, saved: dict[str, Any]) -> None:
         self.iteration = saved["iteration"]
         self.prompts.load_state_dict(saved["prompts"])
         self.moments.load_state_dict(saved["moments"])
+        self.seconds = saved.get("seconds", 0.0)
         if self.adaptive_kl is not None and saved["adaptive_kl"] is not None:
             self.adaptive_kl.load_state_dict(saved["adaptive_kl"])
 

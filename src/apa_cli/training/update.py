@@ -47,6 +47,11 @@ class UpdateProgress:
     means: dict[str, MeanAccumulator] = field(default_factory=lambda: defaultdict(MeanAccumulator))
     stepping: bool = False  # inside an optimizer step: weights and this record do not agree
 
+    def describe(self, batch_size: int) -> str:
+        return (
+            f"pass {self.epochs + 1}, {self.rows} of {batch_size} responses" if self.rows else f"pass {self.epochs + 1}"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         """All but `order`, which is a tensor, as JSON holds it."""
         means = {name: [float(mean.total), float(mean.count)] for name, mean in self.means.items()}

@@ -5,9 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_models import CPU, iterate, make_config, make_stream
+from tiny_models import CPU, iterate, make_config, make_store, make_stream
 
-from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.checkpoints.training_state import load_training_state, save_training_state
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
@@ -45,7 +44,7 @@ def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, criti
         training__iterations=5,
         checkpoint__keep=0,
     )
-    store = CheckpointStore(tmp_path, config.checkpoint)
+    store = make_store(tmp_path, config.checkpoint)
     models, state = begin(config)
     initial = weights(models)
     torch.manual_seed(config.seed)

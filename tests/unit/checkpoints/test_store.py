@@ -6,13 +6,12 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from tiny_models import CPU, iterate, make_config, make_stream, uneven_batch
+from tiny_models import CPU, iterate, make_config, make_store, make_stream, uneven_batch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from apa_cli.checkpoints.export import export_final, model_card
 from apa_cli.checkpoints.manifest import MANIFEST
-from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.schema import CheckpointConfig
 from apa_cli.errors import UserError
 from apa_cli.models.roles import load_models
@@ -35,7 +34,7 @@ def trained(folder, tmp_path, iterations=1, **changes):
 
 def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
     config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=2)
-    folder = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    folder = make_store(tmp_path, config.checkpoint).save(models, state)
     assert folder == tmp_path / "checkpoints" / "iter_000001"
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -61,7 +60,7 @@ def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_nothing_is_pickled(policy_dir, tmp_path, adapter, critic):
     config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=adapter, value__kind=critic)
-    folder = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    folder = make_store(tmp_path, config.checkpoint).save(models, state)
     export_final(models.policy, tmp_path / "final", config, {}, {})
     files = [p for top in (folder, tmp_path / "final") for p in top.rglob("*") if p.is_file()]
     assert len(files) > 8
@@ -73,7 +72,7 @@ def test_nothing_is_pickled(policy_dir, tmp_path, adapter, critic):
 def test_the_newest_are_kept(policy_dir, tmp_path):
     _config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     for keep, expected in ((2, ["iter_000009", "iter_000010"]), (0, [f"iter_{i:06d}" for i in (8, 9, 10)])):
-        store = CheckpointStore(tmp_path / str(keep), CheckpointConfig(every=1, keep=keep))
+        store = make_store(tmp_path / str(keep), CheckpointConfig(every=1, keep=keep))
         for state.iteration in (8, 9, 10):
             store.save(models, state)
         found = sorted(p.name for p in store.folder.iterdir() if not p.is_symlink())
@@ -83,7 +82,7 @@ def test_the_newest_are_kept(policy_dir, tmp_path):
 
 def test_saving_again_replaces(policy_dir, tmp_path):
     config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
-    store = CheckpointStore(tmp_path, config.checkpoint)
+    store = make_store(tmp_path, config.checkpoint)
     first = store.save(models, state)
     (first / "stray").write_text("left over")
     assert store.save(models, state) == first
@@ -92,7 +91,7 @@ def test_saving_again_replaces(policy_dir, tmp_path):
 
 def test_an_interrupted_save_leaves_the_last_one(policy_dir, tmp_path, monkeypatch):
     config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
-    store = CheckpointStore(tmp_path, config.checkpoint)
+    store = make_store(tmp_path, config.checkpoint)
     first = store.save(models, state)
     state.iteration = 1
     with monkeypatch.context() as patch:
@@ -106,9 +105,9 @@ def test_an_interrupted_save_leaves_the_last_one(policy_dir, tmp_path, monkeypat
 
 
 def test_when_a_checkpoint_is_due(tmp_path):
-    store = CheckpointStore(tmp_path, CheckpointConfig(every=3, keep=2))
+    store = make_store(tmp_path, CheckpointConfig(every=3, keep=2))
     assert [i for i in range(1, 9) if store.due(i, 8)] == [3, 6, 8]
-    store = CheckpointStore(tmp_path, CheckpointConfig(every=0, keep=2))
+    store = make_store(tmp_path, CheckpointConfig(every=0, keep=2))
     assert [i for i in range(1, 9) if store.due(i, 8)] == [8]
 
 
@@ -117,7 +116,7 @@ def test_a_full_policy_loads_with_transformers(policy_dir, tmp_path):
     config, models, state = trained(folder, tmp_path)
     rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
     expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    checkpoint = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    checkpoint = make_store(tmp_path, config.checkpoint).save(models, state)
     final = export_final(models.policy, tmp_path / "final", config, {}, {})
     start = AutoModelForCausalLM.from_pretrained(folder)
     for saved in (final, checkpoint / "policy"):
@@ -140,7 +139,7 @@ def test_rollouts_stay_neutral_after_a_save(policy_dir, tmp_path):
     batch = uneven_batch(models.policy)
     torch.manual_seed(2)
     before = sample(models.policy, batch, config.generation).response_ids
-    CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    make_store(tmp_path, config.checkpoint).save(models, state)
     torch.manual_seed(2)
     assert torch.equal(sample(models.policy, batch, config.generation).response_ids, before)
 
@@ -187,7 +186,7 @@ def test_the_card_says_what_was_measured(policy_dir):
 
 
 def store(tmp_path, **settings):
-    return CheckpointStore(tmp_path, CheckpointConfig(keep=1, best_metric="eval/reward", **settings))
+    return make_store(tmp_path, CheckpointConfig(keep=1, best_metric="eval/reward", **settings))
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 3)])

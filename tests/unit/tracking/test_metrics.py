@@ -8,7 +8,7 @@ from apa_cli.tracking.metrics import CONTRACT_METRICS, MetricsFile, read_metrics
 from apa_cli.tracking.samples import Sample, SamplesFile
 
 
-def write(path, iterations, *, start_iteration=0):
+def write(path, iterations, *, start_iteration=None):
     file = MetricsFile(path, start_iteration=start_iteration)
     for iteration in iterations:
         file.write(iteration, {"reward/mean": iteration / 2})

@@ -62,7 +62,6 @@ def test_a_resumed_run_repeats_no_line(tmp_path, config):
         for iteration in (1, 2, 3):
             tracker.log(iteration, METRICS, SAMPLES)
     with Tracker(config, tmp_path, start_iteration=2) as tracker:
-        tracker.log_evaluation(2, EVALUATION, SAMPLES)
         tracker.log(3, {**METRICS, "reward/mean": 9.0}, SAMPLES)
     assert [(row["iteration"], row.get("reward/mean")) for row in read_metrics(tmp_path)] == [
         (0, None),

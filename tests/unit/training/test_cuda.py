@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from tiny_models import UNEVEN, iterate, make_config, make_prompts, make_stream
+from tiny_models import UNEVEN, iterate, make_config, make_prompts, make_store, make_stream
 
-from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.checkpoints.training_state import load_training_state
 from apa_cli.evaluation.judge import evaluate
 from apa_cli.models.device import select_runtime
@@ -50,7 +49,7 @@ def test_goes_on_from_a_checkpoint(policy_dir, tmp_path):
     models, state = begin(config)
     torch.manual_seed(0)
     iterate(config, models, state)
-    saved = CheckpointStore(tmp_path, config.checkpoint).save(models, state)
+    saved = make_store(tmp_path, config.checkpoint).save(models, state)
     expected = iterate(config, models, state)
     models, state = begin(config, saved)
     load_training_state(state, saved / "trainer_state")

@@ -1,0 +1,206 @@
+"""What `resume=` means: which run, which checkpoint, and is the configuration still the run's? Imports no torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from apa_cli.checkpoints.find import TRAINER_STATE, checkpoint_iteration, checkpoints_in, newest_whole
+from apa_cli.checkpoints.manifest import check_manifest
+from apa_cli.config.schema import TrainConfig
+from apa_cli.config.sources import quoted, shown
+from apa_cli.errors import UserError
+from apa_cli.evaluation.runs import CONFIG_FILE, SUMMARY_FILE, flat, is_finished, read_run
+from apa_cli.tracking.metrics import METRICS_FILE
+from apa_cli.tracking.samples import SAMPLES_FILE
+from apa_cli.tracking.secrets import REDACTED, redact
+
+KEY = "resume"
+AUTO = "auto"
+ALLOW = "resume_allow_changes"
+
+# Keys and groups that leave every number of training as it is.
+_HARMLESS = (
+    "output_dir",
+    KEY,
+    ALLOW,
+    "tracking",
+    "checkpoint",
+    "evaluation.every",
+    "evaluation.resamples",
+    "evaluation.judge",
+    "evaluation.reward.timeout_seconds",
+    "reward.timeout_seconds",
+    "training.max_skipped",
+    "training.stop_if",
+)
+_ITERATIONS = "training.iterations"  # harmless where the learning rate does not depend on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumption:
+    """A run to go on with."""
+
+    source: Path  # the folder of the run
+    checkpoint: Path | None  # None: it stopped before its first checkpoint, and begins again
+    iteration: int  # finished iterations
+    changed: tuple[str, ...]  # `key before → now`, of keys that may change
+    finished: bool  # nothing is left to do
+
+
+def expand(overrides: Sequence[str], *, sweep: bool, named: bool) -> list[str]:
+    """`resume=DIR` alone takes the run's own configuration and folder; what else is given goes on top.
+
+    `named`: the command line has a configuration of its own besides `config=`. Raises UserError.
+    """
+    value = _value(overrides)
+    if value in (None, AUTO):
+        return list(overrides)
+    assert value is not None
+    if sweep:
+        raise UserError(KEY, "names one run, and a sweep has several", f"use {KEY}={AUTO}: each run goes on by itself")
+    run, _ = locate(value)
+    others = [word for word in overrides if not _is(word, KEY)]
+    start = []
+    if not named and not any(_is(word, "config") for word in others):
+        start.append(f"config={quoted(str(run / CONFIG_FILE))}")
+    if not any(_is(word, "output_dir") for word in others):
+        start.append(f"output_dir={quoted(str(run))}")
+    return [*start, *others, f"{KEY}={quoted(str(Path(value).expanduser().absolute()))}"]
+
+
+def locate(place: str) -> tuple[Path, Path | None]:
+    """(run, checkpoint or None) of a run's folder or one of its checkpoints. Raises UserError."""
+    folder = Path(place).expanduser().absolute()
+    remedy = "give the folder of a run, or one of its checkpoints"
+    if not folder.exists():
+        raise UserError(KEY, f"no folder {place}", remedy)
+    if (folder / CONFIG_FILE).is_file():
+        return folder, None
+    if folder.name == "checkpoints" and (folder.parent / CONFIG_FILE).is_file():
+        return folder.parent, None
+    checkpoint = folder.resolve()
+    if (checkpoint.parent.parent / CONFIG_FILE).is_file() and checkpoint_iteration(checkpoint) is not None:
+        return checkpoint.parent.parent, checkpoint
+    raise UserError(KEY, f"{place} is neither a run (no {CONFIG_FILE}) nor a checkpoint in one", remedy)
+
+
+def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumption | None:
+    """What `config` goes on with; None where it begins anew. Damaged checkpoints are named to `warn`.
+
+    Raises UserError where it cannot be done as asked.
+    """
+    run_dir = Path(config.output_dir)
+    if config.resume is None:
+        if (run_dir / CONFIG_FILE).exists():
+            remedy = f"add {KEY}={AUTO} to go on with it, or choose another folder"
+            raise UserError("output_dir", f"{run_dir} already holds a run", remedy)
+        return None
+    source, checkpoint = run_dir, None
+    if config.resume == AUTO:
+        if not (run_dir / CONFIG_FILE).exists():
+            return None
+    else:
+        source, checkpoint = locate(config.resume)
+        elsewhere = source.resolve() != run_dir.resolve()
+        if elsewhere and (run_dir / CONFIG_FILE).exists():
+            raise UserError(
+                "output_dir", f"{run_dir} already holds another run", "choose a new folder to branch off in"
+            )
+        if checkpoint is not None and not elsewhere:
+            _check_newest(checkpoint)
+    if checkpoint is None:
+        checkpoint = newest_whole(source / "checkpoints", warn)
+    else:
+        check_manifest(checkpoint, KEY)
+    iteration = (checkpoint_iteration(checkpoint) or 0) if checkpoint else 0
+    if checkpoint is not None and not (checkpoint / TRAINER_STATE).is_dir():
+        raise UserError(KEY, f"{checkpoint} has no {TRAINER_STATE}", "give another checkpoint of the run")
+    if iteration > config.training.iterations:
+        remedy = "raise it, or branch off from an earlier checkpoint: resume=CHECKPOINT output_dir=NEW"
+        raise UserError(_ITERATIONS, f"{config.training.iterations}, but the run has done {iteration}", remedy)
+    return Resumption(
+        source=source,
+        checkpoint=checkpoint,
+        iteration=iteration,
+        changed=_check_changes(source, config),
+        finished=source.resolve() == run_dir.resolve() and _finished(source, config, iteration),
+    )
+
+
+def _finished(source: Path, config: TrainConfig, iteration: int) -> bool:
+    if not is_finished(source):
+        return False
+    ended_early = read_run(source).summary.get("stopped") is not None
+    return iteration >= config.training.iterations or (config.resume == AUTO and ended_early)
+
+
+def _check_newest(checkpoint: Path) -> None:
+    newest, run = checkpoints_in(checkpoint.parent)[-1], shown(str(checkpoint.parents[1]))
+    if newest != checkpoint:
+        raise UserError(
+            KEY,
+            f"{checkpoint.name} is not the run's newest checkpoint ({newest.name} is)",
+            f"branch off from it with output_dir=NEW, or go on from the newest: {KEY}={run}",
+        )
+
+
+def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
+    """Keys that differ and may. Raises UserError where one may not and resume_allow_changes is off.
+
+    A key that the run's version did not know cannot differ.
+    """
+    before, now = read_run(source).config, flat(redact(asdict(config)))
+    for name, value in flat(asdict(config)).items():
+        if value == REDACTED:
+            raise UserError(name, "was kept out of the run's config.yaml as a secret", f"give it again: {name}=VALUE")
+    differing = {
+        name: f"{name} {_plain(before[name])} → {_plain(now[name])}"
+        for name in now
+        if name in before and before[name] != now[name] and not _is_bookkeeping(name)
+    }
+    harmful = [text for name, text in differing.items() if not _is_harmless(name, config)]
+    if harmful and not config.resume_allow_changes:
+        raise UserError(
+            KEY,
+            f"the configuration is not the run's: {', '.join(harmful)}",
+            f"set it back, or add {ALLOW}=true to go on with the change",
+        )
+    return tuple(differing.values())
+
+
+def _is_bookkeeping(name: str) -> bool:
+    return name in ("output_dir", KEY, ALLOW)
+
+
+def _is_harmless(name: str, config: TrainConfig) -> bool:
+    if name == _ITERATIONS:
+        return config.optimizer.schedule == "constant"
+    return any(name == key or name.startswith(f"{key}.") for key in _HARMLESS)
+
+
+def _plain(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is(override: str, key: str) -> bool:
+    return override.lstrip("+").startswith(f"{key}=")
+
+
+def _value(overrides: Sequence[str]) -> str | None:
+    """The last `resume=` of the command line."""
+    given = [word.partition("=")[2].strip("'\"") for word in overrides if _is(word, KEY)]
+    return None if not given or given[-1] in ("", "null", "None") else given[-1]
+
+
+def begin_from(resumption: Resumption, run_dir: Path) -> None:
+    """Make `run_dir` ready to go on: a branch takes over the lines so far; a finished run is finished no longer."""
+    if resumption.source.resolve() == run_dir.resolve():
+        (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
+        return
+    for name in (METRICS_FILE, SAMPLES_FILE):
+        if (resumption.source / name).is_file():
+            shutil.copy(resumption.source / name, run_dir / name)

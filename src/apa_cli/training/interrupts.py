@@ -1,0 +1,110 @@
+"""SIGINT and SIGTERM: the run finishes what must not be cut in two, saves, and exits 130.
+
+While a rollout is made or judged nothing changes that a checkpoint could not give back, so there the signal ends the
+work at once. In an update it waits for the end of the minibatch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from apa_cli.tracking.log import LOGGER
+
+EXIT_CODE = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SHOW_CURSOR = "\x1b[?25h"
+_log = logging.getLogger(LOGGER)
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the scheduler wants the run to end. `deadline` is when it must have, on the monotonic clock."""
+
+    def __init__(self, name: str, deadline: float) -> None:
+        super().__init__(name)
+        self.deadline = deadline
+
+
+class Interrupts:
+    """A context manager that listens to both signals in the main thread, and leaves others' handlers as they were.
+
+    A second signal, or `grace_seconds` without an end, exits at once with what is on disk.
+    """
+
+    def __init__(self, grace_seconds: float) -> None:
+        self.grace_seconds = grace_seconds
+        self._received: str | None = None
+        self._deadline = 0.0
+        self._deferred = False
+        self._before: dict[signal.Signals, Any] = {}
+        self._over = threading.Event()
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._over.set()
+
+    def check(self) -> None:
+        """Raise Interrupted where a signal has come."""
+        if self._received is not None:
+            raise Interrupted(self._received, self._deadline)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """In here a signal waits for the next `check`; there is one at the end."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.check()
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """A stretch, inside `deferred` too, that may be cut anywhere."""
+        self.check()
+        before, self._deferred = self._deferred, False
+        try:
+            yield
+        finally:
+            self._deferred = before
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._received is not None:
+            _exit("a second signal: stopped at once")
+        self._received = signal.Signals(number).name
+        self._deadline = time.monotonic() + self.grace_seconds
+        # a thread, because whoever is interrupted here may hold a lock that logging needs
+        threading.Thread(target=self._watch, name="grace", daemon=True).start()
+        if not self._deferred:
+            self.check()
+
+    def _watch(self) -> None:
+        _log.warning(
+            "%s: saving and stopping within %g s (a second signal stops at once)", self._received, self.grace_seconds
+        )
+        if not self._over.wait(self.grace_seconds):
+            _exit(f"not done within checkpoint.grace_seconds={self.grace_seconds:g}: the last whole checkpoint stands")
+
+
+def _exit(reason: str) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if sys.stdout.isatty():
+            os.write(sys.stdout.fileno(), _SHOW_CURSOR.encode())
+        os.write(2, f"apa-train: {reason}\n".encode())
+    os._exit(EXIT_CODE)
