@@ -5,34 +5,29 @@ Whatever fails there costs one warning. Without a key, or without a network, the
 
 from __future__ import annotations
 
-import netrc
 import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from apa_cli.config.schema import WandbConfig
+from apa_cli.models.watched_thread import ABANDONED
 from apa_cli.tracking.samples import Sample
 from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.wandb_mode import choose_mode, has_key
 
 RUN_ID_FILE = "run-id"  # beside wandb's own files: a resumed run goes on under the same id
+LAST_STEP_FILE = "last-step"  # the newest step handed to wandb: a run that goes on repeats none
+QUEUE_ITEMS = 1000  # waiting for wandb; beyond, the oldest are dropped
 TABLE_ROWS = 200  # newest responses in the table
 SAMPLE_COLUMNS = ("iteration", "prompt", "response", "score", "kl", "evaluator")
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
-_ENVIRONMENT_MODES = {
-    "online": "online",
-    "run": "online",
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
-
 # Nothing about the machine, its code or its packages leaves it, and nothing is printed.
 _SETTINGS: dict[str, Any] = {
     "silent": True,
@@ -47,33 +42,6 @@ _SETTINGS: dict[str, Any] = {
     "x_save_requirements": False,
     "finish_timeout": FINISH_SECONDS,
 }
-
-
-def has_key(base_url: str, environment: Mapping[str, str]) -> bool:
-    """Whether wandb would find credentials for the server without asking anybody."""
-    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    named = environment.get("NETRC")
-    candidates = [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]
-    for path in candidates:
-        try:
-            entry = netrc.netrc(path.expanduser()).authenticators(urlsplit(base_url).netloc)
-        except (OSError, RuntimeError, netrc.NetrcParseError):
-            continue
-        if entry and entry[2]:
-            return True
-    return False
-
-
-def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str]) -> str:
-    """online, offline or disabled. In `auto` the environment's WANDB_MODE decides, then whether there is a key.
-
-    Online without a key becomes offline: wandb would stop and ask for one.
-    """
-    mode = configured
-    if mode == "auto":
-        mode = _ENVIRONMENT_MODES.get(environment.get("WANDB_MODE", "").lower(), "online" if keyed else "offline")
-    return "offline" if mode == "online" and not keyed else mode
 
 
 class WandbRun:
@@ -97,9 +65,10 @@ class WandbRun:
         self._config, self._run_dir, self._run_config, self._resumed = config, run_dir, run_config, resumed
         self._note, self._warn = note, warn
         self._init_seconds = init_seconds
-        self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue()
+        self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue(QUEUE_ITEMS)
         self._rows: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
-        self._failed = self._finished = False
+        self._failed = self._finished = self._dropped = False
+        self._last_step = -1
         self.mode = "disabled" if config.mode == "disabled" else "starting"
         self._thread: threading.Thread | None = None
 
@@ -116,11 +85,14 @@ class WandbRun:
 
         def send(run: Any) -> None:
             self._rows.extend(rows)
+            if iteration <= self._last_step:
+                return
             payload: dict[str, Any] = {**finite, "iteration": iteration}
             if table and self._rows:
                 payload["samples"] = self._table()
             with _data_folder(self._run_dir / "wandb"):
                 run.log(payload, step=iteration, commit=True)
+            self._remember(iteration)
 
         self._put(send)
 
@@ -143,9 +115,10 @@ class WandbRun:
         self._finished = True
         if self._thread is None:
             return
-        self._queue.put(exit_code)
+        self._offer(exit_code)
         self._thread.join(self._init_seconds + FINISH_SECONDS + 10.0 if seconds is None else seconds)
         if self._thread.is_alive():
+            self._thread.name = ABANDONED
             self._fail("did not finish in time; metrics.jsonl is complete")
         self._thread = None
 
@@ -155,26 +128,51 @@ class WandbRun:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             self._thread.start()
-        self._queue.put(item)
+        self._offer(item)
+
+    def _offer(self, item: Callable[[Any], None] | int) -> None:
+        """Never waits: where wandb does not keep up, the oldest item makes room."""
+        while True:
+            try:
+                return self._queue.put_nowait(item)
+            except queue.Full:
+                with suppress(queue.Empty):
+                    self._queue.get_nowait()
+                if not self._dropped:
+                    self._dropped = True
+                    self._warn("wandb: does not keep up, the oldest metrics are dropped; metrics.jsonl has all of them")
 
     def _work(self) -> None:
         run = self._start()
         while True:
             item = self._queue.get()
+            if isinstance(item, int):
+                if run is not None:
+                    self._end(run, item)
+                return
             try:
-                if isinstance(item, int):
-                    if run is not None:
-                        run.finish(exit_code=item)
-                    return
                 if run is not None:
                     item(run)
-            except Exception as error:
+            except BaseException as error:  # SystemExit too: nothing else would tell of it
                 self._fail(f"does not take the metrics ({_short(error)}); metrics.jsonl has them")
-                if isinstance(item, int):
-                    return
+
+    def _end(self, run: Any, exit_code: int) -> None:
+        began = time.monotonic()
+        try:
+            run.finish(exit_code=exit_code)
+        except BaseException as error:
+            self._fail(f"could not finish ({_short(error)}); metrics.jsonl is complete")
+        if self.mode == "online" and time.monotonic() - began >= FINISH_SECONDS:
+            self._fail(f"not everything is uploaded yet; later, `wandb sync {Path(run.dir).parent}`")
+        if self._failed:  # its service may be gone; otherwise Python would find out, with a traceback, as it exits
+            import wandb
+
+            with suppress(BaseException):
+                wandb.teardown()
 
     def _start(self) -> Any:
         """The run, offline where online does not work, None where nothing does."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
         try:
             import wandb
 
@@ -188,11 +186,11 @@ class WandbRun:
             if self.mode == "online":
                 try:
                     return self._init(wandb, "online")
-                except Exception as error:
+                except BaseException as error:
                     self._warn(f"wandb: cannot go online ({_short(error)}); recording offline")
             self.mode = "offline"
             return self._init(wandb, "offline")
-        except Exception as error:
+        except BaseException as error:
             self.mode = "disabled"
             self._fail(f"cannot start ({_short(error)}); metrics.jsonl has everything")
             return None
@@ -217,6 +215,11 @@ class WandbRun:
             settings=self._settings(wandb),
         )
         id_file.write_text(run.id, "utf-8")
+        if known == run.id:
+            with suppress(OSError, ValueError):
+                self._last_step = int((folder / LAST_STEP_FILE).read_text("utf-8"))
+        else:
+            (folder / LAST_STEP_FILE).unlink(missing_ok=True)
         run.define_metric("iteration", hidden=True)
         run.define_metric("*", step_metric="iteration")
         if mode == "online":
@@ -224,6 +227,11 @@ class WandbRun:
         else:
             self._note(f"wandb: offline; upload later with `wandb sync {Path(run.dir).parent}`")
         return run
+
+    def _remember(self, step: int) -> None:
+        self._last_step = step
+        with suppress(OSError):
+            (self._run_dir / "wandb" / LAST_STEP_FILE).write_text(str(step), "utf-8")
 
     def _settings(self, wandb: Any) -> Any:
         """Those of our settings that the installed wandb knows."""
@@ -258,7 +266,7 @@ def _table_rows(iteration: int, samples: Sequence[Sample]) -> list[list[Any]]:
     return [[iteration, *(getattr(sample, name) for name in SAMPLE_COLUMNS[1:])] for sample in samples]
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     """One line of an error, without secrets: wandb's name the key that they refuse."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return redact_text(lines[0])[:160]

@@ -7,10 +7,13 @@ import types
 
 import pytest
 from wandb_file import read_history, read_records, read_rows
+from wandb_server import wandb_server
 
 from apa_cli.config.schema import WandbConfig
+from apa_cli.tracking import wandb_run
 from apa_cli.tracking.samples import Sample
-from apa_cli.tracking.wandb_run import WandbRun, choose_mode, has_key
+from apa_cli.tracking.wandb_mode import choose_mode, has_key
+from apa_cli.tracking.wandb_run import QUEUE_ITEMS, WandbRun
 
 SAMPLE = Sample(prompt="p", response="r", score=1.0, kl=0.5)
 
@@ -197,3 +200,172 @@ def test_where_a_key_may_be(tmp_path):
     assert not has_key(url, {"NETRC": str(tmp_path / "none")})
     netrc.write_text("not a netrc file {")
     assert not has_key(url, {"NETRC": str(netrc)})
+
+
+class FakeWandb:
+    """As much of wandb as WandbRun uses; `broken` names what does `act()` instead of its work."""
+
+    Settings = type("Settings", (), {"model_fields": {}, "__init__": lambda self, **_: None})
+
+    def __init__(self, act=None, broken=""):
+        self.act, self.broken, self.logged, self.finished, self.torn_down = act, broken, [], [], 0
+        self.summary = {}
+        self.id, self.dir, self.url = "an-id", "d/f", "u"
+
+    def _maybe(self, name):
+        if self.broken == name:
+            self.act()
+
+    def setup(self, **_):
+        self._maybe("setup")
+        return types.SimpleNamespace(settings=types.SimpleNamespace(base_url="https://api.wandb.ai", api_key=None))
+
+    def init(self, **settings):
+        self._maybe("init")
+        self.settings = settings
+        return self
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, payload, step, commit):
+        self._maybe("log")
+        self.logged.append(step)
+
+    def finish(self, exit_code):
+        self._maybe("finish")
+        self.finished.append(exit_code)
+
+    def teardown(self):
+        self.torn_down += 1
+
+
+@pytest.mark.parametrize("broken", ["setup", "init", "log", "finish"])
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError, MemoryError])
+def test_whatever_is_raised_there_costs_one_warning(tmp_path, monkeypatch, broken, kind):
+    def fail():
+        raise kind("from wandb")
+
+    fake = FakeWandb(fail, broken)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    said = []
+    run = start(tmp_path, said)
+    for iteration in range(3):
+        run.log(iteration, {"reward/mean": 1.0})
+    began = time.monotonic()
+    run.finish(3)
+    assert time.monotonic() - began < 5
+    assert len([line for line in said if "from wandb" in line]) == 1
+    if broken == "log":
+        assert fake.finished == [3]
+    if broken in ("log", "finish"):
+        assert fake.torn_down == 1  # a dead service would otherwise print a traceback as Python exits
+
+
+@pytest.mark.parametrize("broken", ["setup", "init", "log"])
+def test_a_wandb_that_hangs_is_fed_no_more_than_so_much(tmp_path, monkeypatch, broken):
+    gate = threading.Event()
+    fake = FakeWandb(gate.wait, broken)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    said = []
+    run = start(tmp_path, said)
+    began = time.monotonic()
+    steps = 5 * QUEUE_ITEMS
+    for iteration in range(steps):
+        run.log(iteration, {"reward/mean": 1.0}, [SAMPLE])
+    assert time.monotonic() - began < 5
+    assert run._queue.qsize() <= QUEUE_ITEMS
+    assert len([line for line in said if "oldest metrics are dropped" in line]) == 1
+    gate.set()  # and when it goes on, it gets the newest, in order
+    run.finish(seconds=20)
+    assert fake.logged == sorted(fake.logged)
+    assert fake.logged[-1] == steps - 1
+    assert fake.finished == [0]
+
+
+def test_a_finish_that_hangs_leaves_a_thread_that_the_command_knows_to_leave_behind(tmp_path, monkeypatch):
+    from apa_cli.models.watched_thread import any_abandoned
+
+    gate = threading.Event()
+    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(gate.wait, "finish"))
+    run = start(tmp_path, [])
+    run.log(1, {"reward/mean": 1.0})
+    thread = run._thread
+    run.finish(seconds=0.2)
+    assert any_abandoned()
+    gate.set()
+    thread.join(10)
+    assert not any_abandoned()
+
+
+def test_a_run_that_goes_on_repeats_no_step(tmp_path):
+    """Killed after 4, taken up from a checkpoint of 2."""
+    for resumed, iterations in ((False, (1, 2, 3, 4)), (True, (3, 4, 5, 6))):
+        run = start(tmp_path, [], resumed=resumed)
+        for iteration in iterations:
+            run.log(iteration, {"reward/mean": iteration / 4})
+        run.finish()
+        time.sleep(1.1 if not resumed else 0)  # wandb names its folders by the second
+    assert [row["iteration"] for row in read_history(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_new_run_in_the_folder_begins_its_own_steps(tmp_path, monkeypatch):
+    fakes = [FakeWandb(), FakeWandb()]
+    for fake in fakes:
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        run = start(tmp_path, [], resumed=False)
+        for iteration in (1, 2):
+            run.log(iteration, {"reward/mean": 1.0})
+        run.finish()
+    assert [fake.logged for fake in fakes] == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("answer", [500, 429, "hang"])
+def test_a_server_that_does_not_let_the_run_begin(tmp_path, monkeypatch, fresh_wandb, answer, capfd):
+    with wandb_server(graphql=answer) as server:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        said = []
+        run = start(tmp_path, said, mode="online", init_seconds=2.0)
+        began = time.monotonic()
+        run.log(1, {"reward/mean": 0.5})
+        assert time.monotonic() - began < 0.5
+        run.finish()
+        assert time.monotonic() - began < 20
+        assert server.paths() == {"/graphql"}  # no telemetry, no reports of errors
+    assert "recording offline" in said[0]
+    assert read_history(tmp_path) == [{"iteration": 1, "reward/mean": 0.5}]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("answer", [500, 429, "hang"])
+def test_a_server_that_stops_taking_metrics(tmp_path, monkeypatch, fresh_wandb, answer):
+    monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 3.0)
+    monkeypatch.setitem(wandb_run._SETTINGS, "finish_timeout", 3.0)
+    with wandb_server(files=answer) as server:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        said = []
+        run = start(tmp_path, said, mode="online")
+        for iteration in range(3):
+            run.log(iteration, {"reward/mean": 0.5})
+        began = time.monotonic()
+        run.finish()
+        assert time.monotonic() - began < 25
+    assert run.mode == "online"
+    assert [line for line in said if "not everything is uploaded yet; later, `wandb sync " in line] == said[-1:]
+
+
+def test_online_too_a_run_that_goes_on_is_the_same_run(tmp_path, monkeypatch, fresh_wandb):
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        for resumed, iterations in ((False, (1, 2, 3)), (True, (2, 3, 4))):
+            run = start(tmp_path, [], mode="online", resumed=resumed)
+            for iteration in iterations:
+                run.log(iteration, {"reward/mean": iteration / 4})
+            run.finish()
+            assert run.mode == "online"
+            time.sleep(1.1 if not resumed else 0)
+        assert server.runs() == {(tmp_path / "wandb" / "run-id").read_text()}
+        assert server.steps() == [1, 2, 3, 4]
