@@ -7,6 +7,7 @@ Log-probs, KL and entropy are in nats. Needs torch and nothing else.
 from apa_cli.algorithms.apa import apa_loss, apa_target_residual
 from apa_cli.algorithms.awr import awr_loss
 from apa_cli.algorithms.gae import gae, terminal_rewards
+from apa_cli.algorithms.head import head_logits, head_logprobs
 from apa_cli.algorithms.kl import kl_k1, kl_k3, per_response
 from apa_cli.algorithms.logprobs import exact_kl, position_ids, response_logits, response_logprobs, token_entropy
 from apa_cli.algorithms.masking import (
@@ -33,6 +34,8 @@ __all__ = [
     "exact_kl",
     "explained_variance",
     "gae",
+    "head_logits",
+    "head_logprobs",
     "kl_k1",
     "kl_k3",
     "kl_shaped_rewards",

@@ -21,6 +21,7 @@ from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.record import Rollout
 
+CHUNK = 128  # tokens of which the logits of both models exist at the same time
 SEED_OFFSET = 0x5EED  # evaluation draws from its own stream, the same one every time
 
 
@@ -139,9 +140,16 @@ def response_exact_kl(
     total = torch.zeros(len(rollout.response_ids), device=rollout.response_ids.device)  # (B,)
     for rows in rollout.microbatches(token_budget):
         part = rollout.select(rows)
-        ours, _ = policy.response_forward(*part.batch)  # (b, T, V)
+        ours = policy.counted_logits(*part.batch)
         with reference.active() as frozen:
-            theirs, _ = frozen.response_forward(*part.batch)
-        kl = exact_kl(ours, theirs, temperature=temperature)  # (b, T)
-        total[rows] = per_response(kl, part.response_mask).to(total.dtype)
+            theirs = frozen.counted_logits(*part.batch)
+        kl = torch.zeros_like(part.rollout_logprobs)  # (b, T)
+        found = []
+        for start in range(0, int(part.response_mask.sum()), CHUNK):
+            tokens = slice(start, start + CHUNK)
+            with reference.active():
+                other = theirs(tokens)  # (n, V)
+            found.append(exact_kl(ours(tokens)[None], other[None], temperature=temperature)[0])
+        kl[part.response_mask] = torch.cat(found).to(kl.dtype)
+        total[rows] = per_response(kl, part.response_mask)
     return total

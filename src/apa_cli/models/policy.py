@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,25 @@ from torch import Tensor, nn
 from apa_cli.algorithms import position_ids, response_logits, response_logprobs
 from apa_cli.config.schema import PolicyConfig, ReferenceConfig
 from apa_cli.errors import UserError
+from apa_cli.models.adapters import REFERENCE_ADAPTER, AdapterSwitch
 from apa_cli.models.device import Runtime
+from apa_cli.models.head import OutputHead, take_apart
 from apa_cli.models.loading import freeze, load_config, load_pretrained, load_tokenizer, resolve_model_path
 
-REFERENCE_ADAPTER = "reference"
+logger = logging.getLogger(__name__)
 
 
 class Policy:
     """A causal language model with its tokenizer, and the adapter if there is one.
 
     `eos_token_ids` are all ids that end a response (the tokenizer's and the generation config's); `pad_token_id`
-    only fills rectangles: every mask is positional, so it may equal an EOS without hiding one.
+    only fills rectangles: every mask is positional, so it may equal an EOS without hiding one. `parts` is the model's
+    trunk and head where the two explain it, found by a small trial unless `apart` says no.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, runtime: Runtime, *, trained_adapter: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, runtime: Runtime, *, trained_adapter: bool = False, apart: bool = True
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.runtime = runtime
@@ -41,6 +47,11 @@ class Policy:
         )
         signature = inspect.signature(_base(model).forward).parameters
         self._accepts = {name: name in signature for name in ("position_ids", "logits_to_keep")}
+        self.adapters = AdapterSwitch(model) if self.is_peft else None
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self.parts = take_apart(model, _base(model), self._inputs(*_trial_batch(model)), runtime) if apart else None
+        if apart and self.parts is None:
+            logger.info("%s is called whole: its logits are not its head's alone", type(_base(model)).__name__)
 
     @property
     def is_peft(self) -> bool:
@@ -53,7 +64,8 @@ class Policy:
         return int(limit) if limit else None
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        return [p for p in self.model.parameters() if p.requires_grad]
+        """What the policy trains; an adapter that a critic has on the same model is not among it."""
+        return self._trained
 
     def logprobs(
         self,
@@ -64,18 +76,55 @@ class Policy:
         *,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) of the response tokens, (B, T) float32, and the head's input there, (B, T, H)."""
-        logits, hidden = self.response_forward(prompt_ids, prompt_mask, response_ids, response_mask)
-        return response_logprobs(logits, response_ids, temperature=temperature), hidden
+        """log π(a|s) of the response tokens, (B, T) float32, and the head's input there, (B, T, H).
+
+        A token that does not count is given 0: where the model comes apart, its logits are never made.
+        """
+        batch = prompt_ids, prompt_mask, response_ids, response_mask
+        if self.parts is None:
+            logits, hidden = self.response_forward(*batch)
+            logprobs = response_logprobs(logits, response_ids, temperature=temperature)
+            return torch.where(response_mask, logprobs, 0.0), hidden
+        hidden = self.hidden_states(*batch)  # (B, T, H)
+        counted = response_mask.flatten().nonzero().squeeze(-1)  # (N,)
+        logprobs = self.parts.head.logprobs(
+            hidden.flatten(0, 1).index_select(0, counted),
+            response_ids.flatten()[counted],
+            temperature=temperature,
+            contexts=self.adapters and self.adapters.checkpoint_contexts,
+        )
+        whole = torch.zeros(response_mask.numel(), dtype=logprobs.dtype, device=logprobs.device)
+        return whole.index_put((counted,), logprobs).view_as(response_mask), hidden
+
+    def hidden_states(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+    ) -> Tensor:
+        """What the head reads at the positions that predict the response tokens, (B, T, H)."""
+        batch = prompt_ids, prompt_mask, response_ids, response_mask
+        if self.parts is None:
+            return self.response_forward(*batch)[1]
+        with self.runtime.autocast():
+            return response_logits(self.parts.hidden(self._inputs(*batch)), response_ids.shape[1])
+
+    @torch.no_grad()
+    def counted_logits(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+    ) -> Callable[[slice], Tensor]:
+        """Logits of the counted tokens in the mask's order, made when asked for: slice of n tokens -> (n, V)."""
+        batch = prompt_ids, prompt_mask, response_ids, response_mask
+        if self.parts is None:
+            logits = self.response_forward(*batch)[0][response_mask]  # (N, V)
+            return lambda tokens: logits[tokens]
+        head: OutputHead = self.parts.head
+        hidden = self.hidden_states(*batch)[response_mask]  # (N, H)
+        return lambda tokens: head.logits(hidden[tokens])
 
     def response_forward(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits (B, T, V) that predict the response tokens, and the hidden states (B, T, H) they came from."""
+        """The whole model at once: logits (B, T, V) that predict the response tokens, and the head's input there."""
         T = response_ids.shape[1]
-        inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, L)
-        if not self._accepts["position_ids"]:
-            del inputs["position_ids"]
+        inputs = self._inputs(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, L)
         if self._accepts["logits_to_keep"]:
             inputs["logits_to_keep"] = T + 1
         captured: list[Tensor] = []
@@ -87,6 +136,12 @@ class Policy:
         finally:
             handle.remove()
         return response_logits(logits, T), response_logits(captured[0], T)
+
+    def _inputs(self, *batch: Tensor) -> dict[str, Any]:
+        inputs = model_inputs(*batch)
+        if not self._accepts["position_ids"]:
+            del inputs["position_ids"]
+        return inputs
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -114,16 +169,9 @@ class Reference:
         """The policy object whose forward is now the reference's."""
         if self._frozen is not None:
             yield self._frozen
-        elif self._policy.trained_adapter:
-            model = self._policy.model
-            trained = model.active_adapter
-            model.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
-            try:
-                yield self._policy
-            finally:
-                model.set_adapter(trained)
         else:
-            with self._policy.model.disable_adapter():
+            assert self._policy.adapters is not None
+            with self._policy.adapters.use(REFERENCE_ADAPTER if self._policy.trained_adapter else None):
                 yield self._policy
 
     @torch.no_grad()
@@ -146,18 +194,14 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
     source = str(weights) if weights is not None and not adapted else config.path
     key = "checkpoint" if source != config.path else "policy.path"
     model = _load_causal_lm(key, source, config, dtype)
-    start = Policy(model, tokenizer, runtime)
+    generation_config = model.generation_config
     if adapted:
         model = _attach_adapter(model, config, weights)
-    if config.gradient_checkpointing:
-        if not getattr(_base(model), "supports_gradient_checkpointing", False):
-            raise UserError("policy.gradient_checkpointing", "this model does not support it", "set it to false")
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        if adapted:
-            model.enable_input_require_grads()
     model = model.to(runtime.device).eval()
     policy = Policy(model, tokenizer, runtime, trained_adapter=config.adapter.path is not None)
-    policy.generation_config = start.generation_config
+    policy.generation_config = generation_config
+    if config.gradient_checkpointing:
+        _enable_checkpointing(policy)
     _neutral_generation_config(policy)
     return policy
 
@@ -188,6 +232,26 @@ def model_inputs(
         "attention_mask": attention_mask,
         "position_ids": position_ids(attention_mask),
     }
+
+
+def _enable_checkpointing(policy: Policy) -> None:
+    if not getattr(_base(policy.model), "supports_gradient_checkpointing", False):
+        raise UserError("policy.gradient_checkpointing", "this model does not support it", "set it to false")
+    options: dict[str, Any] = {"use_reentrant": False}
+    if policy.adapters is not None:
+        options["context_fn"] = policy.adapters.checkpoint_contexts
+        policy.model.enable_input_require_grads()
+    policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def _trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Two short rows, the second one padded, to see what the model does with hidden states."""
+    device = next(model.parameters()).device
+    words = min(_base(model).get_input_embeddings().weight.shape[0], _base(model).config.get_text_config().vocab_size)
+    ids = torch.arange(1, 17, device=device).view(2, 8) % words
+    mask = torch.ones(2, 8, dtype=torch.bool, device=device)
+    mask[1, :2] = False
+    return ids[:, :5], mask[:, :5], ids[:, 5:], mask[:, 5:]
 
 
 def _load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype) -> Any:
