@@ -80,7 +80,8 @@ class RewardModel:
         )
         assert ids is not None
         scores = [0.0] * len(ids)
-        for rows in plan_microbatches([len(row) for row in ids], [0] * len(ids), self.microbatch_tokens):
+        lengths, device = [len(row) for row in ids], self.runtime.device.type
+        for rows in plan_microbatches(lengths, [0] * len(ids), self.microbatch_tokens, device_type=device):
             part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
             for row, score in zip(rows, part.tolist(), strict=True):
                 scores[row] = score

@@ -1,26 +1,47 @@
-"""Splitting rows into micro-batches that hold at most so many tokens, padding included."""
+"""Splitting rows into micro-batches: at most so many tokens each, padding included, and as little padding as pays."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+# What one more micro-batch costs, in padded tokens that take as long: starting its operations, and reading the weights
+# and adding to their gradients once more. CPU: measured at hidden 256 × 4 layers on HH prompts, where everything from
+# 32 to 128 is as fast and 256 is 5 % slower. CUDA: an estimate, not measured yet.
+OVERHEAD_TOKENS = {"cpu": 128, "cuda": 1024}
+
 
 def plan_microbatches(
-    prompt_lengths: Sequence[int], response_lengths: Sequence[int], token_budget: int
+    prompt_lengths: Sequence[int], response_lengths: Sequence[int], token_budget: int, *, device_type: str = "cpu"
 ) -> list[list[int]]:
-    """Row indices of each micro-batch, longest rows first so that little is padded.
+    """Row indices of each micro-batch, longest prompts first.
 
-    n rows cost n × (their longest prompt + their longest response). A row longer than the budget goes alone.
+    n rows cost n × (their longest prompt + their longest response), and each micro-batch OVERHEAD_TOKENS more. Of all
+    ways to cut the rows, sorted by prompt and then response, this is the cheapest within the budget. A row longer than
+    the budget goes alone.
     """
-    totals = [p + t for p, t in zip(prompt_lengths, response_lengths, strict=True)]
-    batches: list[list[int]] = []
-    widest = (0, 0)
-    for row in sorted(range(len(totals)), key=lambda row: (-totals[row], row)):
-        joined = (max(widest[0], prompt_lengths[row]), max(widest[1], response_lengths[row]))
-        if batches and sum(joined) * (len(batches[-1]) + 1) <= token_budget:
-            batches[-1].append(row)
-            widest = joined
-        else:
-            batches.append([row])
-            widest = (prompt_lengths[row], response_lengths[row])
-    return batches
+    prompts, responses = np.asarray(prompt_lengths, dtype=np.int64), np.asarray(response_lengths, dtype=np.int64)
+    rows = np.lexsort((-responses, -prompts))
+    prompts, responses = prompts[rows], responses[rows]
+    overhead = OVERHEAD_TOKENS[device_type]
+    cheapest = np.zeros(len(rows) + 1)  # [n]: cost of the first n rows
+    begins = np.zeros(len(rows) + 1, dtype=np.int64)  # [n]: where their last micro-batch begins
+    for end in range(1, len(rows) + 1):
+        shortest = int(prompts[end - 1] + responses[end - 1])
+        first = max(0, end - max(1, token_budget // max(1, shortest)))  # more rows than that cannot fit
+        starts = np.arange(end - 1, first - 1, -1)
+        longest_prompt, longest_response = (
+            np.maximum.accumulate(lengths[first:end][::-1]) for lengths in (prompts, responses)
+        )
+        tokens = (longest_prompt + longest_response) * (end - starts)
+        possible = (tokens <= token_budget) | (starts == end - 1)
+        costs = np.where(possible, cheapest[starts] + tokens + overhead, np.inf)
+        best = int(costs.argmin())
+        cheapest[end], begins[end] = costs[best], starts[best]
+    batches = []
+    end = len(rows)
+    while end:
+        batches.append(rows[begins[end] : end].tolist())
+        end = int(begins[end])
+    return batches[::-1]

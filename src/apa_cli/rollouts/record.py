@@ -34,7 +34,9 @@ class Rollout:
         """Row indices, (n,) each, of micro-batches within the budget; of all rows, or of these."""
         rows = torch.arange(len(self.response_ids)) if rows is None else rows
         prompts, responses = (mask.sum(dim=1).cpu()[rows].tolist() for mask in (self.prompt_mask, self.response_mask))
-        return [rows[torch.tensor(batch)] for batch in plan_microbatches(prompts, responses, token_budget)]
+        device = self.response_mask.device.type
+        batches = plan_microbatches(prompts, responses, token_budget, device_type=device)
+        return [rows[torch.tensor(batch)] for batch in batches]
 
     def select(self, rows: Tensor) -> Rollout:
         """These rows, trimmed to their own longest prompt and response."""
