@@ -25,3 +25,22 @@ class RunError(Exception):
 
 class SaveError(RunError):
     """The end of a run could not be kept in its folder."""
+
+
+class DivergedError(RunError):
+    """Minibatch after minibatch held numbers that are not finite. None of them reached the weights.
+
+    `culprit` is what was not finite first, `count` the minibatches in a row, `setting` where the run stood.
+    """
+
+    def __init__(self, culprit: str, count: int, setting: str) -> None:
+        self.culprit, self.count, self.setting = culprit, count, setting
+        times = f"{count} minibatches in a row were" if count > 1 else "a minibatch was"
+        remedy = "see what scores them" if culprit == "scores" else "a lower optimizer.learning_rate may help"
+        super().__init__(
+            f"training diverged: {times} skipped (training.max_skipped), not finite: {culprit}; at {setting}; {remedy}"
+        )
+
+    def __reduce__(self) -> tuple[type[DivergedError], tuple[str, int, str]]:
+        """Launchers send errors between processes by pickle."""
+        return type(self), (self.culprit, self.count, self.setting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -106,6 +107,8 @@ class CheckpointStore:
         if name not in metrics:
             known = ", ".join(sorted(metrics))
             raise UserError("checkpoint.best_metric", f"{name} is not measured", f"choose one of {known}")
+        if not math.isfinite(metrics[name]):
+            return False
         best = self._best_value()
         return best is None or (metrics[name] > best if self.config.best_mode == "max" else metrics[name] < best)
 

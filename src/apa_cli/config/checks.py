@@ -207,6 +207,10 @@ def _check_sizes(config: TrainConfig) -> None:
         "training.iterations",
         config.training.iterations,
     )
+    stop_if = config.training.stop_if
+    if (stop_if.kl_above, stop_if.entropy_below, stop_if.reward_below) != (None, None, None):
+        iterations = config.training.iterations
+        _not_above("training.stop_if.patience", stop_if.patience, "training.iterations", iterations)
     betas = config.optimizer.betas
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise UserError(

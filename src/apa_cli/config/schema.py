@@ -173,6 +173,18 @@ class RolloutConfig:
 
 
 @dataclass(kw_only=True)
+class StopIfConfig:
+    """Limits at which a run saves, evaluates and ends by itself."""
+
+    kl_above: Optional[float] = number(None, "end the run at more KL than this, nats a response; null = off", above=0)
+    entropy_below: Optional[float] = number(
+        None, "end the run at less entropy than this, nats a token; null = off", above=0
+    )
+    reward_below: Optional[float] = number(None, "end the run at a mean reward below this; null = off")
+    patience: int = number(3, "iterations in a row that must be beyond such a limit", minimum=1)
+
+
+@dataclass(kw_only=True)
 class TrainingConfig:
     iterations: int = number(100, "rollouts and updates", minimum=1)
     epochs_per_rollout: int = number(2, "passes over each rollout", minimum=1)
@@ -180,6 +192,10 @@ class TrainingConfig:
     microbatch_tokens: int = number(
         16_384, "tokens (padding included) in one forward and backward; memory only, same gradient", minimum=1
     )
+    max_skipped: int = number(
+        10, "minibatches with numbers that are not finite, skipped in a row, before the run saves and stops", minimum=1
+    )
+    stop_if: StopIfConfig = field(default_factory=StopIfConfig)
 
 
 @dataclass(kw_only=True)

@@ -21,13 +21,27 @@ class Judgement:
 
 
 def evaluate(
-    models: Models, prompts: Sequence[Prompt], config: TrainConfig, initial: Judgement | None = None
+    models: Models,
+    prompts: Sequence[Prompt],
+    config: TrainConfig,
+    initial: Judgement | None = None,
+    *,
+    token_budget: int | None = None,
 ) -> Judgement:
     """Sample one response per prompt and judge it, against the `initial` judgement where there is one.
 
-    Training's random state is left as it was.
+    Training's random state is left as it was. A score that is not finite costs the figures it enters, not the run.
     """
-    responses = respond(models.policy, models.reference, models.scorer, models.evaluator, prompts, config)
+    responses = respond(
+        models.policy,
+        models.reference,
+        models.scorer,
+        models.evaluator,
+        prompts,
+        config,
+        token_budget=token_budget,
+        lenient=True,
+    )
     figures = measure(
         responses, initial.responses if initial else None, resamples=config.evaluation.resamples, seed=config.seed
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
 from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, jackknife
 from apa_cli.evaluation.respond import JudgedResponse
+
+MISSING = Estimate(value=math.nan, low=math.nan, high=math.nan)
+_RATES = {"win_rate": 1, "tie_rate": 0, "lose_rate": -1}
 
 # name: (what it is, unit, digits)
 LABELS = {
@@ -41,15 +45,26 @@ def measure(
     resamples: int,
     seed: int,
 ) -> dict[str, Estimate]:
-    """All figures of `responses`; with the initial policy's responses to the same prompts, win rates too."""
+    """All figures of `responses`; with the initial policy's responses to the same prompts, win rates too.
+
+    A score that is not finite makes the figures it enters NaN: they are missing.
+    """
 
     def mean(values: Sequence[float]) -> Estimate:
         return bootstrap_mean(values, resamples=resamples, seed=seed)
 
+    def score_mean(values: Sequence[float]) -> Estimate:
+        return mean(values) if all(map(math.isfinite, values)) else MISSING
+
+    def rates(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Estimate]:
+        if not all(math.isfinite(score) for pair in pairs for score in pair):
+            return dict.fromkeys((f"{prefix}{name}" for name in _RATES), MISSING)
+        return verdict_rates(prefix, [compare(a, b) for a, b in pairs], resamples=resamples, seed=seed)
+
     ids = [response.token_ids for response in responses]
     lengths = [float(len(row)) for row in ids]
     figures = {
-        "reward": mean([r.score for r in responses]),
+        "reward": score_mean([r.score for r in responses]),
         "kl_exact": mean([r.kl_exact for r in responses]),
         "kl": mean([r.kl for r in responses]),
         "kl_k3": mean([r.kl_k3 for r in responses]),
@@ -63,20 +78,24 @@ def measure(
     }
     judged = [r.evaluator for r in responses if r.evaluator is not None]
     if judged:
-        figures["evaluator"] = mean(judged)
+        figures["evaluator"] = score_mean(judged)
     if initial is not None:
-        scores = [(r.score, i.score) for r, i in zip(responses, initial, strict=True)]
-        figures |= _rates("", [compare(a, b) for a, b in scores], resamples, seed)
+        figures |= rates("", [(r.score, i.score) for r, i in zip(responses, initial, strict=True)])
         both = [(r.evaluator, i.evaluator) for r, i in zip(responses, initial, strict=True)]
-        known = [compare(a, b) for a, b in both if a is not None and b is not None]
+        known = [(a, b) for a, b in both if a is not None and b is not None]
         if known:
-            figures |= _rates("evaluator_", known, resamples, seed)
+            figures |= rates("evaluator_", known)
     return figures
 
 
 def verdict_rates(prefix: str, outcomes: Sequence[int], *, resamples: int, seed: int) -> dict[str, Estimate]:
     """Win, tie and lose rates of outcomes 1, 0 and −1, as `{prefix}win_rate` and so on."""
-    return _rates(prefix, outcomes, resamples, seed)
+    return {
+        f"{prefix}{name}": bootstrap_mean(
+            [float(outcome == meaning) for outcome in outcomes], resamples=resamples, seed=seed
+        )
+        for name, meaning in _RATES.items()
+    }
 
 
 def compare(ours: float, theirs: float) -> int:
@@ -112,13 +131,3 @@ def repetition(row: Sequence[int], n: int = 3) -> float:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
-
-
-def _rates(prefix: str, outcomes: Sequence[int], resamples: int, seed: int) -> dict[str, Estimate]:
-    names = {"win_rate": 1, "tie_rate": 0, "lose_rate": -1}
-    return {
-        f"{prefix}{name}": bootstrap_mean(
-            [float(outcome == meaning) for outcome in outcomes], resamples=resamples, seed=seed
-        )
-        for name, meaning in names.items()
-    }

@@ -16,7 +16,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt, collate
 from apa_cli.models.device import Runtime
 from apa_cli.models.policy import Policy, Reference
-from apa_cli.models.reward import FinishedResponses, Scorer
+from apa_cli.models.reward import FinishedResponses, Scorer, require_finite
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.record import Rollout
@@ -50,19 +50,24 @@ def respond(
     config: TrainConfig,
     *,
     stream: int = 0,
+    token_budget: int | None = None,
+    lenient: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[JudgedResponse]:
     """Draw one response per prompt, always with the same random numbers, and measure it.
 
     Another `stream` gives other numbers: two policies compared on one stream would draw the same responses where
     they agree, and a policy compared with itself would only tie. `progress` hears how many prompts are done. The
-    caller's random states are left as they were.
+    caller's random states are left as they were. `token_budget` stands in for training.microbatch_tokens.
+
+    Raises UserError for a score that is not finite, unless `lenient`.
     """
     judged: list[JudgedResponse] = []
     with own_random_states(config.seed + SEED_OFFSET + stream, policy.runtime):
         for start in range(0, len(prompts), config.rollout.batch_size):
             batch = prompts[start : start + config.rollout.batch_size]
-            judged += _respond_batch(policy, reference, scorer, evaluator, batch, config)
+            budget = token_budget or config.training.microbatch_tokens
+            judged += _respond_batch(policy, reference, scorer, evaluator, batch, config, budget, lenient)
             if progress is not None:
                 progress(len(judged))
     return judged
@@ -90,9 +95,11 @@ def _respond_batch(
     evaluator: Scorer | None,
     prompts: Sequence[Prompt],
     config: TrainConfig,
+    budget: int,
+    lenient: bool,
 ) -> list[JudgedResponse]:
     batch = collate(prompts, policy.pad_token_id)
-    temperature, budget = config.generation.temperature, config.training.microbatch_tokens
+    temperature = config.generation.temperature
     rollout = add_passes(
         sample(policy, batch, config.generation, greedy=config.evaluation.decoding == "greedy"),
         policy,
@@ -104,7 +111,11 @@ def _respond_batch(
     )
     finished: FinishedResponses = finished_responses(policy, batch, rollout, config.generation.stop)
     scores = scorer(finished)
-    judgements = evaluator(finished) if evaluator is not None else [None] * len(scores)
+    judgements = evaluator(finished) if evaluator is not None else None
+    if not lenient:
+        require_finite(scorer, scores)
+        if evaluator is not None and judgements is not None:
+            require_finite(evaluator, judgements)
     mask = rollout.response_mask
     assert rollout.reference_logprobs is not None
     k1 = per_response(kl_k1(rollout.rollout_logprobs, rollout.reference_logprobs, mask), mask).tolist()
@@ -119,7 +130,7 @@ def _respond_batch(
             token_ids=tuple(ids[i]),
             ended=bool(rollout.ended[i]),
             score=scores[i],
-            evaluator=judgements[i],
+            evaluator=judgements[i] if judgements is not None else None,
             kl=k1[i],
             kl_k3=k3[i],
             kl_exact=exact[i],

@@ -103,9 +103,14 @@ class Run:
             if sample.get("source") == "evaluation":
                 answers.setdefault(str(sample.get("prompt")), []).append(sample)
         return [
-            Pair(prompt, str(first["response"]), str(last["response"]), float(first["score"]), float(last["score"]))
+            Pair(prompt, str(first["response"]), str(last["response"]), _number(first), _number(last))
             for prompt, (first, *_, last) in ((p, a) for p, a in answers.items() if len(a) > 1)
         ][:count]
+
+
+def _number(sample: Mapping[str, Any]) -> float:
+    """The score; NaN where it was not finite, which JSON has no word for."""
+    return math.nan if sample["score"] is None else float(sample["score"])
 
 
 def is_run(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,7 +36,19 @@ class FinishedResponses:
 
 
 class Scorer(Protocol):
-    def __call__(self, finished: FinishedResponses) -> list[float]: ...
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        """One score a response. It may be NaN or infinite: what is to happen then is the caller's to say."""
+
+    def not_finite(self, row: int, score: float) -> UserError:
+        """The complaint about such a score."""
+
+
+def require_finite(scorer: Scorer, scores: Sequence[float]) -> list[float]:
+    """The scores. Raises the scorer's complaint about the first that is not finite."""
+    for row, score in enumerate(scores):
+        if not math.isfinite(score):
+            raise scorer.not_finite(row, score)
+    return list(scores)
 
 
 class RewardModel:
@@ -85,11 +98,11 @@ class RewardModel:
             part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
             for row, score in zip(rows, part.tolist(), strict=True):
                 scores[row] = score
-        for row, score in enumerate(scores):
-            if not math.isfinite(score):
-                problem = f"{self.config.path} scored response {row} as {score}"
-                raise UserError(f"{self.key}.path", problem, "try precision=fp32, or another reward model")
         return scores
+
+    def not_finite(self, row: int, score: float) -> UserError:
+        problem = f"{self.config.path} scored response {row} as {score}"
+        return UserError(f"{self.key}.path", problem, "try precision=fp32, or another reward model")
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The last `max_tokens` ids; an encoder keeps its first token, which it pools."""

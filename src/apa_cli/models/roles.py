@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
 from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
-from apa_cli.models.reward import Scorer, load_reward
+from apa_cli.models.reward import RewardModel, Scorer, load_reward
 from apa_cli.models.value import SeparateValue, SharedValue, load_value
 
 
@@ -22,6 +23,18 @@ class Models:
     scorer: Scorer
     evaluator: Scorer | None  # judges held-out responses; never trains
     runtime: Runtime
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The policy's and the critic's, by names for people."""
+        policy = {f"policy {name}": parameter for name, parameter in self.policy.model.named_parameters()}
+        return policy | {f"critic {name}": parameter for name, parameter in self.value.named_parameters()}
+
+    def within(self, token_budget: int) -> Models:
+        """These models, the reward models among them with micro-batches of no more tokens than this."""
+        for scorer in (self.scorer, self.evaluator):
+            if isinstance(scorer, RewardModel):
+                scorer.microbatch_tokens = min(scorer.microbatch_tokens, token_budget)
+        return self
 
     def describe(self) -> list[str]:
         """One line per role: whose weights, how many are trained."""

@@ -39,6 +39,8 @@ class _Recorder(LogitsProcessor):
         self.settle(input_ids)
         self._logits = scores[:, None, :]
         self.entropy.append(token_entropy(self._logits, temperature=self.temperature))
+        # torch cannot draw from NaN (on CUDA it ends the process): any token will do, its noted log-prob is NaN too
+        scores = torch.where(self.entropy[-1].isfinite(), scores, 0.0)
         if len(self.entropy) <= self.min_new_tokens and self.eos_token_ids:
             scores = scores.clone()
             scores[:, self.eos_token_ids] = -torch.inf

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import isfinite, nan
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ from apa_cli.rollouts.record import Rollout
 from apa_cli.rollouts.statistics import response_kl, rollout_statistics
 from apa_cli.tracking.samples import Sample
 from apa_cli.tracking.tracker import Tracker
+from apa_cli.training.finiteness import describe_setting, sound_part, usable_rows
+from apa_cli.training.guards import Guards
 from apa_cli.training.interrupts import Interrupts
+from apa_cli.training.memory import enough_memory_to_sample, within_memory
 from apa_cli.training.optimizer import learning_rate_factor, set_learning_rate
 from apa_cli.training.random_states import RandomStates
 from apa_cli.training.state import RolloutStart, TrainingState, Work
@@ -92,8 +96,8 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
     """
     config, after = run.config, None
     if state.iteration == 0 and state.work is None:
-        state.initial = judge(run, 0)
-    while state.iteration < config.training.iterations:
+        state.initial = judge(run, state, 0)
+    while state.iteration < config.training.iterations and state.health.guards.fired is None:
         watch = Stopwatch(tracker=run.tracker, models=run.models)
         if state.work is not None:
             watch.go_on(state.work.seconds)
@@ -114,15 +118,21 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
                     config,
                     progress=work.progress,
                     after_minibatch=run.interrupts.check,
+                    health=state.health,
+                    setting=_setting(config, state, work),
                 )
             metrics = {**_metrics(config, state, work), **stats, "optim/learning_rate": rate}
             metrics |= watch.metrics(tokens=int(work.rollout.prompt_mask.sum() + work.rollout.response_mask.sum()))
             metrics["memory/peak_bytes"] = run.models.runtime.peak_bytes()
             iteration = state.iteration + 1
-            after = judge(run, iteration, state.initial) if evaluation_due(config, iteration) else None
-            finish_iteration(state, work)
+            guards = state.health.guards.after(metrics)
+            due = evaluation_due(config, iteration) or guards.fired is not None
+            after = judge(run, state, iteration) if due else None
+            finish_iteration(state, work, guards)
             run.tracker.log(iteration, metrics, work.samples)
             save_if_due(run, state, after)
+    if state.health.guards.fired is not None:
+        run.tracker.warn(f"the run ends after {state.iteration} iterations, {state.health.guards.fired}")
     return after
 
 
@@ -131,24 +141,32 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
 
     Until that is complete, `state.start` is where a checkpoint would go on from.
     """
-    config, models = run.config, run.models
+    config, models, budget = run.config, run.models, state.health.budget
     state.start = RolloutStart(prompts=state.prompts.state_dict(), random=RandomStates.capture())
     prompts = next(state.prompts)
-    with watch.phase("generate"):
+    with watch.phase("generate"), enough_memory_to_sample(config):
         rollout = sample(models.policy, prompts, config.generation)
         finished = finished_responses(models.policy, prompts, rollout, config.generation.stop)
     with watch.phase("forward"):
-        rollout = add_passes(
-            rollout,
-            models.policy,
-            models.reference,
-            models.value,
-            temperature=config.generation.temperature,
-            token_budget=config.training.microbatch_tokens,
-            policy_pass=config.objective.name == "ppo",
+        rollout = within_memory(
+            lambda tokens: add_passes(
+                rollout,
+                models.policy,
+                models.reference,
+                models.value,
+                temperature=config.generation.temperature,
+                token_budget=tokens,
+                policy_pass=config.objective.name == "ppo",
+            ),
+            budget,
+            rollout.microbatches,
+            where="the reference's and the critic's pass",
         )
     with watch.phase("score"):
-        scores = models.scorer(finished)
+        scores = within_memory(
+            lambda tokens: models.within(tokens).scorer(finished), budget, rollout.microbatches, where="scoring"
+        )
+    _warn_of_scores(run, state.iteration + 1, scores)
     return Collected(rollout=rollout, finished=finished, scores=scores)
 
 
@@ -156,9 +174,10 @@ def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, 
     """What the update aims at. From here on a checkpoint keeps the work."""
     rollout, raw_scores = collected.rollout, collected.scores
     scores = torch.tensor(raw_scores, device=rollout.response_ids.device)  # (B,)
-    shaped = shape_scores(scores, rollout.ended, state.moments, config.objective)
+    usable = usable_rows(rollout, scores)
+    shaped = shape_scores(scores, rollout.ended, state.moments, config.objective, usable)
     kl_coef = _kl_coef(config, state) if config.objective.name == "ppo" else None
-    targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef)
+    targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, usable=usable)
     samples = _samples(collected.finished, raw_scores, response_kl(rollout), config.tracking.samples)
     state.start = None
     return Work(rollout=rollout, targets=targets, scores=raw_scores, samples=samples, seconds=watch.seconds)
@@ -170,9 +189,12 @@ def evaluation_due(config: TrainConfig, iteration: int) -> bool:
     return iteration == config.training.iterations or (every > 0 and iteration % every == 0)
 
 
-def finish_iteration(state: TrainingState, work: Work) -> None:
+def finish_iteration(state: TrainingState, work: Work, guards: Guards) -> None:
     if state.adaptive_kl is not None:
-        state.adaptive_kl.update(response_kl(work.rollout).mean().item(), len(work.scores))
+        kl = response_kl(sound_part(work.rollout))  # (B,)
+        if bool(kl.isfinite().all()):
+            state.adaptive_kl.update(kl.mean().item(), len(kl))
+    state.health.guards = guards
     state.iteration += 1
     state.work = None
 
@@ -188,13 +210,24 @@ def save_if_due(run: Run, state: TrainingState, after: Judgement | None) -> None
             checkpoints.mark_best(saved, after.metrics)
 
 
-def judge(run: Run, iteration: int, initial: Judgement | None = None, *, log: bool = True) -> Judgement | None:
+def judge(run: Run, state: TrainingState, iteration: int, *, log: bool = True) -> Judgement | None:
     """Evaluate on held-out prompts, against the initial policy's judgement, and log it; None without prompts."""
     if not run.held_out:
         return None
     run.tracker.phase("evaluate")
     with run.interrupts.immediate():
-        judgement = evaluate(run.models, run.held_out, run.config, initial)
+        judgement = within_memory(
+            lambda tokens: evaluate(
+                run.models.within(tokens), run.held_out, run.config, state.initial, token_budget=tokens
+            ),
+            state.health.budget,
+            lambda tokens: [range(tokens)],  # what it will sample cannot be planned yet
+            where="the evaluation",
+        )
+    missing = [name for name in ("reward", "evaluator") if not isfinite(judgement.metrics.get(f"eval/{name}", 0.0))]
+    if missing:
+        keys = " and ".join(f"eval/{name}" for name in missing)
+        run.tracker.warn(f"evaluation after iteration {iteration}: scores are not finite, so {keys} is missing")
     if log:
         samples = [
             Sample(prompt=r.prompt, response=r.response, score=r.score, kl=r.kl, evaluator=r.evaluator)
@@ -205,14 +238,16 @@ def judge(run: Run, iteration: int, initial: Judgement | None = None, *, log: bo
 
 
 def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str, float]:
-    """Of the rollout."""
-    scores = torch.tensor(work.scores)
-    assert work.rollout.values is not None
-    variance = explained_variance(work.rollout.values, work.targets.returns, work.rollout.response_mask)
+    """Of the rollout, where it is finite."""
+    scores = torch.tensor([score for score in work.scores if isfinite(score)])
+    rollout, usable = work.rollout, work.targets.usable
+    assert rollout.values is not None
+    mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
+    variance = explained_variance(rollout.values, work.targets.returns, mask)
     metrics = {
         "reward/mean": scores.mean().item(),
-        "reward/std": scores.std(correction=0).item(),
-        **rollout_statistics(work.rollout),
+        "reward/std": scores.std(correction=0).item() if len(scores) else nan,
+        **rollout_statistics(rollout if usable is None else sound_part(rollout)),
         "value/explained_variance": float(variance),
     }
     if config.objective.name == "ppo":
@@ -222,6 +257,21 @@ def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str,
 
 def _kl_coef(config: TrainConfig, state: TrainingState) -> float:
     return state.adaptive_kl.value if state.adaptive_kl is not None else config.objective.kl_coef
+
+
+def _setting(config: TrainConfig, state: TrainingState, work: Work) -> str:
+    """Where the run stands, in the words of a diagnosis."""
+    objective = config.objective
+    knob = f"β {_kl_coef(config, state):g}" if objective.name == "ppo" else f"λ {objective.kl_lambda:g}"
+    return describe_setting(state.iteration + 1, knob, torch.tensor(work.scores))
+
+
+def _warn_of_scores(run: Run, iteration: int, scores: Sequence[float]) -> None:
+    bad = [row for row, score in enumerate(scores) if not isfinite(score)]
+    if bad:
+        complaint = run.models.scorer.not_finite(bad[0], scores[bad[0]])
+        count = f"{len(bad)} of {len(scores)} rows" if len(bad) > 1 else "this row"
+        run.tracker.warn(f"iteration {iteration}: {complaint}; the minibatches with {count} are skipped")
 
 
 def _samples(finished: FinishedResponses, scores: Sequence[float], kl: Tensor, count: int) -> list[Sample]:

@@ -173,16 +173,20 @@ def _conclude(run: Run, state: TrainingState, after: Judgement | None, started: 
     if not run.checkpoints.holds(state) and run.checkpoints.save(run.models, state) is None:
         raise save_failed(run, state)
     if after is None and state.initial is not None:  # the run was stopped between its last iteration and here
-        after = judge(run, state.iteration, state.initial, log=False)
+        after = judge(run, state, state.iteration, log=False)
     run.tracker.phase("save")
     judged = (state.initial, after) if state.initial is not None and after is not None else None
     before_metrics, after_metrics = (judged[0].metrics, judged[1].metrics) if judged else ({}, {})
     try:
-        final = export_final(run.models.policy, run_dir / "final", config, before_metrics, after_metrics)
+        done = replace(config, training=replace(config.training, iterations=state.iteration))
+        final = export_final(run.models.policy, run_dir / "final", done, before_metrics, after_metrics)
     except DISK_ERRORS as error:
         run.checkpoints.failure = str(error)
         raise save_failed(run, state) from error
-    summary = _summary(config, run_dir, final, judged, state.seconds + time.perf_counter() - started)
+    summary = replace(
+        _summary(done, run_dir, final, judged, state.seconds + time.perf_counter() - started),
+        stopped=state.health.guards.fired,
+    )
     run.tracker.finish(summary)
     return summary
 
@@ -241,7 +245,12 @@ def _summary(
 
 def write_summary(run_dir: Path, summary: Summary) -> None:
     """summary.json, whole or not at all: where it lies, the run is finished, and a sweep does not run it again."""
-    facts = {"iterations": summary.iterations, "seconds": summary.seconds, "measured_on": summary.measured_on}
+    facts: dict[str, Any] = {
+        "iterations": summary.iterations,
+        "seconds": summary.seconds,
+        "measured_on": summary.measured_on,
+        "stopped": summary.stopped,
+    }
     outcomes = {
         when: {
             name: value if value is None or math.isfinite(value) else None for name, value in asdict(outcome).items()

@@ -14,6 +14,7 @@ from apa_cli.evaluation.judge import Judgement
 from apa_cli.models.roles import Models
 from apa_cli.rollouts.record import Rollout
 from apa_cli.tracking.samples import Sample
+from apa_cli.training.health import Health
 from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.random_states import RandomStates
 from apa_cli.training.targets import Targets
@@ -47,6 +48,7 @@ class TrainingState:
     prompts: PromptStream  # knows its epoch and position
     moments: RunningMoments  # of all scores so far
     adaptive_kl: AdaptiveKLCoefficient | None
+    health: Health
     initial: Judgement | None = None  # of the policy that training started from, to compare with
     start: RolloutStart | None = None  # while a rollout is made
     work: Work | None = None  # from then to the end of the iteration
@@ -65,6 +67,7 @@ class TrainingState:
             "prompts": self.start.prompts if self.start else self.prompts.state_dict(),
             "moments": dict(self.moments.state_dict()),
             "adaptive_kl": self.adaptive_kl.state_dict() if self.adaptive_kl else None,
+            "health": self.health.state_dict(),
             "seconds": self.seconds,
         }
 
@@ -76,6 +79,7 @@ class TrainingState:
         self.iteration = saved["iteration"]
         self.prompts.load_state_dict(saved["prompts"])
         self.moments.load_state_dict(saved["moments"])
+        self.health.load_state_dict(saved["health"])
         self.seconds = saved.get("seconds", 0.0)
         if self.adaptive_kl is not None and saved["adaptive_kl"] is not None:
             self.adaptive_kl.load_state_dict(saved["adaptive_kl"])
@@ -92,4 +96,5 @@ def initial_state(config: TrainConfig, models: Models, prompts: PromptStream) ->
         prompts=prompts,
         moments=RunningMoments(),
         adaptive_kl=adaptive,
+        health=Health.at_start(config.training),
     )

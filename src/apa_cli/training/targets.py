@@ -16,14 +16,20 @@ from apa_cli.rollouts.record import Rollout
 class Targets:
     advantages: Tensor  # (B, T) as the objective sees them: whitened over the whole rollout unless switched off
     returns: Tensor  # (B, T) from the unwhitened advantages
+    usable: Tensor | None = None  # (B,) bool, rows that may be trained on; None = all
 
 
-def shape_scores(scores: Tensor, ended: Tensor, moments: RunningMoments, config: ObjectiveConfig) -> Tensor:
+def shape_scores(
+    scores: Tensor, ended: Tensor, moments: RunningMoments, config: ObjectiveConfig, usable: Tensor | None = None
+) -> Tensor:
     """Scores (B,) as the objective sees them: less the missing-EOS penalty, over the running deviation, clipped.
 
-    The moments are of the scores as given, this rollout's included.
+    The moments are of the scores as given, this rollout's included. Rows that are not `usable` (B,) stay out of them
+    and score 0.
     """
-    moments.update(scores)
+    if usable is not None:
+        scores = torch.where(usable, scores, 0.0)
+    moments.update(scores if usable is None else scores[usable])
     if config.missing_eos_penalty is not None:
         scores = torch.where(ended, scores, scores - config.missing_eos_penalty)
     std = moments.std if config.score_scaling == "running" else 1.0
@@ -31,14 +37,24 @@ def shape_scores(scores: Tensor, ended: Tensor, moments: RunningMoments, config:
 
 
 def estimate_targets(
-    rollout: Rollout, scores: Tensor, objective: ObjectiveConfig, advantage: AdvantageConfig, *, kl_coef: float | None
+    rollout: Rollout,
+    scores: Tensor,
+    objective: ObjectiveConfig,
+    advantage: AdvantageConfig,
+    *,
+    kl_coef: float | None,
+    usable: Tensor | None = None,
 ) -> Targets:
-    """GAE on the terminal score (apa, awr) or on the KL-shaped reward with coefficient `kl_coef` (ppo)."""
+    """GAE on the terminal score (apa, awr) or on the KL-shaped reward with coefficient `kl_coef` (ppo).
+
+    Rows that are not `usable` (B,) count for nothing, as if they were masked.
+    """
     assert rollout.values is not None and rollout.reference_logprobs is not None
-    mask = rollout.response_mask
+    mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
     if kl_coef is None:
         rewards = terminal_rewards(scores, mask)  # (B, T)
     else:
         rewards = kl_shaped_rewards(scores, rollout.rollout_logprobs, rollout.reference_logprobs, mask, kl_coef=kl_coef)
     advantages, returns = gae(rewards, rollout.values, mask, gamma=advantage.gamma, gae_lambda=advantage.gae_lambda)
-    return Targets(advantages=whiten(advantages, mask) if advantage.whiten else advantages, returns=returns)
+    whitened = whiten(advantages, mask) if advantage.whiten else advantages
+    return Targets(advantages=whitened, returns=returns, usable=usable)

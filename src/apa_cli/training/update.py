@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +25,14 @@ from apa_cli.config.schema import ObjectiveConfig, TrainConfig
 from apa_cli.models.roles import Models
 from apa_cli.models.value import SharedValue
 from apa_cli.rollouts.record import Rollout
+from apa_cli.tracking.log import LOGGER
+from apa_cli.training.finiteness import Suspects, bad_weights, fault_in
+from apa_cli.training.health import Health
+from apa_cli.training.memory import within_memory
 from apa_cli.training.targets import Targets
+
+ALWAYS = ("objective/policy_loss", "objective/value_loss", "optim/grad_norm", "optim/value_grad_norm")
+_log = logging.getLogger(LOGGER)
 
 
 def policy_loss(policy_logprobs: Tensor, rollout: Rollout, advantages: Tensor, config: ObjectiveConfig) -> Tensor:
@@ -45,6 +54,7 @@ class UpdateProgress:
     order: Tensor | None = None  # (B,) rows of the pass under way as they were shuffled; None between passes
     rows: int = 0  # rows of `order` that are done
     means: dict[str, MeanAccumulator] = field(default_factory=lambda: defaultdict(MeanAccumulator))
+    skipped: int = 0  # minibatches left out so far
     stepping: bool = False  # inside an optimizer step: weights and this record do not agree
 
     def describe(self, batch_size: int) -> str:
@@ -55,11 +65,11 @@ class UpdateProgress:
     def state_dict(self) -> dict[str, Any]:
         """All but `order`, which is a tensor, as JSON holds it."""
         means = {name: [float(mean.total), float(mean.count)] for name, mean in self.means.items()}
-        return {"epochs": self.epochs, "rows": self.rows, "means": means}
+        return {"epochs": self.epochs, "rows": self.rows, "means": means, "skipped": self.skipped}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], order: Tensor | None) -> UpdateProgress:
-        progress = cls(epochs=state["epochs"], order=order, rows=state["rows"])
+        progress = cls(epochs=state["epochs"], order=order, rows=state["rows"], skipped=state["skipped"])
         for name, (total, count) in state["means"].items():
             progress.means[name].add(total, count)
         return progress
@@ -74,13 +84,19 @@ def update(
     *,
     progress: UpdateProgress | None = None,
     after_minibatch: Callable[[], None] = lambda: None,
+    health: Health | None = None,
+    setting: str = "",
 ) -> dict[str, float]:
     """Train policy and critic on `rollout`; every pass reshuffles it. Returns objective/* and optim/* metrics.
 
     `progress` says where to go on, and is kept up to date. `after_minibatch` is called whenever it and the weights
-    agree, and may raise to stop there.
+    agree, and may raise to stop there. A minibatch with numbers that are not finite is left out, and counted in
+    `health`; `setting` says in warnings where the run stands. Raises DivergedError after too many of them in a row,
+    and UserError when a single response does not fit in memory; the record and the weights agree then too.
     """
     progress = progress or UpdateProgress()
+    health = health or Health.at_start(config.training)
+    usable = torch.ones(len(rollout.ended)) if targets.usable is None else targets.usable.cpu()  # (B,)
     with models.policy.training():
         models.value.train()
         try:
@@ -88,15 +104,20 @@ def update(
                 if progress.order is None:
                     progress.order = torch.randperm(len(rollout.response_ids))
                 for rows in progress.order[progress.rows :].split(config.training.minibatch_size):
-                    _step(models, optimizer, rollout, targets, rows, config, progress)
+                    if bool(usable[rows].all()):
+                        culprit = _step(models, optimizer, rollout, targets, rows, config, progress, health)
+                    else:
+                        culprit = bad_weights(models.named_parameters()) or fault_in(rollout, rows)
+                    if culprit is not None:
+                        _leave_out(rows, culprit, setting, progress, health)
                     after_minibatch()
                 progress.epochs, progress.order, progress.rows = progress.epochs + 1, None, 0
         finally:
             models.value.eval()
-    stats = {name: mean.mean() for name, mean in progress.means.items()}
+    stats = {**dict.fromkeys(ALWAYS, math.nan), **{name: mean.mean() for name, mean in progress.means.items()}}
     if "objective/target_residual" in stats:
         stats["objective/target_residual"] **= 0.5  # root of the mean square
-    return stats
+    return {**stats, "optim/skipped_minibatches": progress.skipped}
 
 
 def _step(
@@ -107,20 +128,60 @@ def _step(
     rows: Tensor,
     config: TrainConfig,
     progress: UpdateProgress,
-) -> None:
-    """One minibatch: gradients, clipping of policy and critic apart, an optimizer step."""
-    means = progress.means
-    accumulate_gradients(models, rollout, targets, rows, config, means)
-    clip = config.optimizer.max_grad_norm
-    policy_norm = nn.utils.clip_grad_norm_(models.policy.trainable_parameters(), clip)
-    critic_norm = nn.utils.clip_grad_norm_(list(models.value.parameters()), clip)
+    health: Health,
+) -> str | None:
+    """One minibatch: gradients, clipping of policy and critic apart, an optimizer step.
+
+    Where something is not finite there is no step, and the first such thing is returned.
+    """
+
+    def attempt(token_budget: int) -> tuple[dict[str, MeanAccumulator], Suspects]:
+        means: dict[str, MeanAccumulator] = defaultdict(MeanAccumulator)
+        suspects = Suspects()
+        accumulate_gradients(
+            models, rollout, targets, rows, config, means, token_budget=token_budget, suspects=suspects
+        )
+        return means, suspects
+
+    means, suspects = within_memory(
+        attempt,
+        health.budget,
+        lambda tokens: rollout.microbatches(tokens, rows),
+        undo=lambda: optimizer.zero_grad(set_to_none=True),
+        where="the update",
+    )
+    trained = {
+        "optim/grad_norm": models.policy.trainable_parameters(),
+        "optim/value_grad_norm": list(models.value.parameters()),
+    }
+    norms = {
+        name: nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for name, group in trained.items()
+    }
+    if not suspects.all_finite(*norms.values()):
+        culprit = suspects.culprit(models.named_parameters())
+        optimizer.zero_grad(set_to_none=True)
+        return culprit
+    for name, norm in norms.items():  # only now: clipping by a norm of NaN would spoil every gradient alike
+        nn.utils.clip_grads_with_norm_(trained[name], config.optimizer.max_grad_norm, norm)
     progress.stepping = True
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    means["optim/grad_norm"].add(policy_norm, 1)
-    means["optim/value_grad_norm"].add(critic_norm, 1)
+    for name, mean in means.items():
+        progress.means[name].merge(mean)
+    for name, norm in norms.items():
+        progress.means[name].add(norm, 1)
     progress.rows += len(rows)
+    health.skips.passed()
     progress.stepping = False
+    return None
+
+
+def _leave_out(rows: Tensor, culprit: str, setting: str, progress: UpdateProgress, health: Health) -> None:
+    if progress.skipped == 0 and culprit != "scores":  # of those the scoring has told
+        _log.warning("a minibatch is skipped, not finite: %s; %s", culprit, setting)
+    progress.skipped += 1
+    progress.rows += len(rows)
+    health.skips.skipped(culprit, setting)
 
 
 def accumulate_gradients(
@@ -130,13 +191,18 @@ def accumulate_gradients(
     rows: Tensor,
     config: TrainConfig,
     means: dict[str, MeanAccumulator],
+    *,
+    token_budget: int | None = None,
+    suspects: Suspects | None = None,
 ) -> None:
     """Backward through the minibatch `rows`, a micro-batch at a time, into `.grad`.
 
     Each micro-batch's mean weighs its share of the minibatch's tokens, so that any split gives the same gradient.
+    `token_budget` stands in for the configured one; `suspects` notes what may turn out not to be finite.
     """
+    suspects = suspects or Suspects()
     tokens = rollout.response_mask[rows].sum()
-    for part_rows in rollout.microbatches(config.training.microbatch_tokens, rows):
+    for part_rows in rollout.microbatches(token_budget or config.training.microbatch_tokens, rows):
         part = rollout.select(part_rows)
         T = part.response_ids.shape[1]
         advantages, returns = targets.advantages[part_rows, :T], targets.returns[part_rows, :T]
@@ -145,12 +211,18 @@ def accumulate_gradients(
         logprobs, hidden = models.policy.logprobs(*part.batch, temperature=config.generation.temperature)
         loss = policy_loss(logprobs, part, advantages, config.objective)
         if isinstance(models.value, SharedValue):
-            critic = _value_loss(models.value.from_hidden(hidden), part, returns, config.objective)
+            values = models.value.from_hidden(hidden)
+            critic = _value_loss(values, part, returns, config.objective)
             ((loss + config.objective.value_coef * critic) * weight).backward()
         else:
             (loss * weight).backward()
-            critic = _value_loss(models.value(*part.batch), part, returns, config.objective)
+            values = models.value(*part.batch)
+            critic = _value_loss(values, part, returns, config.objective)
             (config.objective.value_coef * critic * weight).backward()
+        suspects.note("policy log-probs", logprobs, part.response_mask)
+        suspects.note("values", values, part.response_mask)
+        suspects.note("policy loss", loss)
+        suspects.note("value loss", critic)
         means["objective/policy_loss"].add(loss.detach() * count, count)
         means["objective/value_loss"].add(critic.detach() * count, count)
         _observe(means, logprobs.detach(), part, advantages, config.objective, count)

@@ -53,6 +53,8 @@ def test_a_valid_configuration_passes():
         {"optimizer__betas": [0.0, 0.999]},
         {"optimizer__warmup_iterations": 100},
         {"evaluation__prompts": 0},
+        {"training__stop_if__reward_below": -1.5, "training__stop_if__patience": 100},
+        {"training__stop_if__patience": 5, "training__iterations": 2},  # no limit is set
         {"seed": 0},
     ],
 )
@@ -81,6 +83,11 @@ IMPOSSIBLE = [
     ({"generation__stop": ["ok", ""]}, "generation.stop", "take it out"),
     ({"policy__path": "???"}, "policy.path", "policy.path=VALUE"),
     ({"policy__path": "  "}, "policy.path", "give it a value"),
+    (
+        {"training__stop_if__kl_above": 20.0, "training__stop_if__patience": 101},
+        "training.stop_if.patience",
+        "lower the one or raise the other",
+    ),
 ]
 
 
@@ -115,6 +122,9 @@ def test_every_number_is_kept_finite(key: str):
 
 @pytest.mark.parametrize("key", numbers())
 def test_every_number_has_a_lower_limit(key: str):
+    if key == "training.stop_if.reward_below":  # a reward may be anything
+        check_config(changed(**{key.replace(".", "__"): -1}))
+        return
     with pytest.raises(UserError, match="out of range") as caught:
         check_config(changed(**{key.replace(".", "__"): -1}))
     assert caught.value.where == key

@@ -1,5 +1,6 @@
 """Judging is repeatable, disturbs nothing, and says what the responses say."""
 
+import math
 import random
 
 import numpy as np
@@ -122,3 +123,24 @@ def test_nothing_is_trained_or_left_in_train_mode(policy_dir):
         assert torch.equal(p, before[name][0])
         assert p.requires_grad == before[name][1]
         assert p.grad is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_score_that_is_not_finite_costs_its_figures_and_not_the_run(policy_dir, bad):
+    config, models, prompts = setting(
+        policy_dir(), evaluation__reward__kind="function", evaluation__reward__function="tiny_models:vowels"
+    )
+    initial = evaluate(models, prompts, config)
+
+    def breaks(prompts, responses):
+        return [bad, *vowels(prompts[1:], responses[1:])]
+
+    models.scorer.function = breaks
+    metrics = evaluate(models, prompts, config, initial).metrics
+    missing = {name for name, value in metrics.items() if math.isnan(value)}
+    assert missing == {
+        f"eval/{n}" for n in ("reward", "reward_low", "reward_high", "win_rate", "tie_rate", "lose_rate")
+    }
+    for name in ("eval/evaluator", "eval/kl", "eval/entropy", "eval/evaluator_tie_rate"):
+        assert math.isfinite(metrics[name]), name
+    assert metrics["eval/evaluator"] == initial.metrics["eval/evaluator"]

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from apa_cli.config.schema import RewardConfig
 from apa_cli.errors import UserError
 from apa_cli.models.policy import load_policy
-from apa_cli.models.reward import FinishedResponses, load_reward, same_tokenizer
+from apa_cli.models.reward import FinishedResponses, load_reward, require_finite, same_tokenizer
 from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.rollouts.collect import finished_responses
 from apa_cli.rollouts.generation import sample
@@ -317,8 +317,6 @@ def test_numbers_of_any_kind_are_taken(policy, good):
     ("answer", "words"),
     [
         ([1.0, 2.0], "2 scores for 3 responses"),
-        ([1.0, math.nan, 2.0], "nan for row 1"),
-        ([1.0, 2.0, math.inf], "inf for row 2"),
         (["1.0", 1.0, 1.0], "'1.0' for row 0"),
         ("abc", "returned str"),
         (1.0, "returned float"),
@@ -369,9 +367,19 @@ def test_functions_that_cannot_be_loaded(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_score_that_is_no_number_is_named(policy, reward_dir):
+def test_a_score_that_is_not_finite_is_passed_on_and_can_be_refused(policy, reward_dir):
     scorer = load(reward_dir, policy)
     with torch.no_grad():
         scorer.model.score.weight.fill_(math.nan)
+    scores = scorer(finished(policy))
+    assert all(map(math.isnan, scores))
     with pytest.raises(UserError, match=r"reward\.path: .* scored response 0 as nan; try precision=fp32"):
-        scorer(finished(policy))
+        require_finite(scorer, scores)
+
+    for bad in (math.nan, math.inf, -math.inf):
+        function = RewardFunction(lambda prompts, responses, bad=bad: [1, bad, 2], "mine:f", key="reward.function")
+        scores = function(finished(policy))
+        assert [scores[0], scores[2]] == [1.0, 2.0]
+        with pytest.raises(UserError, match=rf"^reward\.function: mine:f returned {bad} for row 1; return finite"):
+            require_finite(function, scores)
+    assert require_finite(function, [1.0, 2.0]) == [1.0, 2.0]

@@ -6,11 +6,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from tiny_models import CPU, make_config, make_rollout, uneven_batch
 from torch.testing import assert_close
+from update_setting import setting
 
 from apa_cli.algorithms import MeanAccumulator
-from apa_cli.models.roles import load_models
 from apa_cli.training import update as update_module
 from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.targets import Targets
@@ -21,21 +20,6 @@ class Means(dict):
     def __missing__(self, name):
         self[name] = MeanAccumulator()
         return self[name]
-
-
-def setting(folder, rows=12, **changes):
-    """Models, a rollout of very uneven rows, and targets drawn at random; the policy has moved since."""
-    config = make_config(folder, **{"rollout__batch_size": rows, **changes})
-    models = load_models(config, CPU)
-    torch.manual_seed(13)
-    torch.nn.init.normal_(models.value.head.linear.weight, std=0.1)
-    rollout = make_rollout(models, config, uneven_batch(models.policy, rows))
-    shape = rollout.response_mask.shape
-    targets = Targets(advantages=torch.randn(shape), returns=torch.randn(shape))
-    with torch.no_grad():
-        for p in models.policy.trainable_parameters():
-            p.add_(0.02 * torch.randn_like(p))
-    return config, models, rollout, targets
 
 
 def gradients(config, models, rollout, targets, rows=None, tokens=None):
@@ -164,9 +148,9 @@ def test_every_pass_has_an_order_of_its_own_and_takes_each_row_once(policy_dir, 
     config, models, rollout, targets = setting(policy_dir(), training__epochs_per_rollout=3, training__minibatch_size=5)
     seen = []
 
-    def watch(models, rollout, targets, rows, *rest):
+    def watch(models, rollout, targets, rows, *rest, **options):
         seen.append(rows.tolist())
-        return accumulate_gradients(models, rollout, targets, rows, *rest)
+        return accumulate_gradients(models, rollout, targets, rows, *rest, **options)
 
     monkeypatch.setattr(update_module, "accumulate_gradients", watch)
     update(models, make_optimizer(models, config.optimizer), rollout, targets, config)

@@ -1,0 +1,112 @@
+"""When the GPU's memory does not suffice for a micro-batch: smaller ones, and the same work again."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.errors import UserError
+from apa_cli.tracking.log import LOGGER
+
+T = TypeVar("T")
+_SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of libraries that raise a plain RuntimeError
+
+
+@dataclass(kw_only=True)
+class TokenBudget:
+    """Tokens that a micro-batch may hold: as configured, and halved when they did not fit, for the rest of the run."""
+
+    configured: int
+    tokens: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = self.tokens or self.configured
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"configured": self.configured, "tokens": self.tokens}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """A configuration changed since counts from its own number."""
+        if state["configured"] == self.configured:
+            self.tokens = state["tokens"]
+
+
+def within_memory(
+    work: Callable[[int], T],
+    budget: TokenBudget,
+    plan: Callable[[int], Sequence[Sized]],
+    *,
+    undo: Callable[[], None] = lambda: None,
+    where: str,
+) -> T:
+    """`work(budget.tokens)`, again with half the budget for as long as it runs out of memory.
+
+    `plan` gives the micro-batches of a budget: it is halved until they become smaller. `undo` takes back what a failed
+    attempt left behind; `where` names the work in the log. Raises UserError when one row alone does not fit.
+    """
+    while True:
+        try:
+            return work(budget.tokens)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, where the error and with it the frames that hold the attempt's tensors are gone, is memory free.
+        undo()
+        free_memory()
+        _halve(budget, plan, where)
+
+
+@contextmanager
+def enough_memory_to_sample(config: TrainConfig) -> Iterator[None]:
+    """Sampling is not done in micro-batches, so running out of memory there is the user's to mend."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            "rollout.batch_size",
+            f"sampling {config.rollout.batch_size} responses at once does not fit in the device's memory",
+            "lower it, generation.max_new_tokens or data.max_prompt_tokens",
+        ) from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
+
+
+def free_memory() -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _halve(budget: TokenBudget, plan: Callable[[int], Sequence[Sized]], where: str) -> None:
+    failed = [len(rows) for rows in plan(budget.tokens)]
+    tokens = budget.tokens // 2
+    while tokens and [len(rows) for rows in plan(tokens)] == failed:
+        tokens //= 2
+    if not tokens:
+        raise UserError(
+            "training.microbatch_tokens",
+            f"one response alone does not fit in the device's memory ({where})",
+            "lower data.max_prompt_tokens or generation.max_new_tokens, set policy.gradient_checkpointing=true, "
+            "or add policy=lora",
+        )
+    logging.getLogger(LOGGER).warning(
+        "out of memory in %s: training.microbatch_tokens is %d from here on instead of %d, with the same gradient",
+        where,
+        tokens,
+        budget.tokens,
+    )
+    budget.tokens = tokens

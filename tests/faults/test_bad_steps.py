@@ -1,0 +1,211 @@
+"""Numbers that are not finite, too little memory, and limits that end a run, through the real command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command import ROOT, Finished, apa_train
+from safetensors.torch import load_file, save_file
+
+QUICK = (
+    *("rollout.batch_size=8", "training.minibatch_size=4", "training.iterations=3", "generation.max_new_tokens=8"),
+    *("evaluation.prompts=0", "tracking.wandb.mode=disabled", "tracking.console=quiet"),
+)
+POLICY = ROOT / "src" / "apa_cli" / "assets" / "reviews" / "policy"
+HEAD = """
+import math
+
+calls = 0
+
+
+def reward(prompts, responses):
+    global calls
+    calls += 1
+    scores = [float(len(response)) for response in responses]
+"""
+
+
+def run_with(folder: Path, body: str, *overrides: str) -> Finished:
+    """Three iterations with a reward that `body` may spoil: calls count from 1, scores are there to be changed."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "mine.py"
+    file.write_text(f"{HEAD}    {body}\n    return scores\n", encoding="utf-8")
+    function = ("reward.kind=function", f"reward.function={file}:reward")
+    return apa_train(folder / "run", *QUICK, *function, *overrides)
+
+
+def log_of(run: Finished) -> str:
+    return (run.folder / "run.log").read_text(encoding="utf-8")
+
+
+def saved_state(run: Finished) -> dict[str, Any]:
+    return json.loads((run.folder / "checkpoints" / "latest" / "trainer_state" / "state.json").read_text("utf-8"))
+
+
+def summary_of(run: Finished) -> dict[str, Any]:
+    return json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_one_bad_score_costs_its_minibatches_and_a_warning(tmp_path: Path):
+    run = run_with(tmp_path, "scores[5] = math.nan if calls == 2 else scores[5]")
+    assert run.code == 0, run.errors
+    (warning,) = run.errors.splitlines()
+    assert warning == (
+        f"warning: iteration 2: reward.function: {tmp_path}/mine.py:reward returned nan for row 5; "
+        "return finite numbers; the minibatches with this row are skipped"
+    )
+    assert [line["optim/skipped_minibatches"] for line in run.metrics] == [0, 2, 0]  # one in each of two passes
+    for line in run.metrics:
+        assert all(value is not None for value in line.values()), line
+    assert saved_state(run)["moments"]["count"] == 3 * 8 - 1
+    assert saved_state(run)["health"]["skips"]["in_a_row"] == 0
+
+
+def test_too_many_in_a_row_save_and_stop_and_a_mended_reward_goes_on(tmp_path: Path):
+    bad = run_with(tmp_path, "scores = [math.nan] * 8 if calls > 1 else scores", "training.max_skipped=6")
+    assert bad.code == 1
+    warnings, line = bad.errors.splitlines()[:-1], bad.errors.splitlines()[-1]
+    assert line == (
+        "apa-train: error: training diverged: 6 minibatches in a row were skipped (training.max_skipped), "
+        "not finite: scores; at iteration 3, λ 0.3, scores (8 of 8 not finite); see what scores them"
+    )
+    assert all(warning.startswith("warning: iteration ") for warning in warnings)
+    assert len(warnings) == 2
+    assert "Traceback" not in bad.errors + bad.output + log_of(bad)
+    assert line.removeprefix("apa-train: error: ") in log_of(bad)
+    assert [row["optim/skipped_minibatches"] for row in bad.metrics] == [0, 4]  # the six go over two iterations
+    assert bad.metrics[1]["reward/mean"] is None
+    assert bad.metrics[1]["kl/to_init"] is not None
+    assert saved_state(bad)["iteration"] == 2
+    assert saved_state(bad)["work"]["progress"]["skipped"] == 2
+    assert not (bad.folder / "summary.json").exists()
+
+    mended = run_with(tmp_path, "pass", "training.max_skipped=6", "training.iterations=4", "resume=auto")
+    assert mended.code == 0, mended.errors
+    assert [row["iteration"] for row in mended.metrics] == [1, 2, 3, 4]
+    assert [row["optim/skipped_minibatches"] for row in mended.metrics] == [0, 4, 4, 0]
+    assert saved_state(mended)["moments"]["count"] == 2 * 8
+
+
+@pytest.mark.parametrize("role", ["policy", "value"])
+def test_a_poisoned_parameter_is_named(tmp_path: Path, role: str):
+    """It cannot be trained away, and a policy that has one cannot even be sampled from."""
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(POLICY, poisoned)
+    weights = load_file(poisoned / "model.safetensors")
+    name = "model.norm.weight"
+    weights[name][3] = torch.nan
+    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
+    path = (f"{role}.path={poisoned}", *(["reference.path=builtin:reviews/policy"] if role == "policy" else []))
+    run = run_with(tmp_path, "pass", *path, "training.max_skipped=3", "evaluation.prompts=4")
+    assert run.code == 1
+    line = run.errors.splitlines()[-1]
+    assert line.startswith("apa-train: error: training diverged: 3 minibatches in a row were skipped ")
+    who = "policy model.norm.weight" if role == "policy" else "critic trunk.norm.weight"
+    assert f"not finite: weights of {who}; at iteration 1, λ 0.3, scores from " in line
+    assert "Traceback" not in run.errors + run.output
+    assert (run.folder / "checkpoints" / "latest").exists()
+
+
+def test_an_evaluation_with_a_bad_score_is_missing_and_the_run_goes_on(tmp_path: Path):
+    file = tmp_path / "judge.py"
+    file.write_text("def score(prompts, responses):\n    return [float('inf')] + [1.0] * (len(responses) - 1)\n")
+    judge = ("evaluation.reward.kind=function", f"evaluation.reward.function={file}:score", "evaluation.prompts=4")
+    run = run_with(tmp_path, "pass", *judge, "checkpoint.best_metric=eval/evaluator")
+    assert run.code == 0, run.errors
+    assert [line for line in run.errors.splitlines() if "eval/evaluator is missing" in line] == [
+        f"warning: evaluation after iteration {i}: scores are not finite, so eval/evaluator is missing" for i in (0, 3)
+    ]
+    last = run.metrics[-1]
+    assert last["eval/evaluator"] is None
+    assert last["eval/evaluator_win_rate"] is None
+    assert last["eval/reward"] is not None
+    assert summary_of(run)["after"]["evaluator"] is None
+    assert not (run.folder / "checkpoints" / "best").exists()
+
+
+LITTLE_MEMORY = """
+    import torch
+    from apa_cli.training import update
+    real = update._value_loss
+    def value_loss(values, part, returns, config):
+        if len(values) > LIMIT and calls > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(values, part, returns, config)
+    if calls == 1:
+        update._value_loss = value_loss
+"""
+
+
+def test_out_of_memory_in_the_update_changes_no_gradient(tmp_path: Path):
+    fine = run_with(tmp_path / "fine", "pass")
+    short = run_with(tmp_path / "short", LITTLE_MEMORY.replace("LIMIT", "2").strip())
+    assert fine.code == short.code == 0, short.errors
+    warnings = short.errors.splitlines()
+    assert 1 <= len(warnings) <= 12  # a budget of 16384 tokens is halved until four short rows exceed it, and more
+    assert all("out of memory in the update: training.microbatch_tokens is " in line for line in warnings)
+    assert saved_state(short)["health"]["budget"]["configured"] == 16384
+    assert saved_state(short)["health"]["budget"]["tokens"] < 300
+    for got, expected in zip(short.metrics, fine.metrics, strict=True):
+        for name in ("objective/policy_loss", "objective/value_loss", "optim/grad_norm", "kl/to_init", "reward/mean"):
+            assert got[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
+    one, other = (load_file(run.folder / "final" / "model.safetensors") for run in (fine, short))
+    start = load_file(POLICY / "model.safetensors")
+    moved = max((one[name] - start[name]).abs().max() for name in one)
+    apart = max((one[name] - other[name]).abs().max() for name in one)
+    assert apart < 0.05 * moved
+
+
+def test_one_response_that_does_not_fit_ends_the_run_saved(tmp_path: Path):
+    run = run_with(tmp_path, LITTLE_MEMORY.replace("LIMIT", "0").strip())
+    assert run.code == 2
+    line = run.errors.splitlines()[-1]
+    assert line.startswith("apa-train: error: training.microbatch_tokens: one response alone does not fit in the ")
+    assert "data.max_prompt_tokens" in line
+    assert "Traceback" not in run.errors + run.output + log_of(run)
+    assert len(run.metrics) == 1
+    assert saved_state(run)["iteration"] == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("kl_above=0.5", "kl_above: kl/to_init above 0.5"),
+        ("entropy_below=99", "entropy_below: policy/entropy below 99"),
+        ("reward_below=999", "reward_below: reward/mean below 999"),
+    ],
+)
+def test_a_limit_ends_the_run_cleanly(tmp_path: Path, limit: str, said: str):
+    said = f"training.stop_if.{said} for 2 iterations in a row, last "
+    overrides = (
+        *(f"training.stop_if.{limit}", "training.stop_if.patience=2", "training.iterations=9"),
+        *("optimizer.learning_rate=3e-3", "evaluation.prompts=4", "evaluation.every=0", "checkpoint.every=0"),
+    )
+    run = run_with(tmp_path, "pass", *overrides)
+    assert run.code == 0, run.errors
+    done = run.metrics[-1]["iteration"]
+    assert 2 <= done < 9
+    assert limit.startswith("kl") or done == 2
+    assert said in run.errors
+    summary = summary_of(run)
+    assert summary["stopped"].startswith(said)
+    assert summary["iterations"] == done
+    assert run.metrics[-1]["eval/reward"] is not None  # evaluated there, though only before and after is asked for
+    assert summary["after"]["reward"] == run.metrics[-1]["eval/reward"]
+    assert f"**Stopped early:** {said}" in (run.folder / "report.md").read_text(encoding="utf-8")
+    assert f"Stopped early: {said}" in log_of(run)
+    assert saved_state(run)["iteration"] == done
+    assert (run.folder / "final" / "model.safetensors").exists()
+    assert f"- iterations: {done} × 8 responses" in (run.folder / "final" / "README.md").read_text(encoding="utf-8")
+    if limit.startswith("reward"):
+        (run.folder / "summary.json").unlink()  # killed between the save and the summary
+        again = run_with(tmp_path, "pass", *overrides, "resume=auto")
+        assert again.code == 0, again.errors
+        assert len(again.metrics) == done
+        assert summary_of(again)["stopped"] == summary["stopped"]
+        assert summary_of(again)["after"] == summary["after"]

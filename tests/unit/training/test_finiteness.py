@@ -1,0 +1,261 @@
+"""What is not finite reaches no weight, optimizer, moment or target; it is named, counted, and at last fatal."""
+
+import logging
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+from update_setting import setting
+
+from apa_cli.algorithms import RunningMoments
+from apa_cli.errors import DivergedError
+from apa_cli.rollouts.record import Rollout
+from apa_cli.training.finiteness import describe_setting, fault_in, usable_rows
+from apa_cli.training.health import Health
+from apa_cli.training.optimizer import make_optimizer
+from apa_cli.training.targets import Targets, estimate_targets, shape_scores
+from apa_cli.training.update import UpdateProgress, update
+
+NAN, INF = math.nan, math.inf
+OBJECTIVES = {
+    "apa": {},
+    "awr-shared": {"objective__name": "awr", "value__kind": "shared"},
+    "ppo": {"objective__name": "ppo"},
+}
+
+
+def spoil(x, row, position=0, value=NAN):
+    x = x.clone()
+    x[(row, position) if x.dim() == 2 else row] = value
+    return x
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [
+        ("rollout_logprobs", "rollout log-probs"),
+        ("reference_logprobs", "reference log-probs"),
+        ("values", "values"),
+        (None, "scores"),
+    ],
+)
+def test_a_spoilt_row_is_found_and_what_is_spoilt_is_named(field, name, value):
+    mask = torch.tensor([[True, True, False]] * 4)
+    zeros = torch.zeros(4, 3)
+    made = {"rollout_logprobs": zeros, "reference_logprobs": zeros, "values": zeros}
+    made = {key: spoil(x, 0, 2) for key, x in made.items()}  # where nothing counts
+    scores = torch.zeros(4)
+    if field is None:
+        scores = spoil(scores, 2, value=value)
+    else:
+        made[field] = spoil(made[field], 2, 1, value)
+    rollout = Rollout(
+        prompt_ids=torch.zeros(4, 1, dtype=torch.long),
+        prompt_mask=torch.ones(4, 1, dtype=torch.bool),
+        response_ids=torch.zeros(4, 3, dtype=torch.long),
+        response_mask=mask,
+        ended=torch.ones(4, dtype=torch.bool),
+        entropy=zeros,
+        **made,
+    )
+    assert usable_rows(rollout, scores).tolist() == [True, True, False, True]
+    assert fault_in(rollout, torch.tensor([1, 2])) == name
+    assert usable_rows(rollout.select(torch.tensor([0, 1, 3])), torch.zeros(3)) is None
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_targets_are_those_of_a_rollout_without_the_spoilt_rows(policy_dir, kind):
+    config, _, rollout, _ = setting(policy_dir(eos_logit=3.0), rows=8, **OBJECTIVES[kind])
+    kl_coef = 0.1 if kind == "ppo" else None
+    scores = torch.arange(8.0)
+    spoilt_scores = spoil(scores, 3)
+    spoilt = replace(
+        rollout,
+        reference_logprobs=spoil(rollout.reference_logprobs, 5, value=-INF),
+        values=spoil(rollout.values, 6),
+    )
+    usable = usable_rows(spoilt, spoilt_scores)
+    kept = torch.tensor([0, 1, 2, 4, 7])
+    assert usable.nonzero().flatten().tolist() == kept.tolist()
+
+    def targets(rollout, scores, usable=None):
+        moments = RunningMoments()
+        shaped = shape_scores(scores, rollout.ended, moments, config.objective, usable)
+        made = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, usable=usable)
+        return moments, made
+
+    moments, found = targets(spoilt, spoilt_scores, usable)
+    alone_moments, alone = targets(rollout.select(kept), scores[kept])
+    assert moments.count == 5
+    assert moments.mean == pytest.approx((0 + 1 + 2 + 4 + 7) / 5)
+    assert moments.state_dict() == pytest.approx(alone_moments.state_dict())
+    T = alone.advantages.shape[1]
+    assert_close(found.advantages[kept, :T], alone.advantages)
+    assert_close(found.returns[kept, :T], alone.returns)
+    assert found.advantages.isfinite().all()
+    assert found.advantages[~usable].abs().sum() == 0
+
+
+def weights(models):
+    named = [*models.policy.model.named_parameters(), *models.value.named_parameters(prefix="critic")]
+    return {name: p.detach().clone() for name, p in named}
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_minibatch_with_a_spoilt_row_changes_nothing(policy_dir, monkeypatch, kind):
+    """Weights, optimizer and means are those of an update that has only the other minibatches."""
+
+    def run(order, usable=None):
+        config, models, rollout, targets = setting(
+            policy_dir(eos_logit=4.0), training__epochs_per_rollout=1, **OBJECTIVES[kind]
+        )
+        if usable is not None:
+            rollout = replace(rollout, values=spoil(rollout.values, 5))
+            targets = replace(targets, usable=usable)
+        optimizer = make_optimizer(models, config.optimizer)
+        health = Health.at_start(config.training)
+        progress = UpdateProgress(order=torch.tensor(order))
+        stats = update(models, optimizer, rollout, targets, config, progress=progress, health=health)
+        return models, optimizer, stats, health
+
+    usable = torch.ones(12, dtype=torch.bool)
+    usable[5] = False
+    models, optimizer, stats, health = run([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], usable)
+    others, other_optimizer, expected, _ = run([0, 1, 2, 3, 8, 9, 10, 11])
+    assert stats.pop("optim/skipped_minibatches") == 1
+    assert expected.pop("optim/skipped_minibatches") == 0
+    assert stats == expected
+    assert health.skips.in_a_row == 0
+    for name, weight in weights(models).items():
+        assert torch.equal(weight, weights(others)[name]), name
+    for index, entry in optimizer.state_dict()["state"].items():
+        assert entry["step"] == other_optimizer.state_dict()["state"][index]["step"] == 2
+
+
+def poison_gradient(models, config, rollout, targets):
+    name, parameter = next((n, p) for n, p in models.policy.model.named_parameters() if "dense_h_to_4h.weight" in n)
+    parameter.register_hook(lambda gradient: torch.full_like(gradient, INF))
+    return f"gradient of policy {name}", targets
+
+
+def poison_critic_gradient(models, config, rollout, targets):
+    models.value.head.linear.bias.register_hook(lambda gradient: gradient * NAN)
+    return "gradient of critic head.linear.bias", targets
+
+
+def poison_logprobs(models, config, rollout, targets):
+    real = models.policy.logprobs
+
+    def logprobs(*batch, temperature):
+        found, hidden = real(*batch, temperature=temperature)
+        return found * NAN, hidden
+
+    models.policy.logprobs = logprobs
+    return "policy log-probs", targets
+
+
+def poison_values(models, config, rollout, targets):
+    models.value.head.register_forward_hook(lambda module, args, output: output + INF)
+    return "values", targets
+
+
+def poison_policy_target(models, config, rollout, targets):
+    return "policy loss", replace(targets, advantages=torch.full_like(targets.advantages, 3e38))  # overflows squared
+
+
+def poison_value_target(models, config, rollout, targets):
+    return "value loss", replace(targets, returns=torch.full_like(targets.returns, 3e38))
+
+
+def poison_weights(models, config, rollout, targets):
+    with torch.no_grad():
+        models.value.head.linear.weight[0, 3] = NAN
+    return "weights of critic head.linear.weight", targets
+
+
+POISONS = [
+    poison_gradient,
+    poison_critic_gradient,
+    poison_logprobs,
+    poison_values,
+    poison_policy_target,
+    poison_value_target,
+    poison_weights,
+]
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_no_step_is_made_and_the_culprit_is_named(policy_dir, monkeypatch, poison):
+    config, models, rollout, targets = setting(policy_dir(), training__max_skipped=4, training__epochs_per_rollout=1)
+    culprit, targets = poison(models, config, rollout, targets)
+    before = weights(models)
+    optimizer = make_optimizer(models, config.optimizer)
+    progress = UpdateProgress()
+    health = Health.at_start(config.training)
+    stats = update(models, optimizer, rollout, targets, config, progress=progress, health=health)
+    assert stats["optim/skipped_minibatches"] == progress.skipped == health.skips.in_a_row == 3
+    assert all(math.isnan(stats[name]) for name in ("objective/policy_loss", "objective/value_loss", "optim/grad_norm"))
+    assert not optimizer.state
+    assert all(p.grad is None for p in [*models.policy.model.parameters(), *models.value.parameters()])
+    for name, weight in weights(models).items():
+        assert_close(weight, before[name], equal_nan=True, atol=0, rtol=0)
+
+    # the fourth in a row is in the next iteration
+    progress = UpdateProgress()
+    with pytest.raises(DivergedError) as caught:
+        update(
+            models, optimizer, rollout, targets, config, progress=progress, health=health,
+            setting="iteration 2, λ 0.3, scores from -1 to 2",
+        )  # fmt: skip
+    assert str(caught.value).startswith(
+        "training diverged: 4 minibatches in a row were skipped (training.max_skipped), "
+        f"not finite: {culprit}; at iteration 2, λ 0.3, scores from -1 to 2; "
+    )
+    assert progress.rows == 4  # a checkpoint made now goes on behind the minibatch
+    assert health.skips.in_a_row == 0  # with as many tries again
+
+
+def test_a_sound_minibatch_ends_the_row(policy_dir):
+    config, models, rollout, targets = setting(policy_dir(), training__max_skipped=2, training__epochs_per_rollout=1)
+    usable = torch.ones(12, dtype=torch.bool)
+    usable[0] = usable[8] = False
+    progress = UpdateProgress(order=torch.arange(12))
+    stats = update(
+        models,
+        make_optimizer(models, config.optimizer),
+        replace(rollout, values=spoil(spoil(rollout.values, 0), 8)),
+        replace(targets, usable=usable),
+        config,
+        progress=progress,
+    )
+    assert stats["optim/skipped_minibatches"] == 2
+
+
+def test_the_first_skip_of_an_update_is_said_and_no_other(policy_dir, caplog):
+    logging.getLogger("apa_cli").propagate = True
+    config, models, rollout, targets = setting(policy_dir(), training__epochs_per_rollout=2)
+    _, targets = poison_gradient(models, config, rollout, targets)
+    update(models, make_optimizer(models, config.optimizer), rollout, targets, config, setting="iteration 7")
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 1
+    assert said[0].startswith("a minibatch is skipped, not finite: gradient of policy ")
+    assert said[0].endswith("; iteration 7")
+
+
+def test_skips_are_part_of_a_saved_update():
+    progress = UpdateProgress(epochs=1, skipped=3)
+    assert UpdateProgress.from_state(progress.state_dict(), None).skipped == 3
+
+
+def test_the_setting_in_words():
+    assert describe_setting(12, "λ 0.3", torch.tensor([3.5, -1.25])) == "iteration 12, λ 0.3, scores from -1.25 to 3.5"
+    mixed = torch.tensor([NAN, 2.0, INF])
+    assert describe_setting(1, "β 0.05", mixed) == "iteration 1, β 0.05, scores from 2 to 2 (2 of 3 not finite)"
+    assert describe_setting(1, "λ 1", torch.tensor([NAN])) == "iteration 1, λ 1, scores (1 of 1 not finite)"
+
+
+def test_targets_without_a_word_on_rows_use_them_all():
+    assert Targets(advantages=torch.zeros(1, 1), returns=torch.zeros(1, 1)).usable is None

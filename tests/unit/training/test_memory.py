@@ -1,0 +1,184 @@
+"""Running out of memory: the same gradient in smaller pieces, and a clear end where pieces cannot be smaller.
+
+There is no GPU here that could be filled: the allocator's error is raised by hand, in the middle of a backward pass.
+"""
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from torch.testing import assert_close
+from update_setting import setting
+
+from apa_cli.config.schema import TrainingConfig
+from apa_cli.errors import UserError
+from apa_cli.training import update as update_module
+from apa_cli.training.health import Health
+from apa_cli.training.memory import TokenBudget, is_out_of_memory, within_memory
+from apa_cli.training.optimizer import make_optimizer
+from apa_cli.training.update import update
+
+KINDS = {
+    "apa-separate": {},
+    "apa-shared-lora": {"value__kind": "shared", "policy__adapter__r": 2},
+    "ppo-separate-lora": {"objective__name": "ppo", "policy__adapter__r": 2},
+}
+OOM = "CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+class Small:
+    """A device that holds micro-batches of so many tokens; larger ones fail between the two backward passes."""
+
+    def __init__(self, monkeypatch, tokens, error=torch.OutOfMemoryError):
+        self.tokens, self.error, self.failures, self.live = tokens, error, 0, []
+        self.real = update_module._value_loss
+        monkeypatch.setattr(update_module, "_value_loss", self)
+
+    def __call__(self, values, part, returns, config):
+        if len(values) * (part.prompt_ids.shape[1] + part.response_ids.shape[1]) > self.tokens:
+            self.failures += 1
+            self.live.append(weakref.ref(values))
+            raise self.error(OOM)
+        return self.real(values, part, returns, config)
+
+
+def optimizer_that_keeps_gradients(models, config):
+    optimizer = make_optimizer(models, config.optimizer)
+    kept = []
+
+    def step():
+        named = [*models.policy.model.named_parameters(), *models.value.named_parameters(prefix="critic")]
+        kept.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+
+    optimizer.step = step
+    return optimizer, kept
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
+def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, monkeypatch, caplog, kind, error):
+    def run(small):
+        config, models, rollout, targets = setting(
+            policy_dir(eos_logit=4.0),
+            **KINDS[kind],
+            training__microbatch_tokens=400,
+            training__minibatch_size=6,
+        )
+        optimizer, kept = optimizer_that_keeps_gradients(models, config)
+        health = Health.at_start(config.training)
+        device = Small(monkeypatch, 60, error) if small else None
+        torch.manual_seed(3)
+        stats = update(models, optimizer, rollout, targets, config, health=health)
+        return kept, stats, health.budget.tokens, device
+
+    whole, whole_stats, tokens, _ = run(small=False)
+    assert tokens == 400
+    logging.getLogger("apa_cli").propagate = True
+    parts, stats, tokens, device = run(small=True)
+    assert device.failures >= 1
+    assert tokens == 50
+    assert len(parts) == len(whole) == 4
+    for part, expected in zip(parts, whole, strict=True):
+        assert part.keys() == expected.keys()
+        for name, gradient in part.items():
+            assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert stats == pytest.approx(whole_stats, rel=1e-4, abs=1e-6)
+    assert stats["optim/skipped_minibatches"] == 0
+    said = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+    assert len(said) == device.failures  # once for each lowering, and never again for the minibatches that follow
+    assert f"training.microbatch_tokens is {tokens} from here on" in said[-1]
+
+
+def test_nothing_of_the_failed_attempt_is_kept_alive(policy_dir, monkeypatch):
+    config, models, rollout, targets = setting(policy_dir(eos_logit=4.0), training__microbatch_tokens=400)
+    device = Small(monkeypatch, 60)
+    real, checked = device.real, []
+
+    def check(values, *rest):
+        checked.append([ref() is None for ref in device.live])
+        return real(values, *rest)
+
+    device.real = check
+    gc.disable()
+    try:
+        update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
+    finally:
+        gc.enable()
+    assert device.live
+    assert all(all(gone) for gone in checked)
+
+
+def test_one_response_that_does_not_fit_is_said_in_one_line(policy_dir, monkeypatch):
+    config, models, rollout, targets = setting(policy_dir(), training__microbatch_tokens=400)
+    before = [p.detach().clone() for p in models.policy.model.parameters()]
+    Small(monkeypatch, 1)
+    with pytest.raises(UserError) as caught:
+        update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
+    for word in (
+        "training.microbatch_tokens: ",
+        "data.max_prompt_tokens",
+        "generation.max_new_tokens",
+        "policy.gradient_checkpointing",
+    ):
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    for p, expected in zip(models.policy.model.parameters(), before, strict=True):
+        assert torch.equal(p, expected)
+        assert p.grad is None
+
+
+def test_the_budget_is_halved_until_the_micro_batches_are_smaller():
+    """Ten rows of ten tokens each within 1000: 500, 250 and 125 change nothing, 62 does."""
+    budget = TokenBudget(configured=1000)
+    tried = []
+
+    def work(tokens):
+        tried.append(tokens)
+        if tokens > 30:
+            raise torch.OutOfMemoryError(OOM)
+        return "done"
+
+    def plan(tokens):
+        size = min(10, max(1, tokens // 10))
+        return [range(size)] * (10 // size) + ([range(10 % size)] if 10 % size else [])
+
+    undone = []
+    assert within_memory(work, budget, plan, undo=lambda: undone.append(1), where="a test") == "done"
+    assert tried == [1000, 62, 31, 15]
+    assert budget.tokens == 15
+    assert len(undone) == 3
+
+
+def test_other_errors_pass():
+    def work(tokens):
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        within_memory(work, TokenBudget(configured=9), lambda tokens: [[1]], where="a test")
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
+
+
+def test_a_checkpoint_keeps_the_lowered_budget():
+    budget = TokenBudget(configured=1000, tokens=250)
+    for configured, expected in ((1000, 250), (4000, 4000), (100, 100)):  # a changed setting counts anew
+        again = TokenBudget(configured=configured)
+        again.load_state_dict(budget.state_dict())
+        assert again.tokens == expected
+
+
+def test_health_comes_back_whole():
+    config = TrainingConfig(max_skipped=4)
+    config.stop_if.kl_above = 1.0
+    health = Health.at_start(config)
+    health.skips.skipped("scores", "")
+    health.budget.tokens = 77
+    health.guards = health.guards.after({"kl/to_init": 2.0})
+    again = Health.at_start(config)
+    assert again.state_dict() != health.state_dict()
+    again.load_state_dict(health.state_dict())
+    assert again.state_dict() == health.state_dict()
+    assert again.skips.in_a_row == 1
