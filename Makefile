@@ -5,7 +5,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test check reproduce clean
+.PHONY: help train test check reproduce bench clean
 
 help:  ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ check: .venv/.ready-dev  ## style and types
 reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: 35 to 45 minutes (ARGS=--quick: 4)
 	$(BIN)/python scripts/reproduce_paper.py $(ARGS)
 
+bench: .venv/.ready-bench  ## speed and memory beside TRL, docs/performance.md: about 25 minutes (ARGS=--quick: a few)
+	$(BIN)/python scripts/bench.py $(ARGS)
+
 clean:  ## remove the set-up
 	rm -rf .venv build dist
 
@@ -38,4 +41,9 @@ clean:  ## remove the set-up
 .venv/.ready-dev: .venv/.ready
 	@echo "Adding the tools for tests …"
 	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+.venv/.ready-bench: .venv/.ready
+	@echo "Adding what the benchmark compares with …"
+	@$(PIP) --editable ".[bench]"
 	@touch $@

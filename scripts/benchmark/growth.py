@@ -1,0 +1,92 @@
+"""How time and memory grow with the length of responses, the size of the batch and the vocabulary. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
+
+from benchmark.jobs import SMALL, Contestant, Job
+from benchmark.summary import Verdict
+
+BASE = Job(
+    name="growth",
+    title="growth",
+    shape=replace(SMALL, vocabulary=8192),
+    prompts="words",
+    prompt_tokens=64,
+    response_tokens=64,
+    responses=16,
+)
+AXES: dict[str, tuple[int, ...]] = {
+    "response": (64, 128, 256, 512),
+    "batch": (16, 64, 256),
+    "vocabulary": (8192, 32768, 131072),
+}
+LINEAR, FLAT = 1.2, 1.1
+COPIES = 3  # of the trained weights: a gradient and AdamW's two moments
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    size: int
+    tokens: int  # prompt and response tokens of an iteration
+    seconds: float
+    working_bytes: int  # peak beyond the weights, their gradients and the optimizer's state
+
+    @property
+    def per_token(self) -> float:
+        return self.seconds / self.tokens
+
+
+def case(axis: str, size: int) -> Job:
+    """The base, with one size changed."""
+    name = f"growth-{axis}-{size}"
+    if axis == "response":
+        return replace(BASE, name=name, response_tokens=size)
+    if axis == "batch":
+        return replace(BASE, name=name, responses=size)
+    return replace(BASE, name=name, shape=replace(BASE.shape, vocabulary=size))
+
+
+def contestant() -> Contestant:
+    return Contestant(name="apa-shared", kind="ours", objective="apa", value="shared")
+
+
+def point(job: Job, size: int, result: Mapping[str, Any]) -> Point:
+    steps = result["steps"]
+    return Point(
+        size=size,
+        tokens=job.responses * (job.prompt_tokens + job.response_tokens),
+        seconds=median(step["seconds"] for step in steps),
+        working_bytes=max(step["beyond_bytes"] for step in steps) - COPIES * result["trained_bytes"],
+    )
+
+
+def verdicts(points: Mapping[str, Sequence[Point]]) -> list[Verdict]:
+    """Linear in tokens along response and batch; flat memory along batch and vocabulary."""
+    found = []
+    for axis in ("response", "batch"):
+        along = points.get(axis) or []
+        worst = max((p.per_token / along[0].per_token for p in along), default=None)
+        found.append(
+            Verdict(
+                what=f"growth with {axis}: seconds a token, the largest over the smallest size's",
+                target=f"≤ {LINEAR:g}",
+                measured=worst,
+                met=None if worst is None else worst <= LINEAR,
+            )
+        )
+    for axis in ("batch", "vocabulary"):
+        along = points.get(axis) or []
+        rise = max((p.working_bytes / max(1, along[0].working_bytes) for p in along), default=None)
+        found.append(
+            Verdict(
+                what=f"growth with {axis}: memory beyond weights, gradients and optimizer, over the smallest size's",
+                target=f"≤ {FLAT:g}",
+                measured=rise,
+                met=None if rise is None else rise <= FLAT,
+            )
+        )
+    return found
