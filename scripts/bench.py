@@ -158,7 +158,9 @@ def report(
 ) -> None:
     """Verdicts on the terminal, the page, and results.json beside the raw files."""
     tables = {name: summary.rows(job, results) for name, (job, results) in finished.items()}
-    verdicts = [*summary.verdicts(tables), *growth.verdicts(points)]
+    # nothing is judged by small sizes
+    judged, along = ({}, {}) if arguments.quick else (tables, points)
+    verdicts = [*summary.verdicts(judged), *growth.verdicts(along)]
     lines, shares = hardware(arguments, finished, device)
     verdicts += shares
     print("\n".join(page.verdict_table(verdicts)))

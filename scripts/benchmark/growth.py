@@ -69,7 +69,7 @@ def verdicts(points: Mapping[str, Sequence[Point]]) -> list[Verdict]:
     found = []
     for axis in ("response", "batch"):
         along = points.get(axis) or []
-        worst = max((p.per_token / along[0].per_token for p in along), default=None)
+        worst = max((p.per_token / along[0].per_token for p in along[1:]), default=None)
         found.append(
             Verdict(
                 what=f"growth with {axis}: seconds a token, the largest over the smallest size's",
@@ -80,7 +80,7 @@ def verdicts(points: Mapping[str, Sequence[Point]]) -> list[Verdict]:
         )
     for axis in ("batch", "vocabulary"):
         along = points.get(axis) or []
-        rise = max((p.working_bytes / max(1, along[0].working_bytes) for p in along), default=None)
+        rise = max((p.working_bytes / max(1, along[0].working_bytes) for p in along[1:]), default=None)
         found.append(
             Verdict(
                 what=f"growth with {axis}: memory beyond weights, gradients and optimizer, over the smallest size's",

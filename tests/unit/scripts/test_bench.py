@@ -120,9 +120,10 @@ def test_growth_is_judged_by_token_and_by_size():
         "vocabulary": [at(8, 100, 1.0, 100), at(128, 100, 9.0, 300)],
     }
     verdicts = growth.verdicts(points)
-    assert [v.measured for v in verdicts] == pytest.approx([1.3, 1.0, 1.05, 3.0])
+    assert [v.measured for v in verdicts] == pytest.approx([1.3, 0.75, 1.05, 3.0])
     assert [v.word for v in verdicts] == ["missed", "met", "met", "missed"]
-    assert {v.word for v in growth.verdicts({})} == {"not measured"}
+    one = {axis: along[:1] for axis, along in points.items()}
+    assert {v.word for v in [*growth.verdicts({}), *growth.verdicts(one)]} == {"not measured"}
 
 
 def test_working_memory_leaves_out_gradient_and_two_moments():
