@@ -30,6 +30,8 @@ def check_manifest(folder: Path, key: str) -> None:
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        if not entries:
+            raise ValueError("it names no files")
     except FileNotFoundError:
         raise UserError(key, f"{folder} has no {MANIFEST}: it is half-written or no checkpoint", remedy) from None
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:

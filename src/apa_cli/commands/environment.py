@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -22,6 +23,19 @@ def share_the_processor() -> None:
     """
     if not os.environ.get("OMP_WAIT_POLICY"):
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def print_anything() -> None:
+    """Characters that the terminal's encoding lacks are printed as escapes: `\\u03bb` where it has no λ.
+
+    A stream that was closed (`>&-`) leads nowhere from here on, before a file of the run is opened under its number.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # as long as the process
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def ends_the_process(main: Callable[..., int]) -> Callable[..., int]:

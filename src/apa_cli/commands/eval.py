@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from apa_cli import __version__
-from apa_cli.commands.environment import ends_the_process, share_the_processor
+from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
 from apa_cli.commands.messages import report_error, say
 from apa_cli.config import compose, sources
 from apa_cli.config.schema import TrainConfig
@@ -62,6 +62,7 @@ Exit codes: 0 done; 2 something you gave is wrong (one line says what); 1 anythi
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     share_the_processor()
+    print_anything()
     arguments = sys.argv[1:] if argv is None else argv
     try:
         if not arguments or any(argument in ("-h", "--help") for argument in arguments):

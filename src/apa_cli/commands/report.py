@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from apa_cli import __version__
+from apa_cli.commands.environment import print_anything
 from apa_cli.commands.messages import report_error, say
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
@@ -40,6 +41,7 @@ Exit code: 0 done, 2 your input is wrong (one line says what), 1 anything else, 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
+    print_anything()
     try:
         _command(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from apa_cli import __version__
 from apa_cli.checkpoints import resume
-from apa_cli.commands.environment import ends_the_process, share_the_processor
+from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
 from apa_cli.commands.messages import exit_code, report_error, say
 from apa_cli.commands.sweep import PROGRAM, is_sweep, planned, sweeping
 from apa_cli.config import compose, help_text, sources
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     share_the_processor()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run has its own way with both
+    print_anything()
     _session = session = _Session(full_error=os.environ.get(FULL_ERROR) == "1")
     try:
         _command(sys.argv[1:] if argv is None else argv)
@@ -102,13 +103,18 @@ def _command(argv: list[str]) -> None:
 def _hydra(arguments: argparse.Namespace, parser: _Parser, task: Callable[[DictConfig], object]) -> None:
     version.setbase(compose.VERSION_BASE)
     with _hydra_raises():
-        _run_hydra(
-            args=arguments,
-            args_parser=parser.hydra,
-            task_function=task,
-            config_path=arguments.config_path or str(sources.config_dir()),
-            config_name=sources.PRIMARY,
-        )
+        try:
+            _run_hydra(
+                args=arguments,
+                args_parser=parser.hydra,
+                task_function=task,
+                config_path=arguments.config_path or str(sources.config_dir()),
+                config_name=sources.PRIMARY,
+            )
+        except OSError as error:  # a run's own are reported by the run: this is of the folder that Hydra makes for it
+            if error.filename is None:
+                raise
+            raise _no_folder(str(error.filename), error.strerror) from error
 
 
 def run_job(composed: DictConfig) -> None:
@@ -171,12 +177,22 @@ def _trains(arguments: argparse.Namespace) -> bool:
 def _check_folder(output_dir: str) -> None:
     """Can the run's folder be made? Asked before Hydra makes it."""
     folder = Path(output_dir).absolute()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+    except OSError as error:  # a name too long
+        raise _no_folder(output_dir, error.strerror) from error
+    if "\0" in output_dir:
+        raise _no_folder(output_dir, "a NUL in its name")
     if not folder.is_dir():
         raise UserError("output_dir", f"{sources.shown(str(folder))} is a file", "name a folder: output_dir=DIR")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError("output_dir", f"no permission to write in {folder}", "name another folder: output_dir=DIR")
+
+
+def _no_folder(name: str, reason: str | None) -> UserError:
+    problem = f"no folder {sources.shown(name)!r} can be made: {reason}"
+    return UserError("output_dir", problem, "name another: output_dir=DIR")
 
 
 @contextmanager

@@ -41,6 +41,9 @@ def compose_raw(
 ) -> DictConfig:
     """Hydra's composition, before it is checked. `folder` and `extra_folder` are --config-path and --config-dir."""
     register()
+    for override in overrides:
+        if override.startswith("="):
+            raise UserError(override, "no key before the =", "overrides look like objective.kl_lambda=0.1")
     overrides = sources.absolute_paths(overrides)
     if extra_folder is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(extra_folder)}']"]
@@ -62,6 +65,8 @@ def compose_raw(
 
 def _chooses_no_name(override: str) -> bool:
     key, _, value = override.partition("=")
+    if key == "config" and sources.is_path(value):
+        return False
     return key in (*groups(), "config", SWEEP) and (value == "null" or not value[:1].isalpha())
 
 

@@ -144,8 +144,11 @@ def read_yaml(path: str) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         problem = str(error).splitlines()[0]
         raise UserError(f"{where}: {error.full_key or error.key}", problem, "mend the ${...}") from error
+    except RecursionError as error:
+        raise UserError(where, "refers to itself, or is nested too deep", "write it out without & and *") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(where, f"cannot be read: {error}", "give a text file that holds YAML") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(where, f"cannot be read: {reason}", "give a text file that holds YAML") from error
     plain = OmegaConf.to_container(content, resolve=False)
     if not isinstance(plain, dict):
         raise UserError(where, "not a mapping of keys to values", "write lines such as `seed: 1`")
@@ -157,6 +160,8 @@ def spread(content: dict[str, Any], where: str) -> dict[str, Any]:
     body: dict[str, Any] = {}
     for key, value in content.items():
         *parents, leaf = str(key).split(".")
+        if not all((*parents, leaf)):
+            raise UserError(f"{where}: {key!r}", "an empty part in a key", "write lines such as `seed: 1`")
         node = body
         for parent in parents:
             node = node.setdefault(parent, {})

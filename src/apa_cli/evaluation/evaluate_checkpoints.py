@@ -173,7 +173,7 @@ def _load(
         # all weights are compared with a start that was an adapter itself
         start = load_policy(config.policy, runtime)
         return policy, Reference(start, frozen=start)
-    return policy, load_reference(config.reference, settings, policy, runtime)
+    return policy, load_reference(config.reference, settings, policy, runtime, trained=checkpoint.policy)
 
 
 def _vocabulary(policy: Policy) -> int:

@@ -129,16 +129,19 @@ def read_run(folder: Path) -> Run:
     status = FINISHED if "iterations" in summary else FAILED if failure else UNFINISHED
     overrides = failure.get("overrides") or _read_yaml(folder / "overrides.yaml") or ()
     try:
-        rows = read_metrics(folder)
-    except ValueError as error:
+        rows = [row for row in read_metrics(folder) if isinstance(row, dict) and "iteration" in row]
+    except (ValueError, OSError) as error:
         raise UserError(str(folder), str(error), "mend the line, or leave this run out") from error
+    if wrong := next((row["iteration"] for row in rows if not isinstance(row["iteration"], int)), None):
+        problem = f"{METRICS_FILE} has the iteration {wrong!r}, which is no whole number"
+        raise UserError(str(folder), problem, "mend the line, or leave this run out")
     return Run(
         folder=folder,
         status=status,
         reason=str(failure.get("error", "")) if status == FAILED else "",
-        config=flat(_read_yaml(folder / CONFIG_FILE) or failure.get("config") or {}),
+        config=flat(_read_config(folder) or failure.get("config") or {}),
         overrides=tuple(map(str, overrides)),
-        rows=[row for row in rows if isinstance(row, dict) and "iteration" in row],
+        rows=rows,
         summary=summary,
     )
 
@@ -195,6 +198,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = _read_yaml(folder / CONFIG_FILE) or {}
+    if not isinstance(config, dict):
+        problem = "not a mapping of keys to values"
+        raise UserError(str(folder / CONFIG_FILE), problem, "mend it, or leave this run out")
+    return config
 
 
 def _read_yaml(path: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from apa_cli.assets.resolve import resolve_path
+from apa_cli.assets.resolve import PREFIX, resolve_path
 from apa_cli.errors import UserError
 
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # as they appear in names of configuration fields
+LONGEST_REASON = 240  # characters of a library's own words
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -43,9 +45,26 @@ def load_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any
         _check_folder(key, Path(folder))
     try:
         with _quiet_transformers():  # what it would warn of is checked below
-            model, info = auto_class.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **options)
+            model, info = auto_class.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        attention = options.get("attn_implementation")
+        if attention is not None and "attention" in str(error).lower():
+            problem = f"{attention} cannot be used here ({first_line(error)})"
+            raise UserError("policy.attn_implementation", problem, "install what it needs, or leave it null") from error
         raise _as_user_error(key, path, error) from error
+    _check_weights(key, path, model, info)
+    return model
+
+
+def _check_weights(key: str, path: str, model: Any, info: dict[str, Any]) -> None:
+    if info["mismatched_keys"]:
+        name, found, wanted = min(info["mismatched_keys"])
+        shapes = f"{name} is {'×'.join(map(str, found))} and should be {'×'.join(map(str, wanted))}"
+        raise UserError(
+            key, f"{path} has weights that do not fit its config.json: {shapes}", "give a folder saved in one piece"
+        )
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
@@ -53,7 +72,10 @@ def load_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any
             f"{path} lacks weights of this model ({len(missing)} missing, first {missing[0]})",
             "give a folder saved from the same kind of model",
         )
-    return model
+    for name, weights in model.named_parameters():
+        # both ends of a tensor tell of NaN and infinity, without a mask of its size
+        if weights.is_floating_point() and not all(end.isfinite() for end in weights.detach().aminmax()):
+            raise UserError(key, f"{path} holds numbers that are not finite, in {name}", "give another copy of it")
 
 
 def load_tokenizer(key: str, path: str, **options: Any) -> Any:
@@ -66,14 +88,22 @@ def load_tokenizer(key: str, path: str, **options: Any) -> Any:
         _check_folder(key, Path(folder))
     remedy = "save one beside the model with tokenizer.save_pretrained"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **{k: v for k, v in options.items() if v is not None})
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **{k: v for k, v in options.items() if v is not None})
     except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
-        if "trust_remote_code" in str(error):
-            raise _as_user_error(key, path, error) from error
-        raise UserError(key, f"no tokenizer could be loaded from {path} ({_first_line(error)})", remedy) from error
+        load_config(key, path, **options)  # says so where the fault is the model's, or the network's
+        raise UserError(key, f"no tokenizer could be loaded from {path} ({first_line(error)})", remedy) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a tokenizer
         raise UserError(key, f"{path} holds no tokenizer", remedy)
     return tokenizer
+
+
+def check_vocabulary(key: str, path: str, model: Any, tokenizer: Any) -> None:
+    """Raise UserError where the tokenizer knows ids that the model does not; added tokens are nobody's prompt."""
+    known = model.get_input_embeddings().weight.shape[0]
+    if tokenizer.vocab_size > known:
+        problem = f"the tokenizer in {path} has {tokenizer.vocab_size} ids, and its model {known}"
+        raise UserError(key, problem, "give a folder whose tokenizer is the model's own")
 
 
 def load_config(key: str, path: str, **options: Any) -> Any:
@@ -85,8 +115,9 @@ def load_config(key: str, path: str, **options: Any) -> Any:
         options.pop("revision", None)
         _check_folder(key, Path(folder))
     try:
-        config = AutoConfig.from_pretrained(folder, **{k: v for k, v in options.items() if v is not None})
-    except (OSError, ValueError, ImportError) as error:
+        with _quiet_transformers():
+            config = AutoConfig.from_pretrained(folder, **{k: v for k, v in options.items() if v is not None})
+    except Exception as error:  # each model's configuration has checks and errors of its own
         raise _as_user_error(key, path, error) from error
     _without_noise(config)
     return config
@@ -129,6 +160,15 @@ def _check_folder(key: str, folder: Path) -> None:
             if adapter
             else "give a folder in Hugging Face format",
         )
+    try:
+        whole = isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict)
+    except OSError as error:
+        problem = f"{folder / 'config.json'} cannot be read: {error.strerror or error}"
+        raise UserError(key, problem, "check its permissions") from error
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(key, f"{folder / 'config.json'} is not a JSON object", "save the model again, or copy it again")
     if any((folder / name).is_file() for name in PICKLED) and not list(folder.glob("*.safetensors")):
         raise UserError(
             key,
@@ -143,17 +183,30 @@ def _as_user_error(key: str, path: str, error: Exception) -> UserError:
         return UserError(
             key, f"{path} carries its own Python code", "set policy.trust_remote_code=true if you trust its authors"
         )
-    if "safetensors" in text:
+    if isinstance(error, PermissionError):
+        return UserError(key, f"{error.filename or path} cannot be read: {error.strerror}", "check its permissions")
+    if "safetensors" in text and "no file named" in text:
         return UserError(
             key, f"{path} has no safetensors weights", "convert it once with model.save_pretrained(folder)"
         )
+    on_disk = Path(path).expanduser().is_dir() or path.startswith(PREFIX)
     return UserError(
         key,
-        f"cannot load {path} ({_first_line(error)})",
-        "check the name, your network and, for gated models, `hf auth login`",
+        f"cannot load {path} ({first_line(error)})",
+        "save the model again, copy it again, or update transformers"
+        if on_disk
+        else "check the name, your network and, for gated models, `hf auth login`",
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Its first line, with the next where that one only announces it; of a long one the first sentence."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+    if not lines:
+        return type(error).__name__
+    line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, KeyError):
+        line = f"no {line}"
+    if len(line) > LONGEST_REASON:
+        line = line[:LONGEST_REASON].rpartition(". ")[0] or line[:LONGEST_REASON]
+    return line

@@ -20,7 +20,15 @@ from apa_cli.errors import UserError
 from apa_cli.models.adapters import REFERENCE_ADAPTER, AdapterSwitch
 from apa_cli.models.device import Runtime
 from apa_cli.models.head import OutputHead, take_apart
-from apa_cli.models.loading import freeze, load_config, load_pretrained, load_tokenizer, resolve_model_path
+from apa_cli.models.loading import (
+    check_vocabulary,
+    first_line,
+    freeze,
+    load_config,
+    load_pretrained,
+    load_tokenizer,
+    resolve_model_path,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -195,6 +203,8 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
     key = "checkpoint" if source != config.path else "policy.path"
     model = _load_causal_lm(key, source, config, dtype)
     generation_config = model.generation_config
+    if source == config.path:
+        check_vocabulary(key, source, model, tokenizer)
     if adapted:
         model = _attach_adapter(model, config, weights)
     model = model.to(runtime.device).eval()
@@ -206,7 +216,14 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
     return policy
 
 
-def load_reference(config: ReferenceConfig, policy_config: PolicyConfig, policy: Policy, runtime: Runtime) -> Reference:
+def load_reference(
+    config: ReferenceConfig,
+    policy_config: PolicyConfig,
+    policy: Policy,
+    runtime: Runtime,
+    *,
+    trained: str = "the policy",
+) -> Reference:
     """The reference: the policy's weights where an adapter makes that possible, otherwise a frozen model of its own."""
     if config.path is None and policy_config.adapter.enabled:
         return Reference(policy)
@@ -218,7 +235,7 @@ def load_reference(config: ReferenceConfig, policy_config: PolicyConfig, policy:
     dtype = runtime.frozen_dtype if policy_config.adapter.enabled else torch.float32
     model: Any = freeze(_load_causal_lm(key, path, policy_config, dtype).to(runtime.device))
     if model.get_output_embeddings().weight.shape[0] != _base(policy.model).get_output_embeddings().weight.shape[0]:
-        raise UserError(key, f"{path} has another vocabulary than the policy", "the two must share a tokenizer")
+        raise UserError(key, f"{path} has another vocabulary than {trained}", "the two must share a tokenizer")
     return Reference(policy, Policy(model, policy.tokenizer, runtime))
 
 
@@ -298,11 +315,14 @@ def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> A
             )
         if adapter.path is not None:
             peft_model.load_adapter(_adapter_folder(adapter.path), REFERENCE_ADAPTER, is_trainable=False)
-    except (ValueError, OSError, RuntimeError, TypeError, SafetensorError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        if weights is not None:
+            problem = f"{weights} is no adapter of {config.path} ({first_line(error)})"
+            raise UserError("checkpoint", problem, "give one trained on this base") from error
         where = f"{key}.path" if adapter.path is not None else f"{key}.target_modules"
         raise UserError(
             where,
-            str(error).splitlines()[0][:300],
+            first_line(error),
             "give an adapter trained on this base"
             if adapter.path is not None
             else "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]",

@@ -18,7 +18,7 @@ from apa_cli.config.schema import RewardConfig
 from apa_cli.data.dialogues import hh_messages
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
-from apa_cli.models.loading import freeze, load_config, load_pretrained, load_tokenizer
+from apa_cli.models.loading import check_vocabulary, freeze, load_config, load_pretrained, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.rollouts.microbatches import plan_microbatches
@@ -180,6 +180,7 @@ def load_reward(
         dtype=runtime.frozen_dtype,
     )
     tokenizer = load_tokenizer(where, config.path, revision=config.revision)
+    check_vocabulary(where, config.path, model, tokenizer)
     sizes = [m.config.get_text_config().vocab_size for m in (model, policy.model)]  # a policy may sample any of its ids
     return RewardModel(
         freeze(model.to(runtime.device)),

@@ -135,6 +135,8 @@ def _checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
         scores = scores.detach().cpu().tolist()
     elif hasattr(scores, "tolist"):
         scores = scores.tolist()
+    if inspect.iscoroutine(scores):
+        scores.close()  # which would otherwise be complained of when it is forgotten
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         raise UserError(key, f"{name} returned {type(scores).__name__}", "return a list with one number a response")
     if len(scores) != expected:

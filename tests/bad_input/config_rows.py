@@ -1,0 +1,67 @@
+"""Configuration files and overrides that are wrong: nothing is loaded, and nothing is written."""
+
+from __future__ import annotations
+
+from bad_input.damage import both, file
+from bad_input.harness import Row
+
+MINE = "apa-train config=mine.yaml"
+
+
+def yaml(name: str, content: str | bytes, line: str) -> Row:
+    return Row(name=name, command=MINE, make=file("mine.yaml", content), line=line)
+
+
+def typed(name: str, overrides: str, line: str) -> Row:
+    return Row(name=name, command=f"apa-train config=base.yaml {overrides}", line=line)
+
+
+ROWS = [
+    # the file itself
+    yaml("YAML that does not close", "seed: [1, 2\nprecision: fp32\n", "mine.yaml: line 2: not YAML: expected ',' or ']', but got ':'; mend that line"),
+    yaml("a tab for indentation", "policy:\n\tpath: x\n", "mine.yaml: line 2: not YAML: …'\\t'…; mend that line"),
+    yaml("one key twice", "seed: 1\nprecision: fp32\nseed: 2\n", "mine.yaml: line 3: not YAML: found duplicate key seed; mend that line"),
+    yaml("one key twice, dotted and nested", "policy.path: a\npolicy:\n  path: b\n", "mine.yaml: policy: set twice; keep one of the two"),
+    yaml("a Python tag", "seed: !!python/object/apply:os.system ['touch owned']\n", "mine.yaml: line 1: not YAML: …tag …python/object/apply:os.system…; mend that line"),
+    yaml("two documents", "seed: 1\n---\nseed: 2\n", "mine.yaml: line 2: not YAML: …another document; mend that line"),
+    yaml("bytes of something else", b"\x7fELF\x02\x01\x01\x00\x00\xff\xfe", "mine.yaml: cannot be read: …; give a text …"),
+    yaml("Latin-1", "output_dir: caf\xe9\n".encode("latin-1"), "mine.yaml: cannot be read: …; give a text file that …"),
+    yaml("anchors in a circle", "policy: &a\n  path: x\n  adapter: *a\n", "mine.yaml: refers to itself, or is nested too deep; write it out without & and *"),
+    yaml("an empty key", "? ''\n: 2\n", "mine.yaml: '': an empty part in a key; write lines such as `seed: 1`"),
+    # what it says
+    yaml("an unknown key", "objective.kl_lamda: 1\n",
+         "mine.yaml: objective.kl_lamda: unknown key; did you mean objective.kl_lambda?"),
+    yaml("text for a number", "training: {iterations: many}\n",
+         "mine.yaml: training.iterations: 'many' is not a whole number; give a whole number"),
+    yaml("a mapping for a number", "seed: {a: 1}\n", "mine.yaml: seed: \"{'a': 1}\" is not a whole number; give a whole number"),
+    yaml("a list for text", "policy.path: [a, b]\n", "mine.yaml: policy.path: the value is not text; give text"),
+    yaml("a reference to nothing", "output_dir: ${nowhere}\n", "output_dir: Interpolation key 'nowhere' not found; …"),
+    yaml("a reference to itself", "output_dir: ${output_dir}\n", "output_dir: Recursive interpolation detected; mend the ${...}, …"),
+    yaml("a dollar that does not close", "output_dir: ${nowhere\n", "mine.yaml: output_dir: …; mend the ${...}"),
+    yaml("a secret asked of the environment", "output_dir: ${oc.env:NO_SUCH_VARIABLE}\n",
+         "output_dir: …'NO_SUCH_VARIABLE' not found…; mend the ${...}, …"),
+    yaml("a NUL in a path", 'output_dir: "a\\0b"\n',
+         "output_dir: no folder 'a\\x00b' can be made: a NUL in its name; name another: output_dir=DIR"),
+    # which files it extends
+    yaml("defaults that name a recipe that is none", "defaults: [reviews_pp]\n",
+         "mine.yaml: defaults: no such recipe: reviews_pp; did you mean reviews_ppo? …"),
+    yaml("defaults that choose what a group lacks", "defaults: [{objective: pp0}]\n",
+         "objective=pp0: no such choice; did you mean ppo? choose one of apa, awr, ppo"),
+    yaml("a file that extends itself", "defaults: [mine.yaml]\n",
+         "mine.yaml: defaults: the file extends itself; name another recipe or file"),
+    Row(
+        name="files that extend one another", command=MINE,
+        make=both(file("mine.yaml", "defaults: [other.yaml]\n"), file("other.yaml", "defaults: [mine.yaml]\n")),
+        line="config: files that extend one another in a circle; let one of them name a recipe",
+    ),
+    Row(name="no such file", command=MINE, line="config=mine.yaml: no such file; name a .yaml file, …"),
+    Row(name="nothing in the file, and nothing else said", command="apa-train config=mine.yaml policy.path=???",
+        make=file("mine.yaml", ""), line="policy.path: not set; give it a value, such as policy.path=VALUE…"),
+    # overrides
+    typed("an empty key typed", "=1", "=1: no key before the =; overrides look like objective.kl_lambda=0.1"),
+    typed("nothing for text", "policy.path=", "policy.path: empty text; give it a value, or leave the key out"),
+    typed("a function of Hydra's that would call something", "'+x={_target_: os.system}'", "x: unknown key; …"),
+    typed("an interpolation that would run something", "'output_dir=${python:1}'", "output_dir: Unsupported interpolation type python; …"),
+    typed("a sweep with one bad value", "-m objective.kl_lambda=0.1,-1",
+          "objective.kl_lambda: -1 is out of range; give a number greater than 0"),
+]  # fmt: skip

@@ -1,0 +1,86 @@
+"""Prompt files that are wrong. The policy's tokenizer reads prompts, so the policy is loaded by then."""
+
+from __future__ import annotations
+
+import io
+
+from bad_input.damage import file, rows, torn_gzip
+from bad_input.harness import Make, Row
+
+TWO = '{"prompt": "one"}\n{"prompt": "two"}\n'
+
+
+def data(name: str, path: str, make: Make, line: str, *overrides: str) -> Row:
+    command = " ".join(["apa-train config=base.yaml", f"data.path={path}", *overrides])
+    return Row(name=name, command=command, make=make, line=line, begun=True)
+
+
+def parquet(**columns: list[object]) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def chat(*roles: str) -> dict[str, object]:
+    return {"prompt": [{"role": role, "content": "hello"} for role in roles]}
+
+
+NOTHING_MADE = file("prompts.jsonl", TWO)
+
+ROWS = [
+    data("no such file", "promts.jsonl", NOTHING_MADE, "data.path: there is no file promts.jsonl; did you mean prompts.jsonl?"),
+    data("a kind of file that is not read", "a.pkl", file("a.pkl", b"\x80\x04."), "a.pkl: the kind of file is not known; …"),
+    data("an empty file", "a.jsonl", file("a.jsonl", ""), "a.jsonl: holds no prompts; give it at least one row"),
+    data("a gzip file cut short", "a.jsonl.gz", file("a.jsonl.gz", torn_gzip(TWO * 100)),
+         "a.jsonl.gz: is not a whole gzip file (…); compress it again, or drop the .gz"),
+    data("UTF-16 with its mark", "a.csv", file("a.csv", "prompt\none\n".encode("utf-16")),
+         "a.csv, line 1: is not UTF-8 (byte 0xff); save the file as UTF-8"),
+    data("a broken line", "a.jsonl", file("a.jsonl", TWO + '{"prompt": "three"\n' + TWO),
+         "a.jsonl, line 3: is not JSON: … (…column …); write one object a line, such as {\"prompt\": \"...\"}"),
+    data("JSON nested too deep", "a.jsonl", file("a.jsonl", '{"prompt": ' + "[" * 100_000),
+         "a.jsonl, line 1: is not usable JSON: …; write one object a line, …"),
+    data("another name for the column", "a.jsonl", rows("a.jsonl", {"promt": "x"}),
+         "a.jsonl: has no column 'prompt' (it has promt); set data.prompt_column=promt"),
+    data("a row without the column", "a.jsonl", rows("a.jsonl", {"prompt": "x"}, {"id": 2}),
+         "a.jsonl, line 2: has no 'prompt'; give every row this column"),
+    data("a prompt that is null", "a.jsonl", rows("a.jsonl", {"prompt": "x"}, {"prompt": None}),
+         "a.jsonl, line 2: 'prompt' is null, not a string; correct it, or remove the row"),
+    data("a prompt that is a number", "a.jsonl", rows("a.jsonl", {"prompt": "x"}, {"prompt": 7}),
+         "a.jsonl, line 2: 'prompt' is a number, not a string; correct it, or remove the row"),
+    data("numbers in a parquet file", "a.parquet", file("a.parquet", parquet(prompt=[1, 2])),
+         "a.parquet, row 1: 'prompt' is a number, neither text nor messages; set data.prompt_column or data.format"),
+    data("a parquet file cut short", "a.parquet", file("a.parquet", parquet(prompt=["x"] * 50)[:-30]),
+         "a.parquet: is not a readable Parquet file: …; write it again"),
+    data("uneven rows", "a.csv", file("a.csv", "prompt,n\nx,1\ny,2,3\n"),
+         "a.csv, row 2: has 3 fields, and the header 2 (line 3); put values that hold a separator in quotes"),
+    data("a quote that does not close", "a.csv", file("a.csv", 'prompt\n"x\ny\n'),
+         "a.csv, line 3: is malformed: …; check its quotes"),
+    data("dialogues without an answer", "a.jsonl",
+         rows("a.jsonl", {"chosen": "\n\nHuman: hi\n\nAssistant: yes"}, {"chosen": "\n\nHuman: hi"}),
+         "a.jsonl, line 2: 'chosen' has no '\\n\\nAssistant:'; correct it, or choose another data.format", "data.format=hh"),
+    data("messages of an unknown role", "a.jsonl", rows("a.jsonl", chat("user"), chat("human")),
+         "a.jsonl, line 2: message 1 has the role 'human'; use one of system, developer, user, assistant, tool"),
+    data("messages that end with the assistant", "a.jsonl", rows("a.jsonl", chat("user", "assistant")),
+         "a.jsonl, line 1: the last message is from 'assistant', not from the user; end the prompt with a user message"),
+    data("a message without a content", "a.jsonl", rows("a.jsonl", {"prompt": [{"role": "user", "text": "x"}]}),
+         "a.jsonl, line 1: message 1 has no 'content' (it has role, text); write each as …"),
+    data("messages for a policy without a template", "a.jsonl", rows("a.jsonl", chat("user")),
+         "data.format: the prompts are messages, and the policy's tokenizer has no chat template; …"),
+    data("every prompt too long", "a.jsonl", rows("a.jsonl", {"prompt": "the quick brown fox jumps"}),
+         "data.max_prompt_tokens: every prompt of a.jsonl is longer than 3 tokens; raise it, or set data.overlong=cut",
+         "data.overlong=drop", "data.max_prompt_tokens=3"),
+    data("prompt and response too long for the policy", "prompts.jsonl", NOTHING_MADE,
+         "data.max_prompt_tokens: the longest prompt and generation.max_new_tokens are … tokens, and the policy takes 1024; …",
+         "generation.max_new_tokens=1024"),
+    data("everything held out", "prompts.jsonl", NOTHING_MADE,
+         "data.eval_path: every prompt of prompts.jsonl is also held out; use other held-out prompts, …",
+         "data.eval_path=prompts.jsonl evaluation.prompts=8"),
+    data("held-out prompts that are not there", "prompts.jsonl", NOTHING_MADE,
+         "data.eval_path: there is no file evl.jsonl; did you mean prompts.jsonl?",
+         "data.eval_path=evl.jsonl evaluation.prompts=1"),
+    data("a data set that the Hub has to be asked for", "someone/prompts", NOTHING_MADE,
+         "data.path: someone/prompts is no file here, and the Hub cannot be reached for a data set of this name; …"),
+]  # fmt: skip

@@ -1,0 +1,89 @@
+"""Reward functions that cannot be found, or that answer with something else than a number a response."""
+
+from __future__ import annotations
+
+from bad_input.damage import both, file
+from bad_input.harness import Row
+
+FUNCTIONS = """
+def raises(prompts, responses):
+    raise ZeroDivisionError("no such\\nthing")
+
+
+def too_few(prompts, responses):
+    return [0.0]
+
+
+def texts(prompts, responses):
+    return ["1.0"] * len(responses)
+
+
+def nothing(prompts, responses):
+    return None
+
+
+def generator(prompts, responses):
+    yield from (0.0 for _ in responses)
+
+
+def missing(prompts, responses):
+    return [0.0, None]
+
+
+def one_argument(prompts):
+    return [0.0] * len(prompts)
+
+
+def three_arguments(prompts, responses, references):
+    return [0.0] * len(prompts)
+
+
+async def later(prompts, responses):
+    return [0.0] * len(responses)
+
+
+def leaves(prompts, responses):
+    raise SystemExit(7)
+
+
+class Judge:
+    def __init__(self, prompts, responses):
+        pass
+
+
+def tensor(prompts, responses):
+    import torch
+
+    return torch.zeros(len(responses), 2)
+
+"""
+
+
+def mine(name: str, function: str, line: str) -> Row:
+    return Row(
+        name=name, command=f"apa-train config=base.yaml reward.kind=function reward.path=null reward.function={function}",
+        make=both(file("mine.py", FUNCTIONS), file("syntax.py", "def reward(:\n"),
+                  file("exits.py", "import sys\nsys.exit(7)\n")),
+        line=f"reward.function: {line}", begun=True,
+    )  # fmt: skip
+
+
+ROWS = [
+    mine("no such file", "gone.py:reward", "no file gone.py; give path/to/file.py:name"),
+    mine("no such module", "no_such_module:reward", "importing no_such_module raised ModuleNotFoundError: …; mend the module or its name"),
+    mine("a syntax error", "syntax.py:reward", "importing syntax.py raised SyntaxError: … (syntax.py, line 1); mend the module or its name"),
+    mine("a file that exits", "exits.py:reward", "importing exits.py raised SystemExit: 7; mend the module or its name"),
+    mine("no such function", "mine.py:rewards", "mine.py has no function rewards; it has raises, too_few, …"),
+    mine("one argument", "mine.py:one_argument", "mine.py:one_argument does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
+    mine("an argument that is no column", "mine.py:three_arguments", "mine.py:three_arguments raised TypeError: …'references'; mend it: …"),
+    mine("a class", "mine.py:Judge", "mine.py:Judge returned Judge; return a list with one number a response"),
+    mine("raises", "mine.py:raises", "mine.py:raises raised ZeroDivisionError: no such thing; mend it: run.log, or HYDRA_FULL_ERROR=1, has the traceback"),
+    mine("exits", "mine.py:leaves", "mine.py:leaves raised SystemExit: 7; mend it: …"),
+    mine("too few", "mine.py:too_few", "mine.py:too_few returned 1 scores for 2 responses; return one number a response"),
+    mine("texts", "mine.py:texts", "mine.py:texts returned '1.0' for row 0; return finite numbers"),
+    mine("nothing", "mine.py:nothing", "mine.py:nothing returned NoneType; return a list with one number a response"),
+    mine("a generator", "mine.py:generator", "mine.py:generator returned generator; return a list with one number a response"),
+    mine("a coroutine", "mine.py:later", "mine.py:later returned coroutine; return a list with one number a response"),
+    mine("a tensor of two columns", "mine.py:tensor", "mine.py:tensor returned [0.0, 0.0] for row 0; return finite numbers"),
+    mine("null among the scores", "mine.py:missing", "mine.py:missing returned None for row 1; return finite numbers"),
+]  # fmt: skip
