@@ -17,6 +17,6 @@ def setting(folder, rows=12, **changes):
     shape = rollout.response_mask.shape
     targets = Targets(advantages=torch.randn(shape), returns=torch.randn(shape))
     with torch.no_grad():
-        for p in models.policy.trainable_parameters():
+        for p in (*models.policy.trainable_parameters(), *getattr(models.value, "adapter", ())):
             p.add_(0.02 * torch.randn_like(p))
     return config, models, rollout, targets

@@ -101,8 +101,13 @@ def _check_policy(config: TrainConfig) -> None:
         raise UserError(
             "policy.attn_implementation", f"{attention} does not run in {config.precision}", "add precision=bf16"
         )
-    if config.value.kind == "shared" and config.value.path is not None:
-        raise UserError("value.path", "a shared critic is a head on the policy and loads nothing", "add value=separate")
+    if config.value.kind == "adapter" and not adapter.enabled:
+        raise UserError(
+            "value.kind", "adapter, but the policy has none to share its base", "add policy=lora, or value=separate"
+        )
+    if config.value.kind != "separate" and config.value.path is not None:
+        what = "a head on the policy" if config.value.kind == "shared" else "an adapter on the policy's base"
+        raise UserError("value.path", f"this critic is {what} and loads nothing", "add value=separate")
 
 
 def check_reward(reward: RewardConfig, key: str) -> None:

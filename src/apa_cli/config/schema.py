@@ -109,7 +109,9 @@ class JudgeConfig:
 @dataclass(kw_only=True)
 class ValueConfig:
     kind: str = choice(
-        "separate", "critic: a network of its own, or a head on the policy's trunk", choices=("separate", "shared")
+        "separate",
+        "critic: a network of its own, a head on the policy's trunk, or an adapter of its own on the policy's base",
+        choices=("separate", "shared", "adapter"),
     )
     path: Optional[str] = text(None, "where a separate critic starts; null = from the policy")
 

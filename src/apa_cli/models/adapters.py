@@ -11,8 +11,6 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
 POLICY_ADAPTER = "default"  # PEFT's name for the first
 REFERENCE_ADAPTER = "reference"
 VALUE_ADAPTER = "critic"  # no part of a layer's name, as "value" is of query_key_value
@@ -49,16 +47,6 @@ class AdapterSwitch:
     ) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
         """For torch.utils.checkpoint: what is recomputed in backward uses the adapter that its forward used."""
         return contextlib.nullcontext(), self.use(self._current)
-
-    def parameters(self, name: str) -> dict[str, nn.Parameter]:
-        """The weights of one adapter, by their names in the model."""
-        return {key: p for key, p in self._model.named_parameters() if name in key.split(".")}
-
-    def train(self, *names: str) -> None:
-        """These adapters' weights are trained, and nothing else of the model."""
-        trained = {id(p) for name in names for p in self.parameters(name).values()}
-        for p in self._model.parameters():
-            p.requires_grad_(id(p) in trained)
 
     def _set(self, name: str | None) -> None:
         if name == self._current:

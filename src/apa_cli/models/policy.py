@@ -293,15 +293,21 @@ def _load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtyp
 
 
 def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
     adapter = config.adapter
     key = "policy.adapter"
     try:
+        if adapter.path is not None:
+            kind = PeftConfig.from_pretrained(adapter_folder(adapter.path))
+            if kind.is_prompt_learning or kind.is_adaption_prompt:
+                raise UserError(
+                    f"{key}.path", "this adapter adds to the prompt, not to the weights", "give a LoRA adapter"
+                )
         if weights is not None:
             peft_model = PeftModel.from_pretrained(model, str(weights), is_trainable=True)
         elif adapter.path is not None:
-            peft_model = PeftModel.from_pretrained(model, _adapter_folder(adapter.path), is_trainable=True)
+            peft_model = PeftModel.from_pretrained(model, adapter_folder(adapter.path), is_trainable=True)
         else:
             peft_model = get_peft_model(
                 model,
@@ -314,7 +320,7 @@ def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> A
                 ),
             )
         if adapter.path is not None:
-            peft_model.load_adapter(_adapter_folder(adapter.path), REFERENCE_ADAPTER, is_trainable=False)
+            peft_model.load_adapter(adapter_folder(adapter.path), REFERENCE_ADAPTER, is_trainable=False)
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         if weights is not None:
             problem = f"{weights} is no adapter of {config.path} ({first_line(error)})"
@@ -330,7 +336,8 @@ def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> A
     return peft_model
 
 
-def _adapter_folder(path: str) -> str:
+def adapter_folder(path: str) -> str:
+    """The folder of policy.adapter.path. Raises UserError when it holds no PEFT adapter in safetensors."""
     folder = resolve_model_path("policy.adapter.path", path)
     if Path(folder).is_dir():
         if not (Path(folder) / "adapter_config.json").is_file():

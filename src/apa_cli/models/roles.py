@@ -12,14 +12,14 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
 from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
 from apa_cli.models.reward import RewardModel, Scorer, load_reward
-from apa_cli.models.value import SeparateValue, SharedValue, load_value
+from apa_cli.models.value import Value, load_value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
     policy: Policy
     reference: Reference
-    value: SharedValue | SeparateValue
+    value: Value
     scorer: Scorer
     evaluator: Scorer | None  # judges held-out responses; never trains
     runtime: Runtime
@@ -49,8 +49,7 @@ class Models:
         return [
             f"policy     {total:,} parameters, {trained:,} trained",
             f"reference  {reference if self.reference.shares_weights else 'a frozen copy'}",
-            f"value      {'a network of its own' if self.value.needs_own_pass else 'a head on the policy'}, "
-            f"{critic:,} parameters",
+            f"value      {self.value.description}, {critic:,} parameters",
         ]
 
 

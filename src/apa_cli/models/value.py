@@ -1,4 +1,4 @@
-"""The critic V(s): a network of its own, or a head on the policy's trunk.
+"""The critic V(s): a network of its own, a head on the policy's trunk, or an adapter of its own on the policy's base.
 
 Index t of its values is the value of the state in which response token t is chosen: the same position that predicts
 the token.
@@ -6,6 +6,7 @@ the token.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from apa_cli.algorithms import response_logits
 from apa_cli.config.schema import PolicyConfig, ValueConfig
 from apa_cli.errors import UserError
+from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime
 from apa_cli.models.loading import load_config, load_pretrained
-from apa_cli.models.policy import Policy, model_inputs
+from apa_cli.models.policy import Policy, adapter_folder, model_inputs
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -39,7 +41,7 @@ class ValueHead(nn.Module):
 class SharedValue(nn.Module):
     """A head on the hidden states that the policy's own forward leaves behind."""
 
-    needs_own_pass = False
+    description = "a head on the policy"
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -56,7 +58,7 @@ class SharedValue(nn.Module):
 class SeparateValue(nn.Module):
     """A transformer of its own with a head."""
 
-    needs_own_pass = True
+    description = "a network of its own"
 
     def __init__(self, trunk: Any, runtime: Runtime) -> None:
         super().__init__()
@@ -76,13 +78,51 @@ class SeparateValue(nn.Module):
         save_head(self.head, folder)
 
 
+class AdapterValue(nn.Module):
+    """The policy's base with an adapter of the critic's own, and a head: the base is held once."""
+
+    description = "the policy's base with an adapter of its own"
+
+    def __init__(self, policy: Policy, trained: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.adapter = nn.ParameterList(trained)  # the very tensors inside the policy's model
+        self.head = ValueHead(_hidden_size(policy.model))
+        self._policy = policy
+
+    def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
+        """V at the response positions, (B, T) float32."""
+        assert self._policy.adapters is not None
+        with self._policy.adapters.use(VALUE_ADAPTER):
+            hidden = self._policy.hidden_states(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, T, H)
+        return self.head(hidden)
+
+    def save(self, folder: Path) -> None:
+        """A PEFT folder like the policy's, with the head beside the adapter."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        model = self._policy.model
+        tensors = get_peft_model_state_dict(model, adapter_name=VALUE_ADAPTER, save_embedding_layers=False)
+        save_file({name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors")
+        adapter_config = copy.deepcopy(model.peft_config[VALUE_ADAPTER])
+        adapter_config.inference_mode = True
+        adapter_config.save_pretrained(folder)
+        save_head(self.head, folder)
+
+
+Value = SharedValue | SeparateValue | AdapterValue
+
+
 def load_value(
     config: ValueConfig, policy_config: PolicyConfig, policy: Policy, runtime: Runtime, *, weights: Path | None = None
-) -> SharedValue | SeparateValue:
+) -> Value:
     """The critic on its device. `weights`: a checkpoint's value folder to go on from."""
-    value: SharedValue | SeparateValue
+    value: Value
     if config.kind == "shared":
         value = SharedValue(_hidden_size(policy.model))
+    elif config.kind == "adapter":
+        value = AdapterValue(policy, _attach_value_adapter(policy, policy_config, weights))
     else:
         key, path = ("value.path", config.path) if config.path else ("policy.path", policy_config.path)
         value = SeparateValue(_load_trunk(key, str(weights or path), policy_config), runtime)
@@ -92,6 +132,30 @@ def load_value(
     if weights is not None:
         load_head(value.head, weights)
     return value.to(runtime.device).eval()
+
+
+def _attach_value_adapter(policy: Policy, config: PolicyConfig, weights: Path | None) -> list[nn.Parameter]:
+    """Put the critic's adapter on the policy's model, shaped and started as the policy's; its trained tensors.
+
+    PEFT freezes one adapter when it selects another: here both stay trained.
+    """
+    model, switch = policy.model, policy.adapters
+    assert switch is not None
+    if weights is not None:
+        model.load_adapter(str(weights), VALUE_ADAPTER, is_trainable=True)
+    elif config.adapter.path is not None:
+        model.load_adapter(adapter_folder(config.adapter.path), VALUE_ADAPTER, is_trainable=True)
+    else:
+        model.add_adapter(VALUE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
+    model.set_adapter(VALUE_ADAPTER)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.set_adapter(POLICY_ADAPTER)
+    for p in (*policy.trainable_parameters(), *trained):
+        p.requires_grad_(True)
+    switch.refresh()
+    model.to(policy.runtime.device)
+    model.eval()
+    return trained
 
 
 def save_head(head: ValueHead, folder: Path) -> None:

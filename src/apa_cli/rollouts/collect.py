@@ -10,7 +10,7 @@ from torch import Tensor
 from apa_cli.data.prompts import PromptBatch
 from apa_cli.models.policy import Policy, Reference
 from apa_cli.models.reward import FinishedResponses
-from apa_cli.models.value import SeparateValue, SharedValue
+from apa_cli.models.value import SharedValue, Value
 from apa_cli.rollouts.generation import decode
 from apa_cli.rollouts.record import Rollout
 
@@ -20,7 +20,7 @@ def add_passes(
     rollout: Rollout,
     policy: Policy,
     reference: Reference,
-    value: SharedValue | SeparateValue | None,
+    value: Value | None,
     *,
     temperature: float,
     token_budget: int,
@@ -39,7 +39,7 @@ def add_passes(
         if policy_pass or shared:
             logprobs, hidden = policy.logprobs(*part.batch, temperature=temperature)
             values = value.from_hidden(hidden) if isinstance(value, SharedValue) else None
-        if isinstance(value, SeparateValue):
+        if value is not None and not isinstance(value, SharedValue):
             values = value(*part.batch)
         pieces.append((rows, reference.logprobs(*part.batch, temperature=temperature), values, logprobs))
     return replace(

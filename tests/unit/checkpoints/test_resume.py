@@ -30,8 +30,10 @@ def begin(config, checkpoint=None):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    ("critic", "start"),
+    [(c, s) for c in ("separate", "shared", "adapter") for s in STARTS if (c, s) != ("adapter", "full")],
+)
 def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, critic, start):
     adapter = {"policy__adapter__path": str(adapter_dir)} if start == "trained" else STARTS[start]
     config = make_config(

@@ -72,6 +72,8 @@ IMPOSSIBLE = [
     ({"objective__kl_target": 6.0}, "objective.kl_target", "objective=ppo"),
     ({"generation__min_new_tokens": 129}, "generation.min_new_tokens", "generation.max_new_tokens=128"),
     ({"value__kind": "shared", "value__path": "x"}, "value.path", "value=separate"),
+    ({"value__kind": "adapter", "policy__adapter__r": 8, "value__path": "x"}, "value.path", "value=separate"),
+    ({"value__kind": "adapter"}, "value.kind", "policy=lora"),
     ({"training__minibatch_size": 65}, "training.minibatch_size", "rollout.batch_size=64"),
     ({"optimizer__warmup_iterations": 101}, "optimizer.warmup_iterations", "training.iterations=100"),
     ({"optimizer__betas": [0.9]}, "optimizer.betas", "two numbers"),

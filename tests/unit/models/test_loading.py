@@ -159,6 +159,16 @@ def test_a_critic_is_never_filled_with_random_weights(copy, policy_dir):
     refused(policy_dir(), "value.path", "lacks weights", value__path=str(copy))
 
 
+def test_an_adapter_that_is_no_change_of_weights(policy_dir, tmp_path):
+    from peft import AdaptionPromptConfig, PromptTuningConfig, get_peft_model
+
+    folder = policy_dir(kind="llama")
+    for config in (AdaptionPromptConfig(adapter_len=2, adapter_layers=1), PromptTuningConfig(num_virtual_tokens=2)):
+        config.task_type = "CAUSAL_LM"
+        get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config).save_pretrained(tmp_path)
+        refused(folder, "policy.adapter.path", "LoRA", policy__adapter__path=str(tmp_path))
+
+
 def test_a_revision_is_no_hindrance_to_a_folder(policy_dir):
     load_models(make_config(policy_dir(), policy__revision="main"), CPU)
 

@@ -51,6 +51,13 @@ KINDS = {
         "value__kind": "shared",
         "policy__gradient_checkpointing": True,
     },
+    "apa-adapter": {"value__kind": "adapter", "policy__adapter__r": 2},
+    "ppo-adapter-checkpointing": {
+        "objective__name": "ppo",
+        "value__kind": "adapter",
+        "policy__adapter__r": 2,
+        "policy__gradient_checkpointing": True,
+    },
     "apa-lora-checkpointing": {"policy__adapter__r": 2, "policy__gradient_checkpointing": True},
 }
 
@@ -73,8 +80,9 @@ def test_micro_batches_give_the_gradient_of_one_batch(policy_dir, kind):
             assert number == pytest.approx(whole_stats[name], rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-@pytest.mark.parametrize("adapter", [0, 2])
+@pytest.mark.parametrize(
+    ("critic", "adapter"), [("separate", 0), ("separate", 2), ("shared", 0), ("shared", 2), ("adapter", 2)]
+)
 def test_checkpointing_changes_no_gradient(policy_dir, critic, adapter):
     found = []
     for checkpointing in (False, True):
