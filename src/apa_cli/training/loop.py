@@ -27,7 +27,7 @@ from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.finiteness import describe_setting, sound_part, usable_rows
 from apa_cli.training.guards import Guards
 from apa_cli.training.interrupts import Interrupts
-from apa_cli.training.memory import enough_memory_to_sample, within_memory
+from apa_cli.training.memory import enough_memory, within_memory
 from apa_cli.training.optimizer import learning_rate_factor, set_learning_rate
 from apa_cli.training.random_states import RandomStates
 from apa_cli.training.state import RolloutStart, TrainingState, Work
@@ -144,7 +144,9 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
     config, models, budget = run.config, run.models, state.health.budget
     state.start = RolloutStart(prompts=state.prompts.state_dict(), random=RandomStates.capture())
     prompts = next(state.prompts)
-    with watch.phase("generate"), enough_memory_to_sample(config):
+    too_many = f"sampling {config.rollout.batch_size} responses at once does"
+    lower = "lower it, generation.max_new_tokens or data.max_prompt_tokens"
+    with watch.phase("generate"), enough_memory("rollout.batch_size", too_many, lower):
         rollout = sample(models.policy, prompts, config.generation)
         finished = finished_responses(models.policy, prompts, rollout, config.generation.stop)
     with watch.phase("forward"):

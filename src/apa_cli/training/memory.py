@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.tracking.log import LOGGER
 
@@ -64,18 +63,14 @@ def within_memory(
 
 
 @contextmanager
-def enough_memory_to_sample(config: TrainConfig) -> Iterator[None]:
-    """Sampling is not done in micro-batches, so running out of memory there is the user's to mend."""
+def enough_memory(where: str, problem: str, remedy: str) -> Iterator[None]:
+    """For what cannot be done in smaller pieces: running out of memory in here is the user's to mend."""
     try:
         yield
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        raise UserError(
-            "rollout.batch_size",
-            f"sampling {config.rollout.batch_size} responses at once does not fit in the device's memory",
-            "lower it, generation.max_new_tokens or data.max_prompt_tokens",
-        ) from None
+        raise UserError(where, f"{problem} not fit in the device's memory", remedy) from None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -28,7 +28,7 @@ from apa_cli.rollouts.record import Rollout
 from apa_cli.tracking.log import LOGGER
 from apa_cli.training.finiteness import Suspects, bad_weights, fault_in
 from apa_cli.training.health import Health
-from apa_cli.training.memory import within_memory
+from apa_cli.training.memory import enough_memory, within_memory
 from apa_cli.training.targets import Targets
 
 ALWAYS = ("objective/policy_loss", "objective/value_loss", "optim/grad_norm", "optim/value_grad_norm")
@@ -164,7 +164,9 @@ def _step(
     for name, norm in norms.items():  # only now: clipping by a norm of NaN would spoil every gradient alike
         nn.utils.clip_grads_with_norm_(trained[name], config.optimizer.max_grad_norm, norm)
     progress.stepping = True
-    optimizer.step()
+    states = "AdamW's two numbers for each trained weight do"  # which it makes room for in its first step
+    with enough_memory("policy.adapter.r", states, "train fewer weights: policy=lora, or a lower rank"):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for name, mean in means.items():
         progress.means[name].merge(mean)

@@ -16,7 +16,7 @@ from apa_cli.config.schema import TrainingConfig
 from apa_cli.errors import UserError
 from apa_cli.training import update as update_module
 from apa_cli.training.health import Health
-from apa_cli.training.memory import TokenBudget, is_out_of_memory, within_memory
+from apa_cli.training.memory import TokenBudget, enough_memory, is_out_of_memory, within_memory
 from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.update import update
 
@@ -91,6 +91,39 @@ def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, monkeypatch,
     assert f"training.microbatch_tokens is {tokens} from here on" in said[-1]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, monkeypatch, kind):
+    """The second micro-batch fails, when the first has left its gradients and its part of the means."""
+
+    def run(fails):
+        config, models, rollout, targets = setting(
+            policy_dir(eos_logit=4.0),
+            **KINDS[kind],
+            training__microbatch_tokens=60,
+            training__minibatch_size=12,
+            training__epochs_per_rollout=1,
+        )
+        optimizer, kept = optimizer_that_keeps_gradients(models, config)
+        real, calls = update_module._value_loss, []
+
+        def value_loss(*arguments):
+            calls.append(1)
+            if fails and len(calls) == 2:
+                raise torch.OutOfMemoryError(OOM)
+            return real(*arguments)
+
+        monkeypatch.setattr(update_module, "_value_loss", value_loss)
+        stats = update(models, optimizer, rollout, targets, config)
+        monkeypatch.setattr(update_module, "_value_loss", real)
+        assert len(calls) > 2
+        return kept[0], stats
+
+    (expected, expected_stats), (found, stats) = run(fails=False), run(fails=True)
+    for name, gradient in found.items():
+        assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    assert stats == pytest.approx(expected_stats, rel=1e-5, abs=1e-7)
+
+
 def test_nothing_of_the_failed_attempt_is_kept_alive(policy_dir, monkeypatch):
     config, models, rollout, targets = setting(policy_dir(eos_logit=4.0), training__microbatch_tokens=400)
     device = Small(monkeypatch, 60)
@@ -150,6 +183,21 @@ def test_the_budget_is_halved_until_the_micro_batches_are_smaller():
     assert tried == [1000, 62, 31, 15]
     assert budget.tokens == 15
     assert len(undone) == 3
+
+
+def test_what_cannot_be_done_in_pieces_says_what_to_lower(policy_dir, monkeypatch):
+    config, models, rollout, targets = setting(policy_dir())
+    optimizer = make_optimizer(models, config.optimizer)
+
+    def step():
+        raise torch.OutOfMemoryError(OOM)
+
+    optimizer.step = step
+    with pytest.raises(UserError, match=r"^policy\.adapter\.r: AdamW's .* do not fit .*; train fewer"):
+        update(models, optimizer, rollout, targets, config)
+    for error in (ValueError("no memory"), RuntimeError("shapes do not fit")):
+        with pytest.raises(type(error)), enough_memory("key", "it does", "lower it"):
+            raise error
 
 
 def test_other_errors_pass():
