@@ -84,7 +84,7 @@ ROWS = [
     evaluate("a model of another vocabulary", "checkpoint={other} config=base.yaml evaluation.prompts=2", "policy.path: …/policy has another vocabulary than …/other; the two must share a tokenizer"),
     evaluate("an adapter of another base", "checkpoint={adapter} config=base.yaml policy.path={other} evaluation.prompts=2", "checkpoint: …/adapter is no adapter of …/other (Error(s) in loading state_dict for PeftModelForCausalLM: size mismatch …); give one trained on this base"),
     evaluate("a damaged adapter", "checkpoint=lora_run evaluation.prompts=2", "checkpoint: …/lora_run/final is no adapter of …/policy (Error while deserializing header: …); give one trained on this base", spoilt("lora_run", halve("final/adapter_model.safetensors"))),
-    evaluate("a checkpoint for a pickle", "checkpoint=run/final evaluation.prompts=2", "checkpoint: …/run/final holds pickled weights only, which can run code when loaded; …",
+    evaluate("a checkpoint for a pickle", "checkpoint=run/final evaluation.prompts=2", "checkpoint: …/run/final holds pickled weights only (pytorch_model.bin), which can run code when loaded; …",
              spoilt("run", lambda f: (f / "final/model.safetensors").rename(f / "final/pytorch_model.bin"))),
     evaluate("a judge without its model", "checkpoint=run evaluation.prompts=2 evaluation.judge.base_url=http://127.0.0.1:9/v1", "evaluation.judge.model: not set; name a model that the endpoint serves: evaluation.judge.model=NAME"),
     evaluate("an evaluator that raises", "checkpoint=run evaluation.prompts=2 evaluation.reward.kind=function evaluation.reward.function=mine.py:f",

@@ -140,7 +140,7 @@ def _settle_folder(arguments: argparse.Namespace) -> Path:
     if given:
         return Path(os.path.abspath(given[-1].partition("=")[2].strip("'\"")))
     composed = compose.compose_raw(
-        _first_choices(arguments.overrides),
+        first_choices(arguments.overrides),
         name=arguments.config_name or sources.PRIMARY,
         folder=arguments.config_path,
         extra_folder=arguments.config_dir,
@@ -180,7 +180,7 @@ def planned(arguments: argparse.Namespace) -> Iterator[list[str]]:
             yield [*first[:i], value, *first[i + 1 :]]
 
 
-def _first_choices(overrides: list[str]) -> list[str]:
+def first_choices(overrides: list[str]) -> list[str]:
     """One run of the sweep, without the values that only a sweeper can tell."""
     return [_values(override)[0] for override in _parsed(overrides) if _listed(override)]
 

@@ -26,7 +26,7 @@ from apa_cli import __version__
 from apa_cli.checkpoints import resume
 from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
 from apa_cli.commands.messages import exit_code, report_error, say
-from apa_cli.commands.sweep import PROGRAM, is_sweep, planned, sweeping
+from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
 from apa_cli.config import compose, help_text, sources
 from apa_cli.errors import UserError
 
@@ -81,16 +81,13 @@ def _command(argv: list[str]) -> None:
     if arguments.help:
         print(help_text.render(), flush=True)
         return
+    if arguments.cfg or arguments.info or is_sweep(arguments):
+        _compose(arguments, first_choices(arguments.overrides))  # refuses code before Hydra would run it
     if not _trains(arguments):
         _hydra(arguments, parser, run_job)
         return
     for overrides in planned(arguments):
-        composed = compose.compose_raw(
-            overrides,
-            name=arguments.config_name or sources.PRIMARY,
-            folder=arguments.config_path,
-            extra_folder=arguments.config_dir,
-        )
+        composed = _compose(arguments, overrides)
         _check_folder(compose.to_train_config(composed).output_dir)
     if not is_sweep(arguments):
         _hydra(arguments, parser, run_job)
@@ -98,6 +95,15 @@ def _command(argv: list[str]) -> None:
     assert _session is not None
     with sweeping(arguments, full_error=_session.full_error, codes=_session.codes) as member:
         _hydra(arguments, parser, member)
+
+
+def _compose(arguments: argparse.Namespace, overrides: list[str]) -> DictConfig:
+    return compose.compose_raw(
+        overrides,
+        name=arguments.config_name or sources.PRIMARY,
+        folder=arguments.config_path,
+        extra_folder=arguments.config_dir,
+    )
 
 
 def _hydra(arguments: argparse.Namespace, parser: _Parser, task: Callable[[DictConfig], object]) -> None:

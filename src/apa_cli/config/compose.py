@@ -8,11 +8,12 @@ from typing import NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from apa_cli.config import members, sources
 from apa_cli.config.checks import check_config
 from apa_cli.config.help_text import register as register_help
+from apa_cli.config.hydra_code import refuse_code
 from apa_cli.config.keys import SWEEP, all_keys, groups, sections
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import PRIMARY, config_dir
@@ -49,7 +50,11 @@ def compose_raw(
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(extra_folder)}']"]
     try:
         with initialize_config_dir(folder or str(config_dir()), job_name=PRIMARY, version_base=VERSION_BASE):
-            return compose(name, overrides)
+            composed = compose(name, overrides, return_hydra_config=True)
+        refuse_code(composed.hydra, overrides)
+        with open_dict(composed):
+            del composed["hydra"]
+        return composed
     except RecursionError as error:
         remedy = "let one of them name a recipe"
         raise UserError("config", "files that extend one another in a circle", remedy) from error

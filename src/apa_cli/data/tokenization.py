@@ -68,8 +68,6 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: 
 
 
 def _render(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    from jinja2.exceptions import TemplateError
-
     if not tokenizer.chat_template:
         problem = "the prompts are messages, and the policy's tokenizer has no chat template"
         raise UserError("data.format", problem, "use a policy with one, or prompts as text")
@@ -78,7 +76,7 @@ def _render(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[str
         messages = [dict(message) for message in row.messages or ()]
         try:
             texts.append(str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)))
-        except (TemplateError, ValueError, TypeError) as error:
+        except Exception as error:  # a template may fail in any way
             problem = f"the chat template refuses the messages: {error}"
             raise UserError(row.place, problem, "write them the way this policy's template expects") from None
     return texts

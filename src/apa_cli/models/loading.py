@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 
 from apa_cli.assets.resolve import PREFIX, resolve_path
 from apa_cli.errors import UserError
+from apa_cli.models.weight_files import refuse_pickles
 
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # as they appear in names of configuration fields
 LONGEST_REASON = 240  # characters of a library's own words
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def resolve_model_path(key: str, path: str) -> str:
@@ -39,7 +39,7 @@ def load_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any
     Weights that the model needs and the folder lacks are an error: transformers would fill them with random numbers.
     """
     folder = resolve_model_path(key, path)
-    options = {name: value for name, value in options.items() if value is not None}
+    options = _known(options)
     if Path(folder).is_dir():
         options.pop("revision", None)
         _check_folder(key, Path(folder))
@@ -89,7 +89,7 @@ def load_tokenizer(key: str, path: str, **options: Any) -> Any:
     remedy = "save one beside the model with tokenizer.save_pretrained"
     try:
         with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **{k: v for k, v in options.items() if v is not None})
+            tokenizer = AutoTokenizer.from_pretrained(folder, **_known(options))
     except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
         load_config(key, path, **options)  # says so where the fault is the model's, or the network's
         raise UserError(key, f"no tokenizer could be loaded from {path} ({first_line(error)})", remedy) from error
@@ -116,11 +116,19 @@ def load_config(key: str, path: str, **options: Any) -> Any:
         _check_folder(key, Path(folder))
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, **{k: v for k, v in options.items() if v is not None})
+            config = AutoConfig.from_pretrained(folder, **_known(options))
     except Exception as error:  # each model's configuration has checks and errors of its own
         raise _as_user_error(key, path, error) from error
+    if "/" in str(getattr(config, "_attn_implementation", None) or ""):
+        kernel = config._attn_implementation
+        raise UserError(key, f"{path} asks for the attention kernel {kernel}, which is code", "do not use this model")
     _without_noise(config)
     return config
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Options that are set. Code from a repository runs only where the caller says so: left open, one is asked."""
+    return {"trust_remote_code": False, **{name: value for name, value in options.items() if value is not None}}
 
 
 def _without_noise(config: Any) -> None:
@@ -169,19 +177,18 @@ def _check_folder(key: str, folder: Path) -> None:
         whole = False
     if not whole:
         raise UserError(key, f"{folder / 'config.json'} is not a JSON object", "save the model again, or copy it again")
-    if any((folder / name).is_file() for name in PICKLED) and not list(folder.glob("*.safetensors")):
-        raise UserError(
-            key,
-            f"{folder} holds pickled weights only, which can run code when loaded",
-            "convert it once with model.save_pretrained(folder), which writes safetensors",
-        )
+    refuse_pickles(key, folder)
 
 
 def _as_user_error(key: str, path: str, error: Exception) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:
         return UserError(
-            key, f"{path} carries its own Python code", "set policy.trust_remote_code=true if you trust its authors"
+            key,
+            f"{path} carries its own Python code",
+            "set policy.trust_remote_code=true if you trust its authors"
+            if key == "policy.path"
+            else "give a model that transformers itself knows: code is run for policy.path alone",
         )
     if isinstance(error, PermissionError):
         return UserError(key, f"{error.filename or path} cannot be read: {error.strerror}", "check its permissions")

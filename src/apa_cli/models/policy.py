@@ -29,6 +29,7 @@ from apa_cli.models.loading import (
     load_tokenizer,
     resolve_model_path,
 )
+from apa_cli.models.weight_files import check_adapter, fetch_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +277,8 @@ def _load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtyp
 
     options: dict[str, Any] = {
         "revision": config.revision if key == "policy.path" else None,
-        "trust_remote_code": config.trust_remote_code,
+        # the name of trust is policy.path: a reference of its own is another repository
+        "trust_remote_code": config.trust_remote_code and (key != "reference.path" or path == config.path),
     }
     model_config = load_config(key, path, **options)
     if getattr(model_config, "is_encoder_decoder", False):
@@ -305,6 +307,7 @@ def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> A
                     f"{key}.path", "this adapter adds to the prompt, not to the weights", "give a LoRA adapter"
                 )
         if weights is not None:
+            check_adapter("checkpoint", weights)
             peft_model = PeftModel.from_pretrained(model, str(weights), is_trainable=True)
         elif adapter.path is not None:
             peft_model = PeftModel.from_pretrained(model, adapter_folder(adapter.path), is_trainable=True)
@@ -338,17 +341,12 @@ def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> A
 
 def adapter_folder(path: str) -> str:
     """The folder of policy.adapter.path. Raises UserError when it holds no PEFT adapter in safetensors."""
-    folder = resolve_model_path("policy.adapter.path", path)
-    if Path(folder).is_dir():
-        if not (Path(folder) / "adapter_config.json").is_file():
-            raise UserError("policy.adapter.path", f"{path} has no adapter_config.json", "give a PEFT adapter's folder")
-        if not (Path(folder) / "adapter_model.safetensors").is_file():
-            raise UserError(
-                "policy.adapter.path",
-                f"{path} has no adapter_model.safetensors",
-                "save the adapter with save_pretrained, which writes safetensors",
-            )
-    return folder
+    key = "policy.adapter.path"
+    folder = Path(resolve_model_path(key, path))
+    if not folder.is_dir():
+        folder = fetch_adapter(key, path)
+    check_adapter(key, folder)
+    return str(folder)
 
 
 def _base(model: Any) -> Any:

@@ -127,11 +127,9 @@ class RewardModel:
         return self.tokenizer(texts)["input_ids"], None
 
     def _render(self, dialogue: list[dict[str, str]]) -> str:
-        from jinja2.exceptions import TemplateError
-
         try:
             return str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
-        except (TemplateError, ValueError, TypeError) as error:
+        except Exception as error:  # a template may fail in any way
             raise UserError(
                 f"{self.key}.path",
                 f"the chat template of {self.config.path} refuses a dialogue: {error}",

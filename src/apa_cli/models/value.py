@@ -20,6 +20,7 @@ from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime
 from apa_cli.models.loading import load_config, load_pretrained
 from apa_cli.models.policy import Policy, adapter_folder, model_inputs
+from apa_cli.models.weight_files import read_safetensors
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -166,9 +167,7 @@ def save_head(head: ValueHead, folder: Path) -> None:
 
 
 def load_head(head: ValueHead, folder: Path) -> None:
-    from safetensors.torch import load_file
-
-    head.load_state_dict(load_file(folder / HEAD_FILE))
+    head.load_state_dict(read_safetensors("checkpoint", folder / HEAD_FILE))
 
 
 def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
@@ -176,7 +175,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
 
     options = {
         "revision": config.revision if key == "policy.path" else None,
-        "trust_remote_code": config.trust_remote_code,
+        "trust_remote_code": config.trust_remote_code and (key == "policy.path" or path == config.path),
     }
     trunk_config = load_config(key, path, **options)
     if getattr(trunk_config, "is_encoder_decoder", False):
