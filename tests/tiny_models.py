@@ -321,13 +321,21 @@ def make_rollout(models: Models, config: TrainConfig, prompts: PromptBatch) -> R
     )
 
 
+class NoMetrics:
+    def sync(self) -> bool:
+        return True
+
+    def copy_to(self, folder: Path) -> None:
+        pass
+
+
 def make_store(folder: Path, config: CheckpointConfig) -> CheckpointStore:
     """Checkpoints of a run that has no tracker; its warnings are errors."""
 
     def warn(message: str) -> None:
         raise AssertionError(message)
 
-    return CheckpointStore(folder, config, warn=warn, sync=lambda: True)
+    return CheckpointStore(folder, config, warn=warn, metrics=NoMetrics())
 
 
 def make_stream(models: Models, config: TrainConfig) -> PromptStream:

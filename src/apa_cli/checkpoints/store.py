@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError
 
@@ -26,6 +28,18 @@ BEST_FILE = "best.json"
 DISK_ERRORS = (OSError, SafetensorError)  # what a full, read-only or broken disk raises
 
 
+class Metrics(Protocol):
+    """What a run has written besides checkpoints, which must not know more than it."""
+
+    def sync(self) -> bool:
+        """Bring all lines to the disk; whether they are there."""
+        ...
+
+    def copy_to(self, folder: Path) -> None:
+        """All lines so far, those among them that the disk has not taken."""
+        ...
+
+
 class CheckpointStore:
     """`checkpoints/iter_000050/{policy,value,trainer_state}/` with a manifest; `checkpoints/latest` and `best`.
 
@@ -33,15 +47,14 @@ class CheckpointStore:
     """
 
     def __init__(
-        self, run_dir: Path, config: CheckpointConfig, *, warn: Callable[[str], None], sync: Callable[[], bool]
+        self, run_dir: Path, config: CheckpointConfig, *, warn: Callable[[str], None], metrics: Metrics
     ) -> None:
-        """`sync` brings metrics to the disk, and says whether they are: a checkpoint must not know more than they."""
         self.run_dir = run_dir
         self.folder = run_dir / "checkpoints"
         self.config = config
         self.failure: str | None = None  # why the newest save failed, where it did
         self._saved: tuple[int, int, int] | None = None  # position of the newest checkpoint
-        self._warn, self._sync = warn, sync
+        self._warn, self._metrics = warn, metrics
 
     def due(self, iteration: int, iterations: int) -> bool:
         """Whether to save after this iteration: at the interval, and always after the last."""
@@ -51,9 +64,13 @@ class CheckpointStore:
         """Whether nothing has been learnt since the newest checkpoint."""
         return self._saved == state.position or (self._saved is None and state.position == (0, 0, 0))
 
-    def went_on_from(self, state: TrainingState) -> None:
-        """`state` has just been loaded from a checkpoint."""
+    def went_on_from(self, checkpoint: Path, state: TrainingState) -> None:
+        """`state` has just been loaded from `checkpoint`. A crash may have come between it and `latest`."""
         self._saved = state.position
+        if checkpoint.parent == self.folder and (self.folder / "latest").resolve() != checkpoint.resolve():
+            with contextlib.suppress(OSError):  # a disk that takes nothing says so at the next save
+                self._point("latest", checkpoint)
+                self._prune()
 
     def save(self, models: Models, state: TrainingState) -> Path | None:
         """Write the checkpoint of `state`, point `latest` at it, and drop the oldest beyond `keep`.
@@ -62,9 +79,7 @@ class CheckpointStore:
         """
         final = self.folder / f"iter_{state.iteration:06d}{PART if state.work else ''}"
         try:
-            if not self._sync():
-                raise OSError("the metrics before it are not on the disk")
-            _write(final, models, state)
+            _write(final, models, state, sync=self._metrics.sync)
             self._point("latest", final)
         except DISK_ERRORS as error:
             shutil.rmtree(final.with_name(f".{final.name}.partial"), ignore_errors=True)
@@ -86,11 +101,10 @@ class CheckpointStore:
         except OSError:
             return None
         try:
-            for name in ("config.yaml", "overrides.yaml", "metrics.jsonl", "samples.jsonl"):
-                if (self.run_dir / name).is_file():
-                    shutil.copy(self.run_dir / name, rescue / name)
+            shutil.copy(self.run_dir / "config.yaml", rescue / "config.yaml")
+            self._metrics.copy_to(rescue)
             final = rescue / "checkpoints" / f"iter_{state.iteration:06d}{PART if state.work else ''}"
-            _write(final, models, state)
+            _write(final, models, state, sync=lambda: True)
         except DISK_ERRORS:
             shutil.rmtree(rescue, ignore_errors=True)
             return None
@@ -155,7 +169,7 @@ class CheckpointStore:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(final: Path, models: Models, state: TrainingState) -> None:
+def _write(final: Path, models: Models, state: TrainingState, *, sync: Callable[[], bool]) -> None:
     partial = partial_of(final)
     fault_point()
     save_policy(models.policy, partial / "policy")
@@ -165,6 +179,8 @@ def _write(final: Path, models: Models, state: TrainingState) -> None:
     save_training_state(state, partial / "trainer_state")
     fault_point()
     write_manifest(partial)
+    if not sync():
+        raise OSError("the lines of metrics before it are not on the disk")
     put_in_place(partial, final)
 
 

@@ -31,7 +31,11 @@ class JsonLines:
 
     def read(self) -> list[dict[str, Any]]:
         """All objects, those that are not on the disk yet among them."""
-        return _parse(self.path.read_bytes() + self.file.pending, self.path)
+        return _parse(self.content(), self.path)
+
+    def content(self) -> bytes:
+        """Of the file, and what is not on the disk yet."""
+        return self.path.read_bytes() + self.file.pending
 
     def sync(self) -> bool:
         """Everything to the disk itself. Whether that succeeded."""

@@ -97,6 +97,11 @@ class Tracker:
         """Metrics and samples to the disk itself, as a checkpoint wants them. Whether all of them are there."""
         return all([self._metrics.sync(), self._samples.sync()])
 
+    def copy_to(self, folder: Path) -> None:
+        """Metrics and samples so far, those among them that a full disk has not taken yet."""
+        for name, lines in ((METRICS_FILE, self._metrics.lines), (SAMPLES_FILE, self._samples.lines)):
+            (folder / name).write_bytes(lines.content())
+
     def metrics(self) -> list[dict[str, float | None]]:
         """The lines of metrics.jsonl, those among them that a full disk has not taken yet."""
         return self._metrics.lines.read()

@@ -120,13 +120,13 @@ def _prepare(
         pad_token_id=models.policy.pad_token_id,
     )
     state = initial_state(config, models, stream)
-    checkpoints = CheckpointStore(run_dir, config.checkpoint, warn=tracker.warn, sync=tracker.sync)
+    checkpoints = CheckpointStore(run_dir, config.checkpoint, warn=tracker.warn, metrics=tracker)
     seed_everything(config.seed)
     if resumption is not None:
         for line in resume_state(resumption, state):
             tracker.note(line)
         if checkpoint is not None:
-            checkpoints.went_on_from(state)
+            checkpoints.went_on_from(checkpoint, state)
     run = Run(
         config=config,
         models=models,

@@ -1,0 +1,158 @@
+"""A disk that is really full, read-only folders, damaged checkpoints, and two runs on one folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from runs import SMALL, assert_same_run, metrics
+
+# Fills the file system at one iteration and frees it at a later one. Counts calls: evaluations, then rollouts.
+FILLING = """
+import os
+from apa_cli.assets import grammar
+
+calls = 0
+
+def reward(prompts, responses):
+    global calls
+    calls += 1
+    if calls == {fill_at} and not os.path.exists({filler!r} + ".never"):
+        with open({filler!r}, "wb") as file:
+            try:
+                while True:
+                    file.write(bytes(65536))
+                    file.flush()
+            except OSError:
+                pass
+    if calls == {free_at}:
+        os.unlink({filler!r})
+    return grammar.sentiment(prompts, responses)
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 40 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"may not mount a file system here ({mounted.stderr.decode().strip()}); see the ulimit test")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def filling(tmp_path: Path, disk: Path, fill_at: int, free_at: int) -> tuple[str, ...]:
+    file = tmp_path / "filling.py"
+    file.write_text(FILLING.format(fill_at=fill_at, free_at=free_at, filler=str(disk / "filler")))
+    return ("reward.kind=function", "reward.path=null", f"reward.function={file}:reward", "evaluation.prompts=0")
+
+
+def test_a_full_disk_costs_checkpoints_but_not_the_run(server, small_disk, tmp_path):
+    never = filling(tmp_path, tmp_path, 100, 100)
+    assert server.run(tmp_path / "plain", *SMALL, *never) == 0, server.output.read_text()[-2000:]
+    overrides = filling(tmp_path, small_disk, 2, 5)
+    assert server.run(small_disk / "run", *SMALL, *overrides) == 0, server.output.read_text()[-2000:]
+    log = (small_disk / "run" / "run.log").read_text()
+    assert "the checkpoint of iteration 2 could not be saved (No space left on device); iter_000001 is kept" in log
+    assert metrics(small_disk / "run") == metrics(tmp_path / "plain")
+    assert (small_disk / "run" / "checkpoints" / "latest").resolve().name == "iter_000006"
+    assert list((small_disk / "run" / "checkpoints").glob(".*")) == []
+
+
+def test_a_disk_that_stays_full_ends_in_exit_1_with_the_state_elsewhere(server, small_disk, tmp_path):
+    (tmp_path / "other").mkdir()
+    overrides = filling(tmp_path, small_disk, 4, 100)
+    folder = small_disk / "run"
+    before = len(server.output.read_text())
+    code = server.run(folder, *SMALL, *overrides, variables={"TMPDIR": str(tmp_path / "other")})
+    output = server.output.read_text()[before:]
+    assert code == 1, output
+    assert "the end of training could not be saved (No space left on device); its state is kept in" in output
+    assert "Traceback" not in output
+    assert (folder / "checkpoints" / "latest").resolve().name == "iter_000003"
+    assert not (folder / "summary.json").exists()
+    (small_disk / "filler").unlink()
+    (small_disk / "filler.never").touch()
+    (rescued,) = (tmp_path / "other").glob("apa_run_*")
+    assert server.run(rescued, f"resume={rescued}") == 0, server.output.read_text()[-2000:]
+    assert [line["iteration"] for line in metrics(rescued)] == [1, 2, 3, 4, 5, 6]
+    # and the run itself goes on from its last good checkpoint
+    assert server.run(folder, f"resume={folder}") == 0
+    assert metrics(folder) == metrics(rescued)
+
+
+def test_a_read_only_folder(server, small_disk, tmp_path):
+    """Root may write anywhere, but not to a file system that is mounted read-only."""
+    folder = small_disk / "run"
+    assert server.run(folder, *SMALL, terminate_at=6) == 130
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    before = len(server.output.read_text())
+    assert server.run(folder, f"resume={folder}") == 2
+    output = server.output.read_text()[before:]
+    assert (
+        output
+        == f"apa-train: error: output_dir: no permission to write in {folder}; name another folder: output_dir=DIR\n"
+    )
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    assert server.run(folder, *SMALL, terminate_at=14) == 130
+    names = sorted(path.name for path in (folder / "checkpoints").glob("iter_*"))
+    assert names == ["iter_000002", "iter_000003", "iter_000003_part"]
+    weights = folder / "checkpoints" / "iter_000003_part" / "policy" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    (folder / "checkpoints" / "iter_000003" / "trainer_state" / "optimizer.safetensors").unlink()
+    before = len(server.output.read_text())
+    assert server.run(folder, f"resume={folder}") == 0
+    output = server.output.read_text()[before:]
+    assert "iter_000003_part is left out" in output and "is damaged: not as it was written" in output
+    assert "iter_000003 is left out" in output and "lacks trainer_state/optimizer.safetensors" in output
+    assert "going on from iter_000002: 2 iterations done" in output
+    assert_same_run(folder, uninterrupted("apa"))
+
+
+def test_without_any_whole_checkpoint_the_run_begins_again(server, uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    assert server.run(folder, *SMALL, terminate_at=6) == 130
+    for checkpoint in (folder / "checkpoints").glob("iter_*"):
+        (checkpoint / "manifest.json").unlink()
+    assert server.run(folder, *SMALL, "resume=auto") == 0
+    assert_same_run(folder, uninterrupted("apa"))
+
+
+def test_two_runs_on_one_folder(server, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("process 123 on elsewhere\n")
+        lock.flush()
+        before = len(server.output.read_text())
+        assert server.run(folder, *SMALL) == 2
+    output = server.output.read_text()[before:]
+    assert f"output_dir: another run (process 123 on elsewhere) is at work in {folder}" in output
+    assert sorted(os.listdir(folder)) == [".lock"]
+    assert server.run(folder, *SMALL, die_at=12) == -9  # the lock of the dead does not stay
+    assert server.run(folder, *SMALL, "resume=auto") == 0
+    assert not (folder / ".lock").exists()
+
+
+def test_a_branch_leaves_the_run_as_it_was(server, uninterrupted, tmp_path):
+    run, branch = tmp_path / "run", tmp_path / "branch"
+    shutil.copytree(uninterrupted("apa"), run, symlinks=True)
+    checkpoint = run / "checkpoints" / "iter_000005"
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in run.rglob("*"))
+    code = server.run(branch, f"resume={checkpoint}", "objective.kl_lambda=0.9", "resume_allow_changes=true")
+    assert code == 0, server.output.read_text()[-2000:]
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
+    assert metrics(branch)[:6] == metrics(run)[:6]  # the evaluation before training, and five iterations
+    assert metrics(branch)[6] != metrics(run)[6]

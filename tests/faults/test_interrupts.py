@@ -1,0 +1,145 @@
+"""SIGTERM and SIGINT: a Slurm preemption, a second signal, a deadline, and the same run after all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import environment
+from runs import SMALL, VARIANTS, assert_same_run, metrics
+
+SLOW_REWARD = """
+import time
+
+def reward(prompts, responses):
+    time.sleep({seconds})
+    return [float(len(r)) for r in responses]
+"""
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("minibatch", [1, 6, 12])
+def test_a_signal_in_an_update_is_resumed_inside_it(server, uninterrupted, tmp_path, variant, minibatch):
+    """Iterations have 4 minibatches in 2 passes: the 6th is in the middle of a pass, the 12th ends an update."""
+    folder = tmp_path / "run"
+    assert server.run(folder, *SMALL, *VARIANTS[variant], terminate_at=minibatch) == 130
+    finished, within = divmod(minibatch, 4)
+    name = (folder / "checkpoints" / "latest").resolve().name
+    assert name == (f"iter_{finished:06d}_part" if within else f"iter_{finished - 1:06d}_part")
+    assert server.run(folder, f"resume={folder}") == 0, server.output.read_text()[-2000:]
+    assert_same_run(folder, uninterrupted(variant))
+    assert list((folder / "checkpoints").glob("*_part")) == []
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [str(Path(sys.executable).parent / "apa-train"), f"output_dir={folder}", *SMALL, *overrides]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
+
+
+def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    file = folder / "metrics.jsonl"
+    while not file.exists() or file.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_slurm_preemption(uninterrupted, tmp_path):
+    """Slurm sends SIGCONT and SIGTERM to every process of the job, SIGKILL after its grace time, and requeues it."""
+    folder = tmp_path / "run"
+    process = start(folder, "checkpoint.every=0", "resume=auto")  # the very line of the batch script
+    wait_for_lines(folder, 3, process)
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "SIGTERM" in output
+    assert output.splitlines()[-1] == "apa-train: interrupted"
+    assert "go on with resume=" in output
+    assert (folder / "checkpoints" / "latest" / "manifest.json").is_file()
+    again = start(folder, "checkpoint.every=0", "resume=auto")
+    output, _ = again.communicate(timeout=240)
+    assert again.returncode == 0, output
+    assert metrics(folder) == metrics(uninterrupted("apa"))
+
+
+def slow(tmp_path: Path, seconds: float) -> tuple[str, ...]:
+    file = tmp_path / "slow.py"
+    file.write_text(SLOW_REWARD.format(seconds=seconds))
+    return ("reward.kind=function", "reward.path=null", f"reward.function={file}:reward", "evaluation.prompts=0")
+
+
+def test_a_signal_does_not_wait_for_a_reward_function_that_hangs(tmp_path):
+    folder = tmp_path / "run"
+    process = start(folder, *slow(tmp_path, 600), "training.iterations=2")
+    deadline = time.monotonic() + 240
+    while "training on" not in (folder / "run.log").read_text() if (folder / "run.log").exists() else True:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    time.sleep(2.0)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=40)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+
+
+def test_a_second_signal_stops_at_once(tmp_path):
+    """The first waits for an optimizer step that takes ten minutes."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "apa-train: a second signal: stopped at once"
+
+
+def test_the_grace_time_is_kept(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, "1.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 0.9 < time.monotonic() - started < 10
+    assert "checkpoint.grace_seconds=1" in errors
+
+
+WAITING = """
+import sys, time
+from apa_cli.training.interrupts import Interrupts
+with Interrupts(float(sys.argv[1])) as interrupts, interrupts.deferred():
+    print("ready", flush=True)
+    end = time.monotonic() + 600
+    while time.monotonic() < end:
+        time.sleep(0.01)
+"""
+
+
+def test_handlers_are_given_back_and_nothing_begins_after_a_signal():
+    from apa_cli.training.interrupts import Interrupted, Interrupts
+
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work() -> None:
+        with Interrupts(30.0) as interrupts, interrupts.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+            with interrupts.immediate():
+                raise AssertionError("the signal came before this stretch began")
+
+    with pytest.raises(Interrupted):
+        work()
+    assert signal.getsignal(signal.SIGTERM) is before
