@@ -52,6 +52,7 @@ VARIANTS = {
 class ForkServer:
     def __init__(self, output: Path) -> None:
         self.output = output
+        output.touch()
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
             stdin=subprocess.PIPE,

@@ -37,10 +37,10 @@ def reward(prompts, responses):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 40 MiB."""
+    """A file system of 80 MiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(folder)], capture_output=True)
     if mounted.returncode:
         pytest.skip(f"may not mount a file system here ({mounted.stderr.decode().strip()}); see the ulimit test")
     yield folder

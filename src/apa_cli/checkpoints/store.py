@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -188,4 +189,5 @@ def _reason(error: Exception) -> str:
     """`No space left on device`, without numbers and paths."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split())[:200]
+    of_system = re.search(r"I/O error: (.*) \(os error \d+\)", str(error))  # safetensors' way to say it
+    return of_system[1] if of_system else " ".join(str(error).split())[:200]

@@ -170,7 +170,7 @@ def save_what_there_is(run: Run, state: TrainingState) -> None:
 def _conclude(run: Run, state: TrainingState, after: Judgement | None, started: float) -> Summary:
     """final/, pictures and report. Raises SaveError where the end of training cannot be kept in the run's folder."""
     config, run_dir = run.config, run.checkpoints.run_dir
-    if not run.checkpoints.holds(state) and run.checkpoints.save(run.models, state) is None:
+    if not run.checkpoints.holds(state) and (run.checkpoints.failure or not run.checkpoints.save(run.models, state)):
         raise save_failed(run, state)
     if after is None and state.initial is not None:  # the run was stopped between its last iteration and here
         after = judge(run, state, state.iteration, log=False)

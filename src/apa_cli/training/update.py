@@ -103,7 +103,8 @@ def update(
             while progress.epochs < config.training.epochs_per_rollout:
                 if progress.order is None:
                     progress.order = torch.randperm(len(rollout.response_ids))
-                for rows in progress.order[progress.rows :].split(config.training.minibatch_size):
+                left = progress.order[progress.rows :]
+                for rows in left.split(config.training.minibatch_size) if len(left) else ():  # nothing splits into one
                     if bool(usable[rows].all()):
                         culprit = _step(models, optimizer, rollout, targets, rows, config, progress, health)
                     else:
