@@ -25,6 +25,7 @@ ALLOW = "resume_allow_changes"
 # Keys and groups that leave every number of training as it is.
 _HARMLESS = (
     "output_dir",
+    "plan_only",
     KEY,
     ALLOW,
     "tracking",

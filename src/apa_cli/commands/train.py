@@ -87,8 +87,10 @@ def _command(argv: list[str]) -> None:
         _hydra(arguments, parser, run_job)
         return
     for overrides in planned(arguments):
-        composed = _compose(arguments, overrides)
-        _check_folder(compose.to_train_config(composed).output_dir)
+        config = compose.to_train_config(_compose(arguments, overrides))
+        _check_folder(config.output_dir)
+        if config.plan_only and is_sweep(arguments):
+            raise UserError("plan_only", "plans one run, and -m begins many", "leave out -m")
     if not is_sweep(arguments):
         _hydra(arguments, parser, run_job)
         return

@@ -207,7 +207,7 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
     if source == config.path:
         check_vocabulary(key, source, model, tokenizer)
     if adapted:
-        model = _attach_adapter(model, config, weights)
+        model = attach_adapter(model, config, weights)
     model = model.to(runtime.device).eval()
     policy = Policy(model, tokenizer, runtime, trained_adapter=config.adapter.path is not None)
     policy.generation_config = generation_config
@@ -294,7 +294,7 @@ def _load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtyp
     )
 
 
-def _attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
+def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
     from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 
     adapter = config.adapter

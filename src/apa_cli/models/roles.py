@@ -36,22 +36,6 @@ class Models:
                 scorer.microbatch_tokens = min(scorer.microbatch_tokens, token_budget)
         return self
 
-    def describe(self) -> list[str]:
-        """One line per role: whose weights, how many are trained."""
-        trained = sum(p.numel() for p in self.policy.trainable_parameters())
-        total = sum(p.numel() for p in self.policy.model.parameters())
-        critic = sum(p.numel() for p in self.value.parameters())
-        reference = (
-            "the policy's weights, adapter as it started"
-            if self.policy.trained_adapter
-            else ("the policy's weights, adapter off")
-        )
-        return [
-            f"policy     {total:,} parameters, {trained:,} trained",
-            f"reference  {reference if self.reference.shares_weights else 'a frozen copy'}",
-            f"value      {self.value.description}, {critic:,} parameters",
-        ]
-
 
 def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | None = None) -> Models:
     """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given."""

@@ -42,8 +42,6 @@ class ValueHead(nn.Module):
 class SharedValue(nn.Module):
     """A head on the hidden states that the policy's own forward leaves behind."""
 
-    description = "a head on the policy"
-
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.head = ValueHead(hidden_size)
@@ -59,12 +57,10 @@ class SharedValue(nn.Module):
 class SeparateValue(nn.Module):
     """A transformer of its own with a head."""
 
-    description = "a network of its own"
-
     def __init__(self, trunk: Any, runtime: Runtime) -> None:
         super().__init__()
         self.trunk = trunk
-        self.head = ValueHead(_hidden_size(trunk))
+        self.head = ValueHead(hidden_size(trunk))
         self._runtime = runtime
 
     def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
@@ -82,12 +78,10 @@ class SeparateValue(nn.Module):
 class AdapterValue(nn.Module):
     """The policy's base with an adapter of the critic's own, and a head: the base is held once."""
 
-    description = "the policy's base with an adapter of its own"
-
     def __init__(self, policy: Policy, trained: list[nn.Parameter]) -> None:
         super().__init__()
         self.adapter = nn.ParameterList(trained)  # the very tensors inside the policy's model
-        self.head = ValueHead(_hidden_size(policy.model))
+        self.head = ValueHead(hidden_size(policy.model))
         self._policy = policy
 
     def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
@@ -121,7 +115,7 @@ def load_value(
     """The critic on its device. `weights`: a checkpoint's value folder to go on from."""
     value: Value
     if config.kind == "shared":
-        value = SharedValue(_hidden_size(policy.model))
+        value = SharedValue(hidden_size(policy.model))
     elif config.kind == "adapter":
         value = AdapterValue(policy, _attach_value_adapter(policy, policy_config, weights))
     else:
@@ -194,7 +188,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
     return trunk
 
 
-def _hidden_size(model: Any) -> int:
+def hidden_size(model: Any) -> int:
     """Width of the last hidden states; some OPT models project theirs down to the embeddings' width."""
     config = model.config.get_text_config()
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)

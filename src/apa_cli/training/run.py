@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
 import math
 import platform
 import random
+import sys
 import time
+import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,9 +36,12 @@ from apa_cli.errors import RunError, SaveError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
 from apa_cli.models.device import Runtime, select_runtime
+from apa_cli.models.plan import check_fits
+from apa_cli.models.plan_roles import make_plan, remedies
 from apa_cli.models.roles import Models, load_models
 from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.metrics import read_metrics
+from apa_cli.tracking.plan_table import memory_lines, plan_lines, plan_table, print_plan
 from apa_cli.tracking.report import Outcome, SamplePair, Summary
 from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.tracker import Tracker
@@ -58,6 +64,9 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
     run_dir = Path(config.output_dir)
     runtime = select_runtime(config.device, config.precision)
     check_best_metric(config)
+    if config.plan_only:
+        _show_plan(config, runtime, run_dir)
+        return
     with Interrupts(config.checkpoint.grace_seconds) as interrupts, run_lock(run_dir):
         if (run_dir / "checkpoints").is_dir():
             recover(run_dir / "checkpoints")
@@ -100,10 +109,9 @@ def _prepare(
     """Load models, prompts and, of a run that goes on, its state."""
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
+    _plan(config, runtime, tracker)
     models = load_models(config, runtime, checkpoint=checkpoint)
     _write_versions(run_dir, models, tracker)
-    for line in models.describe():
-        tracker.note(line)
     _warn(config, models, tracker)
     prompts, held_out = load_prompts(
         config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
@@ -136,6 +144,42 @@ def _prepare(
         interrupts=interrupts,
     )
     return run, state
+
+
+def _show_plan(config: TrainConfig, runtime: Runtime, run_dir: Path) -> None:
+    """`plan_only`: to the terminal, whether it fits or not; the folder that Hydra has made goes again."""
+    with warnings.catch_warnings():  # of libraries about one another: a run sends them to run.log
+        warnings.simplefilter("ignore")
+        try:
+            plan = make_plan(config, runtime)
+        except UserError:
+            raise
+        except Exception as error:
+            problem = f"the models cannot be planned ({type(error).__name__}: {error})"
+            raise UserError("plan_only", " ".join(problem.split())[:300], "check their config.json files") from error
+    print_plan(plan)
+    with contextlib.suppress(OSError):  # somebody's own folder, with something in it
+        run_dir.rmdir()
+    doubt = check_fits(plan, remedies=remedies(config))
+    if doubt:
+        print(f"warning: {doubt}", file=sys.stderr)
+
+
+def _plan(config: TrainConfig, runtime: Runtime, tracker: Tracker) -> None:
+    """Say what will be held where, and refuse what cannot be. A model that hides its sizes is not refused."""
+    try:
+        plan = make_plan(config, runtime)
+    except (UserError, KeyboardInterrupt):
+        raise
+    except Exception as error:  # if it is the user's to mend, loading says so; a model's own code may do anything
+        tracker.note(f"no plan of the memory ({type(error).__name__}: {error})")
+        return
+    tracker.show(plan_table(plan), plan_lines(plan))
+    for line in memory_lines(plan):
+        tracker.note(line)
+    doubt = check_fits(plan, remedies=remedies(config))
+    if doubt:
+        tracker.warn(doubt)
 
 
 def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
@@ -273,7 +317,7 @@ def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
 
 def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:
     """As the run is, not how this start of it came about: what `resume` said is in overrides.yaml."""
-    resolved: Any = redact(replace(config, resume=None, resume_allow_changes=False))
+    resolved: Any = redact(replace(config, resume=None, resume_allow_changes=False, plan_only=False))
     write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(resolved)))
     write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(redact(overrides))))
 

@@ -1,0 +1,216 @@
+"""The plan of a configuration: every role built without weights, from its configuration file alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from apa_cli.config.schema import RewardConfig, TrainConfig
+from apa_cli.errors import UserError
+from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import load_config
+from apa_cli.models.memory import available_bytes
+from apa_cli.models.plan import (
+    MLP_KEPT,
+    Estimate,
+    Plan,
+    Role,
+    Shape,
+    activation_bytes,
+    head_logits_bytes,
+    kv_cache_bytes,
+    sampling_logits_bytes,
+)
+from apa_cli.models.policy import adapter_folder, attach_adapter
+from apa_cli.models.value import ValueHead, hidden_size
+
+STATE_BYTES = 8  # AdamW's two float32 moments of a trained weight
+
+
+def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
+    """Raises UserError for a model whose configuration cannot be read."""
+    with torch.device("meta"):
+        policy = _policy(config, runtime)
+        model = policy.get_base_model() if config.policy.adapter.enabled else policy
+        roles = [
+            _role(
+                "policy",
+                f"{config.policy.path}{', frozen, with an adapter' if config.policy.adapter.enabled else ''}",
+                _without_adapters(policy, REFERENCE_ADAPTER, VALUE_ADAPTER),
+            ),
+            _reference(config, runtime, policy, model),
+        ]
+        roles += [_value(config, policy, model), _scorer("reward", "reward.path", config.reward, runtime)]
+        if config.evaluation.reward.kind != "none":
+            roles.append(_scorer("evaluator", "evaluation.reward.path", config.evaluation.reward, runtime))
+    shape = shape_of(model.config.get_text_config(), gated=any("gate" in name for name, _ in model.named_parameters()))
+    element = 2 if runtime.bf16 else 4
+    return Plan(
+        roles=tuple(roles),
+        estimates=_estimates(config, runtime, shape, element, next(model.parameters()).element_size()),
+        kv_row_bytes=kv_cache_bytes(shape, rows=1, tokens=config.generation.max_new_tokens, element_bytes=element),
+        device=runtime.describe(),
+        available_bytes=available_bytes(runtime.device),
+    )
+
+
+def remedies(config: TrainConfig) -> list[str]:
+    """What would make the certain part smaller, the most effective first."""
+    found = []
+    if not config.policy.adapter.enabled:
+        found.append("add policy=lora (one frozen copy of the weights serves policy and reference)")
+    if config.value.kind == "separate":
+        found.append("value=shared (no second network)")
+    if config.precision == "fp32":
+        found.append("precision=bf16 (frozen weights at half the size)")
+    return found
+
+
+def shape_of(config: Any, *, gated: bool) -> Shape:
+    """From a text model's configuration, in the names that Hugging Face gives these sizes."""
+    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
+    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    intermediate = next((int(size) for size in (getattr(config, name, None) for name in names) if size), 4 * hidden)
+    activation = next((a for a in (getattr(config, n, None) for n in ("activation_function", "hidden_act")) if a), "")
+    return Shape(
+        layers=int(config.num_hidden_layers),
+        hidden=hidden,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or (1 if _multi_query(config) else heads)),
+        head_dim=int(getattr(config, "head_dim", None) or hidden // heads),
+        intermediate=intermediate,
+        mlp="gated" if gated else activation if activation in MLP_KEPT else "plain",
+        vocabulary=int(config.vocab_size),
+    )
+
+
+def _multi_query(config: Any) -> bool:
+    return bool(getattr(config, "multi_query", False)) and not getattr(config, "new_decoder_architecture", False)
+
+
+def _estimates(
+    config: TrainConfig, runtime: Runtime, shape: Shape, element: int, residual: int
+) -> tuple[Estimate, ...]:
+    P, T, rows = config.data.max_prompt_tokens, config.generation.max_new_tokens, config.rollout.batch_size
+    minibatch = config.training.minibatch_size
+    tokens = max(P + T, min(config.training.microbatch_tokens, minibatch * (P + T)))
+    responses = min(minibatch, max(1, tokens // (P + T)))
+    cache = kv_cache_bytes(shape, rows=rows, tokens=P + T, element_bytes=element)
+    activations = activation_bytes(
+        shape,
+        tokens=tokens,
+        bf16=runtime.bf16,
+        checkpointing=config.policy.gradient_checkpointing,
+        residual_bytes=residual,
+    )
+    logits = head_logits_bytes(shape, tokens=responses * T)
+    how = "checkpointed" if config.policy.gradient_checkpointing else "all layers kept"
+    return (
+        Estimate(
+            name="generation",
+            of=f"KV cache and logits, {rows} × up to {P} + {T} tokens",
+            bytes=cache + sampling_logits_bytes(shape, rows=rows),
+        ),
+        Estimate(
+            name="update",
+            of=f"activations and logits, a micro-batch of up to {tokens:,} tokens, {how}",
+            bytes=activations + logits,
+        ),
+    )
+
+
+def _policy(config: TrainConfig, runtime: Runtime) -> Any:
+    adapter = config.policy.adapter
+    dtype = runtime.frozen_dtype if adapter.enabled else torch.float32
+    model = _build("AutoModelForCausalLM", "policy.path", config.policy.path, dtype, config, revision=True)
+    if not adapter.enabled:
+        return model
+    if adapter.path is None:
+        model = attach_adapter(model, config.policy, None)
+    else:
+        from peft import PeftConfig, get_peft_model
+
+        trained = PeftConfig.from_pretrained(adapter_folder(adapter.path))
+        trained.inference_mode = False
+        model = get_peft_model(model, trained)
+        model.add_adapter(REFERENCE_ADAPTER, trained)
+    if config.value.kind == "adapter":
+        model.add_adapter(VALUE_ADAPTER, model.peft_config[POLICY_ADAPTER])
+    return model
+
+
+def _reference(config: TrainConfig, runtime: Runtime, policy: Any, model: Any) -> Role:
+    if config.reference.path is not None:
+        dtype = runtime.frozen_dtype if config.policy.adapter.enabled else torch.float32
+        own = _build("AutoModelForCausalLM", "reference.path", config.reference.path, dtype, config)
+        return _role("reference", config.reference.path, own.requires_grad_(False).named_parameters())
+    if config.policy.adapter.path is not None:
+        start = _adapter(policy, REFERENCE_ADAPTER, train=False)
+        return _role("reference", "the policy's, adapter as it started", start)
+    if config.policy.adapter.enabled:
+        return Role(name="reference", weights="the policy's, adapter off")
+    role = _role("reference", "a frozen copy of the policy", model.named_parameters())
+    return replace(role, trained=0, gradient_bytes=0, optimizer_bytes=0)
+
+
+def _value(config: TrainConfig, policy: Any, model: Any) -> Role:
+    if config.value.kind == "separate":
+        key, path = ("value.path", config.value.path) if config.value.path else ("policy.path", config.policy.path)
+        trunk = _build("AutoModel", key, path, torch.float32, config, revision=key == "policy.path")
+        own = [*trunk.named_parameters(), *ValueHead(hidden_size(trunk)).named_parameters()]
+        return _role("value", f"a network of its own, from {config.value.path or 'the policy'}", own)
+    head = list(ValueHead(hidden_size(model)).named_parameters())
+    if config.value.kind == "shared":
+        return _role("value", "a head on the policy", head)
+    own = _adapter(policy, VALUE_ADAPTER, train=True)
+    return _role("value", "the policy's base, an adapter and a head of its own", [*own, *head])
+
+
+def _scorer(name: str, key: str, config: RewardConfig, runtime: Runtime) -> Role:
+    if config.kind == "function":
+        return Role(name=name, weights=f"none: {config.function}")
+    from transformers import AutoModelForSequenceClassification
+
+    assert config.path is not None
+    model = AutoModelForSequenceClassification.from_config(
+        load_config(key, config.path, revision=config.revision), dtype=runtime.frozen_dtype
+    )
+    return _role(name, config.path, model.requires_grad_(False).named_parameters())
+
+
+def _build(
+    auto_class: str, key: str, path: str, dtype: torch.dtype, config: TrainConfig, *, revision: bool = False
+) -> Any:
+    import transformers
+
+    options: dict[str, Any] = {"trust_remote_code": config.policy.trust_remote_code}
+    model_config = load_config(key, path, revision=config.policy.revision if revision else None, **options)
+    if getattr(model_config, "is_encoder_decoder", False):
+        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    return getattr(transformers, auto_class).from_config(model_config, dtype=dtype, **options)
+
+
+def _adapter(model: Any, name: str, *, train: bool) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p.requires_grad_(train)) for n, p in model.named_parameters() if name in n.split(".")]
+
+
+def _without_adapters(model: Any, *names: str) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in model.named_parameters() if not set(names) & set(name.split("."))]
+
+
+def _role(name: str, weights: str, parameters: Any) -> Role:
+    """Of named parameters, each counted once however many names it has."""
+    own = [p for _, p in parameters]
+    trained = [p for p in own if p.requires_grad]
+    return Role(
+        name=name,
+        weights=weights,
+        parameters=sum(p.numel() for p in own),
+        parameter_bytes=sum(p.numel() * p.element_size() for p in own),
+        trained=sum(p.numel() for p in trained),
+        gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
+        optimizer_bytes=sum(p.numel() * STATE_BYTES for p in trained),
+    )
