@@ -5,6 +5,7 @@ Each test plants code that would leave a file behind, and looks for that file at
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import shutil
@@ -21,6 +22,7 @@ from apa_cli.config.schema import RewardConfig
 from apa_cli.data.formats import Row
 from apa_cli.data.tokenization import encode
 from apa_cli.errors import UserError
+from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy import load_policy
 from apa_cli.models.reward import FinishedResponses, load_reward
 from apa_cli.models.roles import load_models
@@ -78,6 +80,8 @@ def with_model(key: str, folder: Path, base: Path):
 
 
 def refused(config, key: str, *words: str) -> None:
+    with contextlib.suppress(Exception):  # the plan comes first in a run, and may let in no more
+        make_plan(config, CPU)
     with pytest.raises(UserError) as caught:
         load_models(config, CPU)
     message = str(caught.value)

@@ -176,7 +176,7 @@ def _scorer(name: str, key: str, config: RewardConfig, runtime: Runtime) -> Role
 
     assert config.path is not None
     model = AutoModelForSequenceClassification.from_config(
-        load_config(key, config.path, revision=config.revision), dtype=runtime.frozen_dtype
+        load_config(key, config.path, revision=config.revision), dtype=runtime.frozen_dtype, trust_remote_code=False
     )
     return _role(name, config.path, model.requires_grad_(False).named_parameters())
 
@@ -186,7 +186,7 @@ def _build(
 ) -> Any:
     import transformers
 
-    options: dict[str, Any] = {"trust_remote_code": config.policy.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": config.policy.trust_remote_code and path == config.policy.path}
     model_config = load_config(key, path, revision=config.policy.revision if revision else None, **options)
     if getattr(model_config, "is_encoder_decoder", False):
         raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
