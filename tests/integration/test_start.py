@@ -14,13 +14,13 @@ LATER = ("datasets", "matplotlib", "pandas", "peft", "pyarrow", "sklearn", "vllm
 
 UP_TO_THE_FIRST_TOKEN = """
 import json, os, sys
-from transformers import GenerationMixin
+from transformers import DynamicCache
 
-def generate(*args, **kwargs):
+def sampling(*args, **kwargs):
     print(json.dumps(sorted(sys.modules)), file=sys.stderr, flush=True)
     os._exit(0)
 
-GenerationMixin.generate = generate
+DynamicCache.__init__ = sampling
 from apa_cli.commands.train import main
 sys.exit(main(sys.argv[1:]))
 """

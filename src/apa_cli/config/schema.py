@@ -141,7 +141,11 @@ class GenerationConfig:
     top_k: int = number(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
     top_p: float = number(1.0, "sample within this probability mass; 1 = all", above=0, maximum=1)
     stop: list[str] = items([], "strings that end a response; the response counts up to and including them")
-    backend: str = choice("hf", "generation engine: transformers' generate", choices=("hf",))
+    backend: str = choice(
+        "hf",
+        "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU",
+        choices=("hf", "static"),
+    )
 
 
 @dataclass(kw_only=True)

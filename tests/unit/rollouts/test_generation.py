@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from apa_cli.data.prompts import collate
 from apa_cli.models.roles import load_models
+from apa_cli.rollouts.backends import choice
+from apa_cli.rollouts.backends.choice import TokenChooser
 from apa_cli.rollouts.generation import decode, sample
 
 
@@ -25,32 +27,36 @@ def played(monkeypatch):
     def play(policy, rows):
         step = iter(range(10**6))
 
-        def multinomial(probabilities, num_samples):
+        def noise(self, count, vocabulary, device):
+            """So small for the token to play that it wins, as small as nothing else."""
             t = next(step)
-            ids = [row[t] if t < len(row) else 5 for row in rows]
-            return torch.tensor(ids)[:, None]
+            ids = torch.tensor([row[t] if t < len(row) else 5 for row in rows])
+            assert len(ids) == count
+            return torch.full((count, vocabulary), 1e30).scatter_(1, ids[:, None], 1e-30)
 
-        monkeypatch.setattr(torch, "multinomial", multinomial)
+        monkeypatch.setattr(TokenChooser, "noise", noise)
 
     return play
 
 
-def test_the_sampled_ids_are_recorded_and_scored(policy_dir):
+def test_the_sampled_ids_are_recorded_and_scored(policy_dir, monkeypatch):
     """Random bytes do not survive decoding and encoding; the rollout holds what the model drew all the same."""
     policy, generation = load(policy_dir(), generation__temperature=0.7)
     drawn = []
-    original = policy.model.generate
+    original = choice.draw
 
-    def spy(**arguments):
-        drawn.append(original(**arguments))
+    def spy(probabilities, noise):
+        drawn.append(original(probabilities, noise))
         return drawn[-1]
 
-    policy.model.generate = spy
+    monkeypatch.setattr(choice, "draw", spy)
     torch.manual_seed(3)
     batch = uneven_batch(policy, 32)
     rollout = sample(policy, batch, generation)
-    P = batch.prompt_ids.shape[1]
-    assert torch.equal(rollout.response_ids, drawn[0][:, P:])
+    for t, ids in enumerate(drawn):
+        counted = rollout.response_mask[:, t]
+        assert len(ids) == len(batch.texts)
+        assert torch.equal(rollout.response_ids[counted, t], ids[counted])
     texts = decode(policy, rollout, [])
     changed = 0
     plain = AutoModelForCausalLM.from_pretrained(policy_dir()).eval()

@@ -1,0 +1,170 @@
+"""A batch of sequences half-way through generation: the model's key-value cache and what goes with it.
+
+`DynamicBatch` holds a cache that has room for the whole response from the start, `StaticBatch` transformers' static
+cache, which compiled graphs can use.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
+
+from apa_cli.algorithms import position_ids
+from apa_cli.models.policy import Policy
+
+BUCKET = 64  # static caches come in multiples of this many tokens, so that graphs are reused
+
+
+class DecodingBatch(Protocol):
+    """n rows of the B in flight."""
+
+    rows: Tensor  # (n,) which of the B
+
+    def prefill(self) -> Tensor:
+        """Logits (n, V) of the first response token."""
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Take the newest tokens, (n,), and give the logits (n, V) of the next."""
+
+    def keep(self, indices: Tensor) -> bool:
+        """Go on with these of the n rows alone; False where the cache cannot."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer in a tensor with room for `room` tokens: a step writes its own and copies nothing.
+
+    transformers' own layer concatenates, which copies the whole cache at every step.
+    """
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+        self._all_keys: Tensor | None = None  # (n, heads, room, width)
+        self._all_values: Tensor | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self.keys is None:
+            self.lazy_initialization(key_states, value_states)
+            self._all_keys, self._all_values = (
+                states.new_empty(*states.shape[:2], self.room, states.shape[-1])
+                for states in (key_states, value_states)
+            )
+            start = 0
+        else:
+            start = self.keys.shape[-2]
+        assert self._all_keys is not None and self._all_values is not None
+        end = start + key_states.shape[-2]
+        self._all_keys[:, :, start:end] = key_states
+        self._all_values[:, :, start:end] = value_states
+        self.keys, self.values = self._all_keys[:, :, :end], self._all_values[:, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.keys is None:
+            return
+        assert self._all_keys is not None and self._all_values is not None
+        length = self.keys.shape[-2]
+        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
+        self.keys, self.values = self._all_keys[:, :, :length], self._all_values[:, :, :length]
+
+
+class DynamicBatch:
+    """Left-padded prompts, trimmed to their own longest, on a cache that grows."""
+
+    def __init__(self, policy: Policy, rows: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, max_new: int) -> None:
+        self.model, self.rows = base_model(policy), rows
+        lengths = prompt_mask.sum(dim=1).to(prompt_ids.device)  # (n,)
+        width = max(1, int(prompt_mask.sum(dim=1).max()))
+        padded = bool((prompt_mask.sum(dim=1) < width).any())  # on the CPU, where prompts come from
+        self.prompt_ids = prompt_ids[:, -width:]
+        mask = prompt_mask[:, -width:].to(prompt_ids.device).long()
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), max_new)], dim=1)  # (n, P + T)
+        self.lengths, self.used = lengths, width
+        accepts = inspect.signature(self.model.forward).parameters
+        self.accepts = {name for name in ("position_ids", "logits_to_keep", "cache") if name in accepts}
+        # without padding most models do without a mask; those that take no positions count them from it
+        self.needs_mask = padded or "position_ids" not in self.accepts
+        self.cache = DynamicCache(config=self.model.config)
+        for i, layer in enumerate(self.cache.layers):
+            if type(layer) is DynamicLayer:
+                self.cache.layers[i] = RoomyLayer(width + max_new)
+
+    def prefill(self) -> Tensor:
+        return self._forward(self.prompt_ids, position_ids(self.mask[:, : self.used]))
+
+    def step(self, ids: Tensor) -> Tensor:
+        self.used += 1
+        positions = self.lengths[:, None]
+        self.lengths = self.lengths + 1
+        return self._forward(ids[:, None], positions)
+
+    def keep(self, indices: Tensor) -> bool:
+        if not all(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
+            return False
+        self.cache.batch_select_indices(indices)
+        self.rows, self.mask, self.lengths = self.rows[indices], self.mask[indices], self.lengths[indices]
+        return True
+
+    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids}
+        inputs["cache" if "cache" in self.accepts else "past_key_values"] = self.cache
+        if self.needs_mask:
+            inputs["attention_mask"] = self.mask[:, : self.used]
+        if "position_ids" in self.accepts:
+            inputs["position_ids"] = positions
+        if "logits_to_keep" in self.accepts:
+            inputs["logits_to_keep"] = 1
+        return self.model(**inputs, use_cache=True).logits[:, -1]
+
+
+class StaticBatch:
+    """Prompts padded on the left to a multiple of BUCKET, on a static cache; `forward` may be a compiled one."""
+
+    def __init__(
+        self, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, cache: StaticCache, forward: Callable[..., Any]
+    ) -> None:
+        self.model, self.cache, self.forward = base_model(policy), cache, forward
+        self.rows = torch.arange(len(prompt_ids), device=prompt_ids.device)
+        self.ids = prompt_ids
+        self.mask = prompt_mask.long()  # (B, P so far)
+        self.positions = position_ids(self.mask)
+        accepts = inspect.signature(self.model.forward).parameters
+        self.accepts = {name for name in ("position_ids", "logits_to_keep", "cache") if name in accepts}
+
+    def prefill(self) -> Tensor:
+        return self._forward(self.model, self.ids, self.positions)
+
+    def step(self, ids: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+        # a graph's output lives in its own memory until its next run
+        return self._forward(self.forward, ids[:, None], self.positions).clone()
+
+    def keep(self, indices: Tensor) -> bool:
+        return False  # another shape would be another graph
+
+    def _forward(self, forward: Callable[..., Any], ids: Tensor, positions: Tensor) -> Tensor:
+        # the model's own hand makes the mask of the whole cache, outside of what is compiled
+        inputs = self.model.prepare_inputs_for_generation(
+            ids,
+            attention_mask=self.mask,
+            position_ids=positions.contiguous(),
+            use_cache=True,
+            **{"cache" if "cache" in self.accepts else "past_key_values": self.cache},
+        )
+        if "position_ids" not in self.accepts:
+            inputs.pop("position_ids", None)
+        if "logits_to_keep" in self.accepts:
+            inputs["logits_to_keep"] = 1
+        return forward(**inputs).logits[:, -1]
+
+
+def base_model(policy: Policy) -> Any:
+    """The transformers model; a LoRA adapter sits inside its layers."""
+    return policy.model.get_base_model() if policy.is_peft else policy.model

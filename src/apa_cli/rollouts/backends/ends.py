@@ -1,0 +1,46 @@
+"""Where each response ends: noted by position the moment it happens, so padding is never told from a genuine EOS."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import StopStringCriteria
+
+from apa_cli.config import schema
+
+
+class Ends:
+    """The end of each of B responses, at an EOS or a stop string."""
+
+    def __init__(
+        self,
+        rows: int,
+        eos_token_ids: list[int],
+        tokenizer: Any,
+        config: schema.GenerationConfig,
+        device: torch.device,
+    ) -> None:
+        self.min_new_tokens = config.min_new_tokens
+        self.eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.long, device=device)
+        self.stop = StopStringCriteria(tokenizer, config.stop) if config.stop else None
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,), 0 = not ended
+
+    @property
+    def ended(self) -> Tensor:
+        return self.lengths > 0
+
+    @property
+    def can_end(self) -> bool:
+        return len(self.eos_token_ids) > 0 or self.stop is not None
+
+    def update(self, response_ids: Tensor) -> None:
+        """`response_ids` (B, t) is all there is of the responses, the newest token last."""
+        if not self.can_end:
+            return
+        done = torch.isin(response_ids[:, -1], self.eos_token_ids)
+        if self.stop is not None and response_ids.shape[1] >= self.min_new_tokens:
+            # only the response is searched: a prompt may well end in a stop string
+            done = done | self.stop(response_ids, None)  # type: ignore[arg-type]
+        self.lengths = torch.where((self.lengths == 0) & done, response_ids.shape[1], self.lengths)

@@ -1,0 +1,48 @@
+"""`hf`: the policy's forward with a growing cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from apa_cli.config import schema
+from apa_cli.models.policy import Policy
+from apa_cli.rollouts.backends.cached import DynamicBatch, base_model
+from apa_cli.rollouts.backends.loop import decode_loop
+from apa_cli.rollouts.record import Rollout
+
+MOST_BATCHES = 4
+# Rough speed of a CPU core or two; they only decide whether a batch is split.
+FLOPS, BYTES, CALL = 5e10, 1e10, 4e-4  # a second; a second; seconds that one more call of a layer costs
+
+
+def generate(
+    policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, config: schema.GenerationConfig, *, greedy: bool
+) -> Rollout:
+    """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
+    device = policy.runtime.device
+    ids, lengths, T = prompt_ids.to(device), prompt_mask.sum(dim=1), config.max_new_tokens
+    hidden = getattr(base_model(policy).config.get_text_config(), "hidden_size", None)
+    plan = [torch.arange(len(lengths))]
+    if device.type == "cpu" and hidden is not None:
+        plan = plan_batches(lengths, T, hidden)
+    batches = [DynamicBatch(policy, rows.to(device), ids[rows.to(device)], prompt_mask[rows], T) for rows in plan]
+    return decode_loop(policy, ids, prompt_mask.to(device), batches, config, greedy=greedy)
+
+
+def plan_batches(prompt_lengths: Tensor, max_new_tokens: int, hidden: int) -> list[Tensor]:
+    """Rows, (n,) each, to be decoded together on a CPU: those of like length, where that saves more than it costs.
+
+    A padded token costs its way through the layer once and its key and value at every step; one more batch costs the
+    overhead of its calls. (A GPU reads all weights for every batch and step, so there it is one batch.)
+    """
+    per_token = 24 * hidden**2 / FLOPS + max_new_tokens * 8 * hidden / BYTES  # seconds a layer
+    best, least = [torch.arange(len(prompt_lengths))], float("inf")
+    order = prompt_lengths.argsort(descending=True, stable=True)
+    for count in range(1, min(MOST_BATCHES, len(order)) + 1):
+        plan = [rows.sort().values for rows in order.tensor_split(count)]
+        padded = sum(len(rows) * int(prompt_lengths[rows].max()) for rows in plan)
+        cost = padded * per_token + count * max_new_tokens * CALL
+        if cost < least:
+            best, least = plan, cost
+    return best

@@ -1,0 +1,190 @@
+"""Every backend samples from the policy's own distribution and keeps the log-probs of a plain forward.
+
+The chance that a statistical test here fails though all is right is FALSE_ALARM for each seed; seeds are fixed.
+"""
+
+from collections import defaultdict
+
+import pytest
+import torch
+from scipy import stats
+from tiny_models import CPU, FAMILIES, make_config, uneven_batch
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from apa_cli.config.schema import GenerationConfig
+from apa_cli.data.prompts import Prompt, collate
+from apa_cli.models.policy import Policy
+from apa_cli.models.roles import load_models
+from apa_cli.rollouts.backends import choice, hf, loop
+from apa_cli.rollouts.generation import sample
+
+FALSE_ALARM = 1e-3
+BACKENDS = ("hf", "static")
+
+
+def load(folder, **changes):
+    config = make_config(folder, **changes)
+    return load_models(config, CPU).policy, config.generation
+
+
+@pytest.fixture
+def many_batches(monkeypatch):
+    """Decode in batches of like length whatever it costs."""
+    monkeypatch.setattr(hf, "CALL", 0.0)
+
+
+def check_logprobs(policy, rollout, temperature=1.0):
+    """Log-probs and entropy kept while sampling against a forward of each row alone, without padding."""
+    for row in range(len(rollout.response_ids)):
+        part = rollout.select(torch.tensor([row]))
+        logits, _ = policy.response_forward(*part.batch)
+        logp = (logits[0].double() / temperature).log_softmax(-1)  # (T, V)
+        expected = logp.gather(1, part.response_ids[0][:, None])[:, 0]
+        assert_close(part.rollout_logprobs[0].double(), expected.detach(), atol=1e-4, rtol=0)
+        assert_close(part.entropy[0].double(), -(logp.exp() * logp).sum(-1).detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logprobs_are_those_of_a_plain_forward(policy_dir, kind, backend, many_batches):
+    policy, generation = load(
+        policy_dir(kind=kind), generation__backend=backend, generation__temperature=0.7, generation__max_new_tokens=9
+    )
+    torch.manual_seed(1)
+    rollout = sample(policy, uneven_batch(policy, 16), generation)
+    assert rollout.response_mask.sum() > 100
+    check_logprobs(policy, rollout, 0.7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_with_an_adapter(policy_dir, adapter_dir, backend):
+    policy, generation = load(policy_dir(), policy__adapter__path=str(adapter_dir), generation__backend=backend)
+    torch.manual_seed(1)
+    check_logprobs(policy, sample(policy, uneven_batch(policy, 8), generation))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_weights_of_the_moment_are_what_samples(policy_dir, backend):
+    """What a backend keeps from one rollout to the next holds nothing of the weights."""
+    policy, generation = load(policy_dir(), generation__backend=backend)
+    batch = uneven_batch(policy, 8)
+    before = sample(policy, batch, generation, greedy=True)
+    with torch.no_grad():
+        for parameter in policy.trainable_parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    after = sample(policy, batch, generation, greedy=True)
+    assert not torch.equal(before.response_ids, after.response_ids)
+    check_logprobs(policy, after)
+
+
+def test_same_seed_same_tokens_whatever_the_backend_or_the_batches(policy_dir, monkeypatch):
+    """One batch, batches of like length, rows leaving early or never, a static cache: the same rollout."""
+    folder = policy_dir(pad=False, eos_logit=4.0)
+    rollouts = {}
+    for name, backend, call in (("one", "hf", 1.0), ("like length", "hf", 0.0), ("static", "static", 1.0)):
+        policy, generation = load(folder, generation__backend=backend, generation__max_new_tokens=24)
+        monkeypatch.setattr(hf, "CALL", call)
+        torch.manual_seed(5)
+        rollouts[name] = sample(policy, uneven_batch(policy, 64), generation)
+    monkeypatch.setattr(loop, "_without_ended", lambda batches, ended: batches)
+    torch.manual_seed(5)
+    policy, generation = load(folder, generation__max_new_tokens=24)
+    torch.manual_seed(5)
+    rollouts["all rows to the end"] = sample(policy, uneven_batch(policy, 64), generation)
+    one = rollouts["one"]
+    lengths = one.response_mask.sum(dim=1)
+    assert lengths.min() < 6 < lengths.max()
+    for name, rollout in rollouts.items():
+        T = one.response_ids.shape[1]
+        assert torch.equal(rollout.response_mask[:, :T], one.response_mask), name
+        assert torch.equal(rollout.response_ids[:, :T], one.response_ids), name
+        assert_close(rollout.rollout_logprobs[:, :T], one.rollout_logprobs, atol=1e-5, rtol=0)
+
+
+def test_rows_that_have_ended_cost_nothing(policy_dir):
+    """Token positions that the model computes, counted by its embedding."""
+    policy, generation = load(policy_dir(pad=False, eos_logit=4.0), generation__max_new_tokens=32)
+    seen = []
+    embedding = policy.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].numel()))
+    torch.manual_seed(5)
+    rollout = sample(policy, uneven_batch(policy, 64), generation)
+    counted = int(rollout.response_mask.sum())
+    assert counted < 0.4 * rollout.response_mask.numel()  # otherwise the rest would show nothing
+    assert sum(seen[1:]) < 2 * counted  # at most half of a batch's rows are idle
+
+
+# --- the policy's own distribution -----------------------------------------------------------------------------------
+
+PROMPTS = ((3, 4, 5, 6, 7), (8, 2))
+
+
+@pytest.fixture(scope="module")
+def dozen(plain_tokenizer):
+    """A policy of 12 tokens, so that the same context comes again and again."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=12, **sizes, initializer_range=0.3, eos_token_id=0)).eval()
+    policy = Policy(model, plain_tokenizer, CPU)
+    policy.model.generation_config.pad_token_id = policy.pad_token_id
+    return policy
+
+
+def pvalue(policy, *, expected_temperature, rows=4096, **settings):
+    """Of the hypothesis that three tokens after each of two prompts of different length follow π at that temperature.
+
+    Every context of up to two response tokens that came at least 60 times: counts of the next token against the exact
+    softmax from a plain forward of that context, a chi-square each, rare tokens pooled. Joined by Fisher's method.
+    """
+    made = [Prompt(token_ids=ids, text="", messages=None, columns={}) for ids in PROMPTS]
+    batch = collate(made * (rows // 2), policy.pad_token_id)
+    rollout = sample(policy, batch, GenerationConfig(max_new_tokens=3, **settings))
+    following = defaultdict(list)
+    for i in range(rows):
+        ids = rollout.response_ids[i][rollout.response_mask[i]].tolist()
+        for t, token in enumerate(ids):
+            following[PROMPTS[i % 2] + tuple(ids[:t])].append(token)
+    values = []
+    for context, tokens in following.items():
+        if len(tokens) < 60:
+            continue
+        with torch.no_grad():
+            logits = policy.model(torch.tensor([context])).logits[0, -1].double()
+        expected = (logits / expected_temperature).softmax(-1) * len(tokens)
+        observed = torch.bincount(torch.tensor(tokens), minlength=12).double()
+        order = expected.argsort()
+        pooled = int((expected[order].cumsum(0) < 5).sum()) + 1  # the rarest tokens, 5 or more expected together
+        cells = [torch.cat([x[order[:pooled]].sum()[None], x[order[pooled:]]]).numpy() for x in (observed, expected)]
+        if len(cells[0]) > 1:
+            values.append(max(stats.chisquare(*cells).pvalue, 1e-300))
+    assert len(values) > 7  # two of them first tokens, the others later in the response
+    return stats.combine_pvalues(values).pvalue
+
+
+@pytest.mark.parametrize("numbers", ["a number for each token", "a number for each row"])
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_samples_follow_the_policy(dozen, backend, temperature, numbers, monkeypatch, many_batches):
+    if numbers == "a number for each row":
+        monkeypatch.setattr(choice, "RACE_VOCABULARY", 0)
+    torch.manual_seed(7)
+    settings = {"temperature": temperature, "backend": backend}
+    assert pvalue(dozen, expected_temperature=temperature, **settings) > FALSE_ALARM
+
+
+WRONG = {
+    "temperature applied twice": {"temperature": 0.25},
+    "temperature a little off": {"temperature": 0.55},
+    "top-k": {"temperature": 0.5, "top_k": 5},
+    "top-p": {"temperature": 0.5, "top_p": 0.95},
+    "no end": {"temperature": 0.5, "min_new_tokens": 3},
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_test_finds_what_is_wrong(dozen, backend, wrong):
+    """Against a policy at temperature 0.5, which each of these is not."""
+    torch.manual_seed(7)
+    assert pvalue(dozen, expected_temperature=0.5, backend=backend, **WRONG[wrong]) < FALSE_ALARM
