@@ -9,7 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from command import environment
@@ -47,6 +50,9 @@ VARIANTS = {
         "optimizer.warmup_iterations=2",
     ),
 }
+
+
+FAULT_POINTS = 120  # about as many as a whole run of these passes
 
 
 class ForkServer:
@@ -104,6 +110,44 @@ class ForkServer:
         line = self.process.stdout.readline().strip()
         assert line, f"the fork server is gone; see {self.output}"
         return line
+
+
+@dataclass
+class Kills:
+    at_fault_points: int = 0
+    at_random_moments: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.at_fault_points + self.at_random_moments
+
+
+def kill_until_done(
+    server: ForkServer,
+    folder: Path,
+    overrides: Sequence[str],
+    draw: Random,
+    kills: Kills,
+    *,
+    limit: int,
+    seconds: float,
+) -> None:
+    """Start the run, kill it, resume it, and so on to its end; after `limit` kills in all, let it go.
+
+    Half of the kills come from outside within `seconds` of the start, half at a fault point: a write or a rename.
+    """
+    code = None
+    while code != 0:
+        again = (*overrides, "resume=auto")
+        if kills.total >= limit:
+            code = server.run(folder, *again)
+        elif draw.random() < 0.5:
+            code = server.run(folder, *again, die_at=draw.randint(1, FAULT_POINTS))
+            kills.at_fault_points += code == -signal.SIGKILL
+        else:
+            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds))
+            kills.at_random_moments += code == -signal.SIGKILL
+        assert code in (0, -signal.SIGKILL), server.output.read_text()[-2000:]
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

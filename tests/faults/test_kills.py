@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import time
+from random import Random
 
 import pytest
-from runs import SMALL, VARIANTS, assert_same_run
+from runs import SMALL, VARIANTS, Kills, assert_same_run, kill_until_done
 
 KILLS = 20
-FAULT_POINTS = 120  # about as many as a whole run has
 
 
 def test_twenty_kills_change_nothing(server, uninterrupted, tmp_path):
-    draw = random.Random(20)
-    names = list(VARIANTS)
-    for variant in names:
-        uninterrupted(variant)
+    draw, kills, compared = Random(20), Kills(), 0
     started = time.perf_counter()
-    assert server.run(tmp_path / "timed", *SMALL) == 0
-    whole = time.perf_counter() - started
-    kills = compared = 0
-    while kills < KILLS:
-        variant = names[compared % len(names)]
+    uninterrupted("apa")
+    seconds = time.perf_counter() - started
+    while kills.total < KILLS:
+        variant = list(VARIANTS)[compared % len(VARIANTS)]
         folder = tmp_path / f"run{compared}"
-        code = None
-        while code != 0:
-            overrides = (*SMALL, *VARIANTS[variant], "resume=auto")
-            if kills >= KILLS:
-                code = server.run(folder, *overrides)
-            elif draw.random() < 0.5:
-                code = server.run(folder, *overrides, die_at=draw.randint(1, FAULT_POINTS))
-            else:
-                code = server.run(folder, *overrides, kill_after=draw.uniform(0.0, whole))
-            assert code in (0, -9), server.output.read_text()[-2000:]
-            kills += code == -9
+        kill_until_done(
+            server, folder, (*SMALL, *VARIANTS[variant]), draw, kills, limit=KILLS, seconds=min(seconds, 6.0)
+        )
         assert_same_run(folder, uninterrupted(variant))
         shutil.rmtree(folder)
         compared += 1
+    assert kills.at_fault_points > 3
+    assert kills.at_random_moments > 3
 
 
 @pytest.mark.parametrize("point", range(3, 40, 5))
