@@ -8,6 +8,7 @@ from pathlib import Path
 from apa_cli.checkpoints.files import partial_of, put_in_place
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.policy import Policy
+from apa_cli.tracking.secrets import redact_text
 
 CARD_METRICS = {
     "eval/reward": "reward, held-out prompts",
@@ -38,7 +39,7 @@ def export_final(
     """Write final/, the policy and its model card: whole or not at all."""
     partial = partial_of(folder)
     save_policy(policy, partial)
-    (partial / "README.md").write_text(model_card(config, before, after), encoding="utf-8")
+    (partial / "README.md").write_text(redact_text(model_card(config, before, after)), encoding="utf-8")
     put_in_place(partial, folder)
     return folder
 

@@ -12,7 +12,9 @@ from apa_cli.errors import RunError
 
 
 def say(program: str, line: str) -> None:
-    print(f"{program}: {line}", file=sys.stderr, flush=True)
+    from apa_cli.tracking.secrets import redact_text  # its package imports more than a command needs to begin
+
+    print(f"{program}: {redact_text(line)}", file=sys.stderr, flush=True)
 
 
 def exit_code(error: Exception) -> int:
@@ -38,7 +40,9 @@ def report_error(
     logged = run_dir is not None and log.is_file()
     explained = wrong is not None or isinstance(error, RunError)
     if full or not (explained or logged):
-        traceback.print_exception(error, file=sys.stderr)
+        from apa_cli.tracking.secrets import redact_text
+
+        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     hint = f" (traceback in {shown(str(log))})" if logged and not explained else ""
     say(program, f"error: {f'{run}: ' if run else ''}{one_line(error)}{hint}")
     return exit_code(error)

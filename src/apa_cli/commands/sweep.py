@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -52,6 +52,7 @@ class Member:
         overrides = list(hydra.overrides.task)
         config = None
         try:
+            _redact_hydras_own(folder.parent)
             config = compose.to_train_config(composed)
             self._train(config, folder, overrides)
             direction = OmegaConf.to_container(OmegaConf.create(hydra.sweeper)).get("direction")  # type: ignore[union-attr]
@@ -106,9 +107,23 @@ def sweeping(arguments: argparse.Namespace, *, full_error: bool, codes: list[int
         yield member
     finally:
         try:
+            _redact_hydras_own(folder)
             codes += _conclude(folder, member.sweep)
         except Exception as error:
             codes.append(report_error(PROGRAM, error, run="tables of the sweep", full=full_error))
+
+
+def _redact_hydras_own(sweep: Path) -> None:
+    """Hydra's sweeper has written the composition as it is, passwords in addresses included."""
+    from apa_cli.checkpoints.files import write_text
+    from apa_cli.tracking.secrets import redact_text
+
+    file = sweep / "multirun.yaml"
+    if file.is_file():
+        written = file.read_text("utf-8")
+        if (redacted := redact_text(written)) != written:
+            with suppress(OSError):  # another member does it
+                write_text(file, redacted)
 
 
 def _conclude(folder: Path, sweep: str) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from apa_cli.config.schema import RewardConfig, TrainConfig
 from apa_cli.errors import UserError
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 MISSING = "???"  # how OmegaConf writes a value that is not set
 
 
@@ -24,6 +26,7 @@ def check_config(config: TrainConfig) -> None:
     _check_objective(config)
     _check_best(config)
     _check_sizes(config)
+    check_key_name(config.evaluation.judge.api_key_env)
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -128,6 +131,16 @@ def check_reward(reward: RewardConfig, key: str) -> None:
         check_function(reward.function, f"{key}.function")
     if reward.kind == "none" and reward.path is not None:
         raise UserError(f"{key}.path", f"set, but {key}.kind=none", f"add {key}.kind=model, or {key}.path=null")
+
+
+def check_key_name(name: str) -> None:
+    """A key itself in place of its variable's name would be written into the run's folder; so it is not repeated."""
+    if not _VARIABLE.fullmatch(name):
+        raise UserError(
+            "evaluation.judge.api_key_env",
+            "not the name of an environment variable (capitals, digits and _)",
+            "export the key under a name such as OPENAI_API_KEY and give that name, never the key itself",
+        )
 
 
 def _check_leftovers(config: TrainConfig) -> None:

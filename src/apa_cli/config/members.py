@@ -53,7 +53,7 @@ def _readable(value: str) -> str:
 
     Of a path the last part: config=/home/me/mine.yaml becomes config=mine.yaml-1a2b3c4d.
     """
-    last = value.rstrip("/").rsplit("/", 1)[-1]
+    last = value.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]  # a query may hold a key
     safe = _UNSAFE.sub("_", last)
     return safe if safe == value else f"{safe}-{_hash(value)}"
 

@@ -8,13 +8,13 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from apa_cli.config.checks import check_key_name
 from apa_cli.config.schema import JudgeConfig
 from apa_cli.errors import UserError
 from apa_cli.tracking.secrets import REDACTED, redact_text
 
 WHERE = "evaluation.judge"
 
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 _KEY = re.compile(r"[!-~]+")  # what a header can carry
 _EXCERPT = 200  # characters of a server's own message
 
@@ -34,12 +34,7 @@ def check_judge(judge: JudgeConfig) -> None:
     _check_url(judge.base_url)
     if judge.model is None:
         raise UserError(f"{WHERE}.model", "not set", f"name a model that the endpoint serves: {WHERE}.model=NAME")
-    if not _VARIABLE.fullmatch(judge.api_key_env):
-        raise UserError(
-            f"{WHERE}.api_key_env",
-            "not the name of an environment variable (capitals, digits and _)",
-            "export the key under a name such as OPENAI_API_KEY and give that name, never the key itself",
-        )
+    check_key_name(judge.api_key_env)
     prices = {
         "price_per_million_input": judge.price_per_million_input,
         "price_per_million_output": judge.price_per_million_output,

@@ -20,7 +20,7 @@ from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime
 from apa_cli.models.loading import load_config, load_pretrained
 from apa_cli.models.policy import Policy, adapter_folder, model_inputs
-from apa_cli.models.weight_files import read_safetensors
+from apa_cli.models.weight_files import check_adapter, read_safetensors
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -137,6 +137,7 @@ def _attach_value_adapter(policy: Policy, config: PolicyConfig, weights: Path | 
     model, switch = policy.model, policy.adapters
     assert switch is not None
     if weights is not None:
+        check_adapter("checkpoint", weights)
         model.load_adapter(str(weights), VALUE_ADAPTER, is_trainable=True)
     elif config.adapter.path is not None:
         model.load_adapter(adapter_folder(config.adapter.path), VALUE_ADAPTER, is_trainable=True)

@@ -23,7 +23,10 @@ _SECRET_ENDINGS = {
 }
 _SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|APIKEY|CREDENTIALS)$|PASSWORD$", re.IGNORECASE)
 _ASSIGNMENT = re.compile(r"^(?P<key>[+~]*[\w.\-/@]+)=(?P<value>.+)$", re.DOTALL)
-_URL_PASSWORD = re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)")
+# Passwords in addresses, keys given in place of a user, and those among the parameters of a query.
+_URL_PASSWORD = re.compile(r"(:/{1,2}[^/\s:@]*:)[^/\s@]+(?=@)")  # a path of one slash is what folders make of two
+_URL_TOKEN = re.compile(r"(://)[^/\s:@]{20,}(?=@)")
+_URL_QUERY = re.compile(r"([?&](?:[\w-]*[_-])?(?:token|key|secret|password|sig|signature)=)[^&\s#'\"]+", re.IGNORECASE)
 
 _EQUAL_LENGTH = 8  # shorter values of the environment are too likely to be ordinary words
 _WITHIN_LENGTH = 12  # as long as this, a value is also looked for inside longer strings
@@ -48,13 +51,15 @@ def environment_secrets(environment: Mapping[str, str] | None = None) -> tuple[s
 
 
 def redact_text(text: str, secrets: tuple[str, ...] | None = None) -> str:
-    """`text` without values of the environment's secrets and without passwords inside URLs."""
+    """`text` without values of the environment's secrets and without passwords and keys inside URLs."""
     for secret in environment_secrets() if secrets is None else secrets:
         if text == secret:
             return REDACTED
         if len(secret) >= _WITHIN_LENGTH:
             text = text.replace(secret, REDACTED)
-    return _URL_PASSWORD.sub(rf"\g<1>{REDACTED}", text)
+    for pattern in (_URL_PASSWORD, _URL_TOKEN, _URL_QUERY):
+        text = pattern.sub(rf"\g<1>{REDACTED}", text)
+    return text
 
 
 def redact(obj: Any) -> Any:

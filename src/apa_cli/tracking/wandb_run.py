@@ -18,7 +18,7 @@ from typing import Any
 from apa_cli.config.schema import WandbConfig
 from apa_cli.models.watched_thread import ABANDONED
 from apa_cli.tracking.samples import Sample
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.secrets import redact, redact_text
 from apa_cli.tracking.wandb_mode import choose_mode, has_key
 
 RUN_ID_FILE = "run-id"  # beside wandb's own files: a resumed run goes on under the same id
@@ -200,14 +200,15 @@ class WandbRun:
         folder.mkdir(exist_ok=True)
         id_file = folder / RUN_ID_FILE
         known = id_file.read_text("utf-8").strip() if self._resumed and id_file.exists() else None
+        named = redact(self._config)
         run = wandb.init(
             mode=mode,
             dir=str(self._run_dir),
-            project=self._config.project,
-            entity=self._config.entity,
-            group=self._config.group,
-            name=self._config.name or self._run_dir.name,
-            tags=list(self._config.tags),
+            project=named["project"],
+            entity=named["entity"],
+            group=named["group"],
+            name=named["name"] or self._run_dir.name,
+            tags=named["tags"],
             config=dict(self._run_config),
             id=known,
             resume="allow" if known and mode == "online" else None,

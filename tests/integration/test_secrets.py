@@ -1,0 +1,183 @@
+"""Planted keys, tokens and passwords: none of them may be in any byte that a command writes or prints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import ROOT, environment
+from wandb_server import wandb_server
+
+PLANTED = {
+    "HF_TOKEN": "hf_plantedHuggingFaceToken0123456789",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdefplanted0",
+    "OPENAI_API_KEY": "sk-plantedOpenAI-0123456789-abcdefghij",
+    "MY_SERVICE_PASSWORD": "planted-password-of-a-service",
+}
+URL_PASSWORD = "planted-url-password"
+QUERY_KEY = "planted-query-key"
+SECRETS = (*PLANTED.values(), URL_PASSWORD, QUERY_KEY)
+QUICK = (
+    *("rollout.batch_size=8", "training.minibatch_size=8", "training.iterations=2", "evaluation.prompts=4"),
+    *("generation.max_new_tokens=8", "training.epochs_per_rollout=1"),
+)
+
+
+def run(command: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / command), *arguments],
+        capture_output=True,
+        check=False,
+        cwd=cwd,
+        timeout=300,
+        env={**environment(), **PLANTED, **variables},
+    )
+
+
+def assert_clean(folder: Path, *finished: subprocess.CompletedProcess[bytes]) -> None:
+    places = {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    places |= {f"name of {path}": os.fsencode(path) for path in folder.rglob("*")}
+    for number, done in enumerate(finished):
+        places |= {f"stdout of {number}": done.stdout, f"stderr of {number}": done.stderr}
+    leaks = [(place, secret) for place, content in places.items() for secret in SECRETS if secret.encode() in content]
+    assert not leaks
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> str:
+    """An address with a password in it that happens to be a file, so that a run can be had from it."""
+    address = f"http://me:{URL_PASSWORD}@host/prompts.jsonl"
+    file = tmp_path / "cwd" / address
+    file.parent.mkdir(parents=True)
+    lines = (ROOT / "src/apa_cli/assets/reviews/prompts.jsonl").read_text().splitlines()[:40]
+    file.write_text("\n".join(lines) + "\n")
+    return address
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    folder = tmp_path / "cwd"
+    folder.mkdir(exist_ok=True)
+    (folder / "reward.py").write_text(
+        "import os\n\n\n"
+        "def fine(prompts, responses):\n    return [float(len(r)) for r in responses]\n\n\n"
+        "def leaking(prompts, responses):\n"
+        "    headers = dict(os.environ)\n"
+        "    raise PermissionError('401: ' + ' '.join(headers[n] for n in "
+        f"{tuple(PLANTED)!r}) + ' at https://me:{URL_PASSWORD}@host/score?api_key={QUERY_KEY}&n=1')\n"
+    )
+    return folder
+
+
+def own(prompts: str, function: str) -> tuple[str, ...]:
+    return (
+        *("config=own", "policy.path=builtin:reviews/policy", "reward.kind=function", "reward.path=null"),
+        *(f"reward.function=reward.py:{function}", f"'data.path=\"{prompts}\"'".strip("'"), "data.eval_path=null"),
+    )
+
+
+def test_a_whole_run_its_evaluation_and_its_report(tmp_path: Path, cwd: Path, prompts: str):
+    """Offline; metrics, samples, log, config, card, checkpoints, pictures, wandb's files, eval.json, report."""
+    out = tmp_path / "out"
+    trained = run(
+        "apa-train",
+        *own(prompts, "fine"),
+        *QUICK,
+        f"output_dir={out}/run",
+        "tracking.wandb.mode=offline",
+        f"tracking.wandb.tags=[{PLANTED['MY_SERVICE_PASSWORD']}]",
+        "checkpoint.every=1",
+        cwd=cwd,
+    )
+    assert trained.returncode == 0, trained.stderr
+    judged = run("apa-eval", f"checkpoint={out}/run", "evaluation.prompts=4", f'data.path="{prompts}"', cwd=cwd)
+    assert judged.returncode == 0, judged.stderr
+    reported = run("apa-report", f"{out}/run", "-o", f"{out}/report", cwd=cwd)
+    assert reported.returncode == 0, reported.stderr
+    assert "***" in (out / "run" / "config.yaml").read_text()
+    assert "***" in (out / "run" / "final" / "README.md").read_text()
+    assert list(out.rglob("*.wandb"))
+    assert_clean(out, trained, judged, reported)
+
+
+@pytest.mark.parametrize("full", ["0", "1"])
+def test_a_reward_whose_error_tells_everything(tmp_path: Path, cwd: Path, prompts: str, full: str):
+    out = tmp_path / "out"
+    done = run(
+        "apa-train",
+        *own(prompts, "leaking"),
+        *QUICK,
+        f"output_dir={out}/run",
+        "tracking.wandb.mode=offline",
+        cwd=cwd,
+        HYDRA_FULL_ERROR=full,
+    )
+    assert done.returncode == 2, done.stderr
+    assert b"raised PermissionError: 401: ***" in done.stderr
+    assert b"401: ***" in (out / "run" / "run.log").read_bytes()
+    assert_clean(out, done)
+
+
+def test_a_sweep_with_a_failing_member(tmp_path: Path, cwd: Path, prompts: str):
+    out = tmp_path / "out"
+    arguments = [word for word in own(prompts, "fine") if not word.startswith("reward.function")]
+    done = run(
+        "apa-train",
+        "-m",
+        *arguments,
+        "reward.function=reward.py:fine,reward.py:leaking",
+        *QUICK,
+        f"output_dir={out}/sweep",
+        "tracking.wandb.mode=disabled",
+        cwd=cwd,
+    )
+    assert done.returncode == 2, done.stderr
+    assert (out / "sweep" / "sweep.md").is_file()
+    assert_clean(out, done)
+
+
+def test_online_wandb_gets_its_key_and_nothing_else(tmp_path: Path, cwd: Path, prompts: str):
+    out = tmp_path / "out"
+    with wandb_server() as server:
+        done = run(
+            "apa-train",
+            *own(prompts, "fine"),
+            *QUICK,
+            f"output_dir={out}/run",
+            "tracking.wandb.mode=online",
+            cwd=cwd,
+            WANDB_BASE_URL=server.url,
+        )
+        assert done.returncode == 0, done.stderr
+        assert server.runs()
+        sent = b"\n".join(path.encode() + body for _, path, body in server.requests)
+    assert b"***" in sent  # the configuration, without the address's password
+    assert not [secret for secret in SECRETS if secret.encode() in sent]
+    assert_clean(out, done)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        f'data.path="https://me:{URL_PASSWORD}@host/none.jsonl?token={QUERY_KEY}"',
+        f"+reward.api_key={PLANTED['OPENAI_API_KEY']}",
+        f"evaluation.judge.api_key={PLANTED['OPENAI_API_KEY']}",
+        f"evaluation.judge.api_key_env={PLANTED['OPENAI_API_KEY']}",
+        f"policy.path={PLANTED['HF_TOKEN']}",
+        f"policy.revision={PLANTED['HF_TOKEN']}",
+        f"training.iterations={PLANTED['HF_TOKEN']}",
+        "tracking.wandb.project=${oc.env:MY_SERVICE_PASSWORD}",
+    ],
+)
+def test_what_is_refused_does_not_repeat_it(tmp_path: Path, cwd: Path, wrong: str):
+    out = tmp_path / "out"
+    out.mkdir()
+    quick = (*QUICK, "training.iterations=1", "evaluation.prompts=0", "tracking.wandb.mode=disabled")
+    done = run("apa-train", *quick, f"output_dir={out}/run", wrong, cwd=cwd)
+    assert done.returncode == (0 if "revision" in wrong or "project" in wrong else 2), done.stderr
+    assert_clean(out, done)
+    shutil.rmtree(out)
