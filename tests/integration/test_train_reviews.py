@@ -104,7 +104,8 @@ def test_an_interrupt_ends_with_130(tmp_path: Path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert errors == "apa-train: interrupted\n"
+    saving = "warning: SIGINT: saving and stopping within 25 s (a second signal stops at once)"
+    assert errors == f"{saving}\napa-train: interrupted\n"
     for line in metrics.read_text(encoding="utf-8").splitlines():
         json.loads(line)
 
