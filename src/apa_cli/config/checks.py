@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any
 
 from apa_cli.config.schema import RewardConfig, TrainConfig
@@ -25,6 +26,7 @@ def check_config(config: TrainConfig) -> None:
     _check_leftovers(config)
     _check_objective(config)
     _check_best(config)
+    _check_backend(config)
     _check_sizes(config)
     check_key_name(config.evaluation.judge.api_key_env)
 
@@ -207,6 +209,27 @@ def _check_best(config: TrainConfig) -> None:
             f"{metric}, but there is no evaluator",
             "set evaluation.reward.kind, or eval/reward",
         )
+
+
+def _check_backend(config: TrainConfig) -> None:
+    generation = config.generation
+    if generation.backend == "paged":
+        for key, given in (("stop", bool(generation.stop)), ("min_new_tokens", generation.min_new_tokens > 0)):
+            if given:
+                raise UserError(
+                    f"generation.{key}",
+                    "continuous batching knows nothing of it, and generation.backend=paged",
+                    "use generation.backend=hf, or static",
+                )
+    if generation.backend == "vllm":
+        if config.device == "cpu":
+            raise UserError("generation.backend", "vllm samples on a GPU, and device=cpu", "use generation.backend=hf")
+        if find_spec("vllm") is None:
+            raise UserError(
+                "generation.backend",
+                "vllm is not installed",
+                "pip install 'apa-cli[vllm]', or use generation.backend=hf",
+            )
 
 
 def _check_sizes(config: TrainConfig) -> None:

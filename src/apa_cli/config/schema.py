@@ -143,8 +143,12 @@ class GenerationConfig:
     stop: list[str] = items([], "strings that end a response; the response counts up to and including them")
     backend: str = choice(
         "hf",
-        "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU",
-        choices=("hf", "static"),
+        "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU; "
+        "paged = transformers' continuous batching; vllm = vLLM in this process",
+        choices=("hf", "static", "paged", "vllm"),
+    )
+    gpu_memory_fraction: float = number(
+        0.4, "vllm: share of the GPU that vLLM may fill while it samples", above=0, below=1
     )
 
 

@@ -29,17 +29,17 @@ def add_passes(
     """The rollout with reference log-probs and values.
 
     `policy_pass` takes the rollout's log-probs anew from a plain forward (PPO divides by them, and sampling with a
-    cache rounds differently); a shared critic needs that pass anyway.
+    cache rounds differently). A shared critic reads the policy's hidden states, with or without the head behind them.
     """
     pieces: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
     for rows in rollout.microbatches(token_budget):
         part = rollout.select(rows)
-        values = logprobs = None
-        shared = isinstance(value, SharedValue)
-        if policy_pass or shared:
+        values = logprobs = hidden = None
+        if policy_pass:
             logprobs, hidden = policy.logprobs(*part.batch, temperature=temperature)
-            values = value.from_hidden(hidden) if isinstance(value, SharedValue) else None
-        if value is not None and not isinstance(value, SharedValue):
+        if isinstance(value, SharedValue):
+            values = value.from_hidden(policy.hidden_states(*part.batch) if hidden is None else hidden)
+        elif value is not None:
             values = value(*part.batch)
         pieces.append((rows, reference.logprobs(*part.batch, temperature=temperature), values, logprobs))
     return replace(

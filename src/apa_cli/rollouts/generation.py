@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from apa_cli.config import schema
@@ -14,9 +16,22 @@ from apa_cli.rollouts.record import Rollout
 @torch.no_grad()
 def sample(policy: Policy, prompts: PromptBatch, config: schema.GenerationConfig, *, greedy: bool = False) -> Rollout:
     """One response per prompt, drawn from π_θ at `config.temperature` with the global random state."""
-    generate = {"hf": hf.generate, "static": static.generate}[config.backend]
+    generate = _backend(config.backend)
     with policy.runtime.autocast():
         return generate(policy, prompts.prompt_ids, prompts.prompt_mask, config, greedy=greedy)
+
+
+def _backend(name: str) -> Callable[..., Rollout]:
+    """The engines are imported by who uses them."""
+    if name == "paged":
+        from apa_cli.rollouts.backends import paged
+
+        return paged.generate
+    if name == "vllm":
+        from apa_cli.rollouts.backends import vllm
+
+        return vllm.generate
+    return {"hf": hf.generate, "static": static.generate}[name]
 
 
 def decode(policy: Policy, rollout: Rollout, stop: list[str]) -> list[str]:

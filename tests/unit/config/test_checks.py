@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import pytest
@@ -83,6 +84,9 @@ IMPOSSIBLE = [
     ({"policy__adapter__target_modules": ["q"]}, "policy.adapter.target_modules", "policy=lora"),
     ({"policy__adapter__r": 8, "policy__adapter__path": "a"}, "policy.adapter.r", "policy.adapter.r=0"),
     ({"generation__stop": ["ok", ""]}, "generation.stop", "take it out"),
+    ({"generation__backend": "paged", "generation__stop": ["ok"]}, "generation.stop", "backend=hf"),
+    ({"generation__backend": "paged", "generation__min_new_tokens": 2}, "generation.min_new_tokens", "backend=hf"),
+    ({"generation__backend": "vllm", "device": "cpu"}, "generation.backend", "backend=hf"),
     ({"policy__path": "???"}, "policy.path", "policy.path=VALUE"),
     ({"policy__path": "  "}, "policy.path", "give it a value"),
     (
@@ -154,3 +158,10 @@ def test_limits_are_inclusive_or_not_as_declared():
 def test_the_walk_reaches_nested_dataclasses():
     leaves = [field.name for field in dataclasses.fields(TrainConfig().policy.adapter)]
     assert all(f"policy.adapter.{leaf}" in all_keys() for leaf in leaves)
+
+
+def test_vllm_is_asked_for_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
+    with pytest.raises(UserError) as caught:
+        check_config(changed(generation__backend="vllm"))
+    assert str(caught.value).startswith("generation.backend: vllm is not installed; pip install 'apa-cli[vllm]'")

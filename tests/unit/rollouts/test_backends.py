@@ -3,27 +3,40 @@
 The chance that a statistical test here fails though all is right is FALSE_ALARM for each seed; seeds are fixed.
 """
 
+import sys
 from collections import defaultdict
 
+import fake_vllm
 import pytest
 import torch
 from scipy import stats
-from tiny_models import CPU, FAMILIES, make_config, uneven_batch
+from tiny_models import CPU, FAMILIES, make_config, save_adapter, uneven_batch
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from apa_cli.config.schema import GenerationConfig
 from apa_cli.data.prompts import Prompt, collate
+from apa_cli.errors import UserError
 from apa_cli.models.policy import Policy
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.backends import choice, hf, loop
 from apa_cli.rollouts.generation import sample
 
 FALSE_ALARM = 1e-3
-BACKENDS = ("hf", "static")
+BACKENDS = ("hf", "static", "paged", "vllm")  # vllm: a stand-in with its call signatures
+NOT_PAGED = ("gpt_neox", "bloom", "opt")  # transformers' continuous batching does not run these
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", fake_vllm)
+    monkeypatch.setattr(fake_vllm.LLM, "made", [])
+    return fake_vllm
 
 
 def load(folder, **changes):
+    if changes.get("generation__backend") == "vllm":
+        changes["device"] = "auto"  # vllm with device=cpu is refused
     config = make_config(folder, **changes)
     return load_models(config, CPU).policy, config.generation
 
@@ -48,6 +61,11 @@ def check_logprobs(policy, rollout, temperature=1.0):
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_logprobs_are_those_of_a_plain_forward(policy_dir, kind, backend, many_batches):
+    if backend == "paged" and kind in NOT_PAGED:
+        policy, generation = load(policy_dir(kind=kind), generation__backend=backend)
+        with pytest.raises(UserError, match=f"paged does not run {type(policy.model).__name__}.*backend=hf"):
+            sample(policy, uneven_batch(policy, 2), generation)
+        return
     policy, generation = load(
         policy_dir(kind=kind), generation__backend=backend, generation__temperature=0.7, generation__max_new_tokens=9
     )
@@ -58,16 +76,21 @@ def test_logprobs_are_those_of_a_plain_forward(policy_dir, kind, backend, many_b
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_with_an_adapter(policy_dir, adapter_dir, backend):
-    policy, generation = load(policy_dir(), policy__adapter__path=str(adapter_dir), generation__backend=backend)
+def test_with_an_adapter(policy_dir, backend, tmp_path):
+    """Of the policy with its adapter; neither it nor the base is changed by being handed over."""
+    adapter = {"policy__adapter__path": str(save_adapter(tmp_path, policy_dir(kind="llama")))}
+    policy, generation = load(policy_dir(kind="llama"), **adapter, generation__backend=backend)
+    before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
     torch.manual_seed(1)
     check_logprobs(policy, sample(policy, uneven_batch(policy, 8), generation))
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(parameter, before[name])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_weights_of_the_moment_are_what_samples(policy_dir, backend):
     """What a backend keeps from one rollout to the next holds nothing of the weights."""
-    policy, generation = load(policy_dir(), generation__backend=backend)
+    policy, generation = load(policy_dir(kind="llama"), generation__backend=backend)
     batch = uneven_batch(policy, 8)
     before = sample(policy, batch, generation, greedy=True)
     with torch.no_grad():
@@ -113,6 +136,69 @@ def test_rows_that_have_ended_cost_nothing(policy_dir):
     counted = int(rollout.response_mask.sum())
     assert counted < 0.4 * rollout.response_mask.numel()  # otherwise the rest would show nothing
     assert sum(seen[1:]) < 2 * counted  # at most half of a batch's rows are idle
+
+
+@pytest.mark.parametrize("backend", ["paged", "vllm"])
+def test_an_engine_leaves_the_random_states_as_a_draw_of_seeds_would(policy_dir, backend):
+    """The next rollout differs, the same seed gives the same one, and no engine's seeding is left behind."""
+    policy, generation = load(policy_dir(kind="llama"), generation__backend=backend)
+    batch = uneven_batch(policy, 8)
+    torch.manual_seed(6)
+    first, then = sample(policy, batch, generation), torch.rand(1)
+    second = sample(policy, batch, generation)
+    torch.manual_seed(6)
+    again, after = sample(policy, batch, generation), torch.rand(1)
+    assert torch.equal(first.response_ids, again.response_ids)
+    assert torch.equal(then, after)
+    assert not torch.equal(first.response_ids, second.response_ids)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("settings", [{"top_k": 4}, {"greedy": True}, {"min_new_tokens": 3}])
+def test_logprobs_are_of_the_whole_softmax_whatever_is_left_out(policy_dir, backend, settings):
+    settings = dict(settings)
+    greedy = settings.pop("greedy", False)
+    changes = {f"generation__{key}": value for key, value in settings.items()}
+    if backend == "paged" and "min_new_tokens" in settings:
+        with pytest.raises(UserError, match=r"generation\.min_new_tokens.*backend=hf"):
+            load(policy_dir(kind="llama"), generation__backend=backend, **changes)
+        return
+    policy, generation = load(
+        policy_dir(kind="llama"), generation__backend=backend, generation__temperature=0.7, **changes
+    )
+    torch.manual_seed(1)
+    check_logprobs(policy, sample(policy, uneven_batch(policy, 8), generation, greedy=greedy), 0.7)
+
+
+@pytest.mark.parametrize("backend", ["hf", "static", "vllm"])
+def test_stop_strings_count_up_to_the_token_that_completes_them(policy_dir, backend):
+    policy, generation = load(
+        policy_dir(kind="llama"),
+        generation__backend=backend,
+        generation__stop=["e", "o"],
+        generation__max_new_tokens=60,
+    )
+    torch.manual_seed(2)
+    rollout = sample(policy, uneven_batch(policy, 32), generation)
+    eos = policy.tokenizer.eos_token_id
+    stopped = 0
+    for row in range(32):
+        ids = rollout.response_ids[row][rollout.response_mask[row]].tolist()
+        assert not any(stop in policy.tokenizer.decode(ids[:-1]) for stop in "eo")
+        assert eos not in ids[:-1]
+        complete = any(stop in policy.tokenizer.decode(ids) for stop in "eo")
+        assert bool(rollout.ended[row]) == (complete or ids[-1] == eos)
+        stopped += complete
+    assert stopped > 10
+
+
+def test_one_vllm_engine_serves_until_a_sequence_is_too_long(policy_dir, vllm):
+    policy, generation = load(policy_dir(kind="llama"), generation__backend="vllm")
+    for _ in range(3):
+        sample(policy, uneven_batch(policy, 2), generation)
+    assert len(vllm.LLM.made) == 1
+    assert vllm.LLM.made[0].awake == set()  # asleep while the policy trains
+    assert vllm.LLM.made[0].max_model_len == policy.room
 
 
 # --- the policy's own distribution -----------------------------------------------------------------------------------
@@ -162,15 +248,20 @@ def pvalue(policy, *, expected_temperature, rows=4096, **settings):
     return stats.combine_pvalues(values).pvalue
 
 
-@pytest.mark.parametrize("numbers", ["a number for each token", "a number for each row"])
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_samples_follow_the_policy(dozen, backend, temperature, numbers, monkeypatch, many_batches):
-    if numbers == "a number for each row":
-        monkeypatch.setattr(choice, "RACE_VOCABULARY", 0)
+def test_samples_follow_the_policy(dozen, backend, temperature, many_batches):
     torch.manual_seed(7)
     settings = {"temperature": temperature, "backend": backend}
     assert pvalue(dozen, expected_temperature=temperature, **settings) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("backend", ["hf", "static"])
+def test_samples_follow_the_policy_with_one_number_a_row(dozen, backend, monkeypatch, many_batches):
+    """As vocabularies above RACE_VOCABULARY draw."""
+    monkeypatch.setattr(choice, "RACE_VOCABULARY", 0)
+    torch.manual_seed(7)
+    assert pvalue(dozen, expected_temperature=0.5, temperature=0.5, backend=backend) > FALSE_ALARM
 
 
 WRONG = {
@@ -186,5 +277,7 @@ WRONG = {
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_test_finds_what_is_wrong(dozen, backend, wrong):
     """Against a policy at temperature 0.5, which each of these is not."""
+    if backend == "paged" and wrong == "no end":
+        pytest.skip("continuous batching ignores min_new_tokens, and the configuration is refused")
     torch.manual_seed(7)
     assert pvalue(dozen, expected_temperature=0.5, backend=backend, **WRONG[wrong]) < FALSE_ALARM
