@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True)  # pytest --hypothesis-profile=default searches anew
+settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # tiny models are slower on more
 

@@ -34,12 +34,21 @@ def check_manifest(folder: Path, key: str) -> None:
             raise ValueError("it names no files")
     except FileNotFoundError:
         raise UserError(key, f"{folder} has no {MANIFEST}: it is half-written or no checkpoint", remedy) from None
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
         raise UserError(key, f"{folder / MANIFEST} cannot be read ({error})", remedy) from None
+    try:
+        _check_files(folder, entries, key, remedy)
+    except OSError as error:
+        raise UserError(key, f"{error.filename or folder} cannot be read: {error.strerror}", remedy) from None
+
+
+def _check_files(folder: Path, entries: dict[str, tuple[int, str]], key: str, remedy: str) -> None:
     for name, (size, digest) in entries.items():
         inside = PurePosixPath(name)
         if inside.is_absolute() or ".." in inside.parts:
             raise UserError(key, f"the manifest of {folder} names {name}, outside its folder", "do not use it")
+        if str(inside) != name or "\0" in name:
+            raise UserError(key, f"the manifest of {folder} names {name!r}, which is no file's name", remedy)
         path = folder / name
         if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
             raise UserError(key, f"{path} is a link that leads out of the checkpoint", "do not use it")
@@ -47,6 +56,10 @@ def check_manifest(folder: Path, key: str) -> None:
             raise UserError(key, f"{folder} lacks {name}", remedy)
         if path.stat().st_size != size or _digest(path) != digest:
             raise UserError(key, f"{path} is damaged: not as it was written", remedy)
+    for path in sorted(folder.rglob("*")):  # what was put there later would be loaded with the rest
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in entries and name != MANIFEST and not path.name.startswith("."):
+            raise UserError(key, f"{path} is not in the manifest: it was put there later", "move it elsewhere")
 
 
 def _digest(path: Path) -> str:

@@ -155,20 +155,20 @@ def read_yaml(path: str) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def spread(content: dict[str, Any], where: str) -> dict[str, Any]:
+def spread(content: dict[str, Any], where: str, parent: str = "") -> dict[str, Any]:
     """`objective.kl_lambda: 0.1` means the same as the nested form; both at once must not disagree."""
     body: dict[str, Any] = {}
     for key, value in content.items():
         *parents, leaf = str(key).split(".")
         if not all((*parents, leaf)):
-            raise UserError(f"{where}: {key!r}", "an empty part in a key", "write lines such as `seed: 1`")
+            raise UserError(f"{where}: {parent}{key!r}", "an empty part in a key", "write lines such as `seed: 1`")
         node = body
-        for parent in parents:
-            node = node.setdefault(parent, {})
+        for part in parents:
+            node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise UserError(f"{where}: {key}", f"{parent} is already a plain value", "write one of the two")
-        new = spread(value, where) if isinstance(value, dict) else value
-        _put(node, leaf, new, f"{where}: {key}")
+                raise UserError(f"{where}: {parent}{key}", f"{part} is already a plain value", "write one of the two")
+        new = spread(value, where, f"{parent}{key}.") if isinstance(value, dict) else value
+        _put(node, leaf, new, f"{where}: {parent}{key}")
     return body
 
 

@@ -68,7 +68,9 @@ def wrong_group(key: str, value: object, file: str = "") -> UserError:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error raised from its own consequence makes a circle
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
