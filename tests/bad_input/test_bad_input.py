@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bad_input import config_rows, data_rows, environment_rows, evaluation_rows, model_rows, reward_rows
+from bad_input import config_rows, data_rows, environment_rows, evaluation_rows, model_rows, resume_rows, reward_rows
 from bad_input.harness import COMMANDS, Parts, Row, Said, check, contents, run_script, words
 
 FAMILIES = {
@@ -16,6 +16,7 @@ FAMILIES = {
     "reward function": reward_rows.ROWS,
     "evaluation": evaluation_rows.ROWS,
     "report": evaluation_rows.REPORT_ROWS,
+    "resume": resume_rows.ROWS,
     "environment": environment_rows.ROWS,
 }
 ALL = {f"{family}, {row.name}": row for family, rows in FAMILIES.items() for row in rows}
@@ -28,6 +29,7 @@ SAMPLE = (
     "reward function, exits",
     "evaluation, a manifest that leaves its folder",
     "report, metrics with a broken line",
+    "resume, another learning rate",
     "environment, output_dir with a name too long",
 )
 

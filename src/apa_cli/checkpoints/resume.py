@@ -10,6 +10,7 @@ from typing import Any
 
 from apa_cli.checkpoints.find import TRAINER_STATE, checkpoint_iteration, checkpoints_in, newest_whole
 from apa_cli.checkpoints.manifest import check_manifest
+from apa_cli.config.keys import NAMING_KEY, groups
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import quoted, shown
 from apa_cli.errors import UserError
@@ -67,6 +68,11 @@ def expand(overrides: Sequence[str], *, sweep: bool, named: bool) -> list[str]:
     others = [word for word in overrides if not _is(word, KEY)]
     start = []
     if not named and not any(_is(word, "config") for word in others):
+        for word in others:
+            group = word.partition("=")[0]
+            if group in groups():  # a file of defaults, under the run's own configuration, which says every key
+                example = f"{NAMING_KEY.get(group, f'{group}.KEY')}=VALUE"
+                raise UserError(word, "a choice of defaults, and the run has its own", f"set keys, such as {example}")
         start.append(f"config={quoted(str(run / CONFIG_FILE))}")
     if not any(_is(word, "output_dir") for word in others):
         start.append(f"output_dir={quoted(str(run))}")

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from apa_cli.config.sources import shown
+from apa_cli.errors import UserError
 from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 
 
@@ -68,8 +70,13 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
 
 def _rewind(path: Path, start_iteration: int | None) -> None:
     """Keep lines up to `start_iteration`. The old file stays until the new one is complete."""
-    lines = [] if start_iteration is None else read_json_lines(path)
-    kept = [record for record in lines if start_iteration is not None and record["iteration"] <= start_iteration]
+    try:
+        lines = [] if start_iteration is None else read_json_lines(path)
+        kept = [record for record in lines if start_iteration is not None and record["iteration"] <= start_iteration]
+    except (ValueError, KeyError, TypeError) as error:
+        text = str(error).removeprefix(f"{path}, ")
+        problem = text if isinstance(error, ValueError) else "a line has no number as its iteration"
+        raise UserError(shown(str(path)), problem, "mend the line, or move the file away") from error
     beside = path.with_name(path.name + ".tmp")
     beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8", "backslashreplace")
     os.replace(beside, path)
