@@ -156,3 +156,16 @@ def test_a_branch_leaves_the_run_as_it_was(server, uninterrupted, tmp_path):
     assert sorted((path.name, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
     assert metrics(branch)[:6] == metrics(run)[:6]  # the evaluation before training, and five iterations
     assert metrics(branch)[6] != metrics(run)[6]
+
+
+def test_a_change_that_does_not_fit_the_checkpoint_leaves_the_run_as_it_was(server, tmp_path):
+    folder = tmp_path / "run"
+    assert server.run(folder, *SMALL, "policy=lora", "policy.adapter.r=2", terminate_at=6) == 130
+    before = (folder / "config.yaml").read_bytes()
+    start = len(server.output.read_text())
+    assert server.run(folder, f"resume={folder}", "policy.adapter.r=4", "resume_allow_changes=true") == 2
+    output = server.output.read_text()[start:]
+    expected = "resume: the checkpoint's weights decide this: policy.adapter.r 2 → 4; set it back, or start a new run"
+    assert output == f"apa-train: error: {expected}\n"
+    assert (folder / "config.yaml").read_bytes() == before
+    assert server.run(folder, f"resume={folder}") == 0

@@ -39,6 +39,8 @@ _HARMLESS = (
     "training.max_skipped",
     "training.stop_if",
 )
+# What the checkpoint's own weights decide, whatever the configuration says.
+_FIXED = ("policy.adapter", "value.kind")
 _ITERATIONS = "training.iterations"  # harmless where the learning rate does not depend on it
 
 
@@ -169,6 +171,10 @@ def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
         for name in now
         if name in before and before[name] != now[name] and not _is_bookkeeping(name)
     }
+    fixed = [text for name, text in differing.items() if _among(name, _FIXED)]
+    if fixed:
+        remedy = "set it back, or start a new run"
+        raise UserError(KEY, f"the checkpoint's weights decide this: {', '.join(fixed)}", remedy)
     harmful = [text for name, text in differing.items() if not _is_harmless(name, config)]
     if harmful and not config.resume_allow_changes:
         raise UserError(
@@ -186,7 +192,11 @@ def _is_bookkeeping(name: str) -> bool:
 def _is_harmless(name: str, config: TrainConfig) -> bool:
     if name == _ITERATIONS:
         return config.optimizer.schedule == "constant"
-    return any(name == key or name.startswith(f"{key}.") for key in _HARMLESS)
+    return _among(name, _HARMLESS)
+
+
+def _among(name: str, keys: Sequence[str]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,116 @@
+"""How a run ends: its last checkpoint, final/, pictures, report and summary.json, or as much of it as can be kept."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from apa_cli.checkpoints.export import export_final
+from apa_cli.checkpoints.files import write_text
+from apa_cli.checkpoints.store import DISK_ERRORS
+from apa_cli.config.schema import TrainConfig
+from apa_cli.config.sources import shown
+from apa_cli.errors import SaveError
+from apa_cli.evaluation.judge import Judgement
+from apa_cli.evaluation.runs import SUMMARY_FILE
+from apa_cli.tracking.report import Outcome, SamplePair, Summary
+from apa_cli.training.loop import Run, judge
+from apa_cli.training.state import TrainingState
+
+
+def save_what_there_is(run: Run, state: TrainingState) -> None:
+    """A checkpoint of a run that is about to end early, unless there is nothing new or the weights are in between."""
+    if run.checkpoints.holds(state):
+        return
+    if state.work is not None and state.work.progress.stepping:
+        run.tracker.warn("stopped inside an optimizer step: nothing newer than the last checkpoint can be saved")
+        return
+    run.tracker.phase("save")
+    try:
+        saved = run.checkpoints.save(run.models, state)
+        place = saved or run.checkpoints.save_elsewhere(run.models, state)
+    except Exception as error:  # what ended the run matters more
+        run.tracker.warn(f"no checkpoint could be saved ({type(error).__name__}: {error})")
+        return
+    if place is not None:
+        run.tracker.note(f"saved; go on with resume={shown(str(run.checkpoints.run_dir if saved else place))}")
+
+
+def conclude(run: Run, state: TrainingState, after: Judgement | None, started: float) -> Summary:
+    """final/, pictures and report. Raises SaveError where the end of training cannot be kept in the run's folder."""
+    config, run_dir = run.config, run.checkpoints.run_dir
+    if not run.checkpoints.holds(state) and (run.checkpoints.failure or not run.checkpoints.save(run.models, state)):
+        raise _save_failed(run, state)
+    if after is None and state.initial is not None:  # the run was stopped between its last iteration and here
+        after = judge(run, state, state.iteration, log=False)
+    run.tracker.phase("save")
+    judged = (state.initial, after) if state.initial is not None and after is not None else None
+    before_metrics, after_metrics = (judged[0].metrics, judged[1].metrics) if judged else ({}, {})
+    try:
+        done = replace(config, training=replace(config.training, iterations=state.iteration))
+        final = export_final(run.models.policy, run_dir / "final", done, before_metrics, after_metrics)
+    except DISK_ERRORS as error:
+        run.checkpoints.failure = str(error)
+        raise _save_failed(run, state) from error
+    summary = replace(
+        _summary(done, run, final, judged, state.seconds + time.perf_counter() - started),
+        stopped=state.health.guards.fired,
+    )
+    run.tracker.finish(summary)
+    return summary
+
+
+def _save_failed(run: Run, state: TrainingState) -> SaveError:
+    """The reason that the last save failed, and where the state is kept all the same."""
+    rescue = run.checkpoints.save_elsewhere(run.models, state)
+    kept = f"its state is kept in {rescue}: resume={rescue}" if rescue else "no other place took its state"
+    return SaveError(f"the end of training could not be saved ({run.checkpoints.failure}); {kept}")
+
+
+def _summary(
+    config: TrainConfig, run: Run, final: Path, judged: tuple[Judgement, Judgement] | None, seconds: float
+) -> Summary:
+    before, after = judged or (None, None)
+    pairs = []
+    if before is not None and after is not None:
+        pairs = [
+            SamplePair(prompt=b.prompt, before=b.response, after=a.response, score_before=b.score, score_after=a.score)
+            for b, a in zip(before.responses[:2], after.responses[:2], strict=True)
+        ]
+        outcomes = [Outcome.from_evaluation(judgement.metrics) for judgement in (before, after)]
+        measured_on = "held-out prompts"
+    else:
+        rows = run.tracker.metrics()
+        outcomes = [Outcome.from_rollout(row) for row in (rows[0], rows[-1])]
+        measured_on = "the first and the last rollout"
+    return Summary(
+        before=outcomes[0],
+        after=outcomes[1],
+        samples=pairs,
+        measured_on=measured_on,
+        iterations=config.training.iterations,
+        seconds=seconds,
+        run_dir=run.checkpoints.run_dir,
+        final_dir=final,
+    )
+
+
+def write_summary(run_dir: Path, summary: Summary) -> None:
+    """summary.json, whole or not at all: where it lies, the run is finished, and a sweep does not run it again."""
+    facts: dict[str, Any] = {
+        "iterations": summary.iterations,
+        "seconds": summary.seconds,
+        "measured_on": summary.measured_on,
+        "stopped": summary.stopped,
+    }
+    outcomes = {
+        when: {
+            name: value if value is None or math.isfinite(value) else None for name, value in asdict(outcome).items()
+        }
+        for when, outcome in (("before", summary.before), ("after", summary.after))
+    }
+    write_text(run_dir / SUMMARY_FILE, json.dumps({**facts, **outcomes}, indent=2) + "\n")
