@@ -173,7 +173,7 @@ def write_settings(experiment: Experiment, output: Path) -> list[str]:
         for rate, knob in itertools.product(experiment.learning_rates, experiment.knobs[objective]):
             content = {
                 "defaults": [f"/config/{recipe}", "_self_"],
-                "objective": {"kl_coef": knob, "kl_target": None} if objective == "ppo" else {"kl_lambda": knob},
+                "objective": {"kl_coef" if objective == "ppo" else "kl_lambda": knob, "kl_target": None},
                 "optimizer": {"learning_rate": rate},
                 "training": {"iterations": experiment.iterations},
                 "evaluation": {"every": math.ceil(experiment.iterations / EVALUATIONS), **prompts},

@@ -360,12 +360,12 @@ def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[s
     shaped = shape_scores(scores, rollout.ended, state.moments, config.objective)
     kl_coef = None
     if config.objective.name == "ppo":
-        kl_coef = state.adaptive_kl.value if state.adaptive_kl else config.objective.kl_coef
+        kl_coef = state.steered(config).objective.kl_coef
     targets: Targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef)
-    stats = update(models, state.optimizer, rollout, targets, config)
+    stats = update(models, state.optimizer, rollout, targets, state.steered(config))
     metrics = {"reward/mean": scores.mean().item(), **rollout_statistics(rollout), **stats, "rate": rate}
     if state.adaptive_kl is not None:
-        metrics["kl_coef"] = state.adaptive_kl.value
-        state.adaptive_kl.update(metrics["kl/to_init"], len(scores))
+        metrics["knob"] = state.adaptive_kl.value
+        state.steer(metrics["kl/to_init"], len(scores))
     state.iteration += 1
     return metrics

@@ -42,7 +42,8 @@ VARIANTS = {
         "policy=lora",
         "policy.adapter.dropout=0.1",
     ),
-    "apa, LoRA, shared critic, cosine, bf16": (
+    "steered apa, LoRA, shared critic, cosine, bf16": (
+        "objective.kl_target=0.5",
         "policy=lora",
         "value=shared",
         "precision=bf16",

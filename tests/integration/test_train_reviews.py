@@ -46,6 +46,17 @@ def test_the_end_of_a_run_says_what_happened(tmp_path: Path):
     assert list((run.folder / "wandb").glob("offline-run-*"))
 
 
+def test_a_steered_lambda_falls_while_kl_is_far_below_its_target(tmp_path: Path):
+    run = apa_train(tmp_path / "run", *QUICK, "objective.kl_target=5", "tracking.wandb.mode=disabled")
+    assert run.code == 0, run.errors
+    rollouts = [line for line in run.metrics if "kl/to_init" in line]
+    assert all(line["kl/to_init"] < 1.8 for line in rollouts)  # a factor of e below: the error is −1 throughout
+    found = [line["objective/kl_lambda"] for line in rollouts]
+    assert found == pytest.approx([0.3, 0.3 * 0.740818, 0.3 * 0.548812])  # e^−0.3, e^−0.6
+    assert "λ 0.3 at first, steered to a KL of 5 nats" in (run.folder / "final" / "README.md").read_text("utf-8")
+    assert "λ 0.3 at first, steered to a KL of 5" in (run.folder / "report.md").read_text("utf-8")
+
+
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path):
     quick = (*QUICK, "training.iterations=1", "evaluation.prompts=0", "tracking.wandb.mode=disabled")
     assert apa_train(tmp_path / "run", *quick).code == 0

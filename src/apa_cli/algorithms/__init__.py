@@ -4,6 +4,7 @@ Tensors are (B, T), index t being response token t, with a (B, T) mask of the to
 Log-probs, KL and entropy are in nats. Needs torch and nothing else.
 """
 
+from apa_cli.algorithms.adaptive import SteeredLambda
 from apa_cli.algorithms.apa import apa_loss, apa_target_residual
 from apa_cli.algorithms.awr import awr_loss
 from apa_cli.algorithms.gae import gae, terminal_rewards
@@ -27,6 +28,7 @@ __all__ = [
     "MeanAccumulator",
     "RunningMoments",
     "RunningMomentsState",
+    "SteeredLambda",
     "apa_loss",
     "apa_target_residual",
     "awr_loss",

@@ -47,12 +47,11 @@ def export_final(
 def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """What the model is, from what, and the measured metrics before and after."""
     objective = config.objective
-    if objective.name == "ppo":
-        knob = f"KL coefficient β {objective.kl_coef:g}" + (
-            f", adaptive towards {objective.kl_target:g} nats" if objective.kl_target is not None else " (fixed)"
-        )
-    else:
-        knob = f"λ {objective.kl_lambda:g}"
+    name, value = ("KL coefficient β", objective.kl_coef) if objective.name == "ppo" else ("λ", objective.kl_lambda)
+    target = objective.kl_target
+    knob = f"{name} {value:g}" + (
+        f" at first, steered to a KL of {target:g} nats" if target is not None else " (fixed)"
+    )
     reward = config.reward.function if config.reward.kind == "function" else config.reward.path
     hub_id = not config.policy.path.startswith(("builtin:", ".", "/", "~")) and config.policy.path.count("/") <= 1
     hub_id = hub_id and not Path(config.policy.path).exists()

@@ -33,7 +33,7 @@ WORK_FILE = "work.safetensors"  # only in a checkpoint made in the middle of an 
 
 
 def save_training_state(state: TrainingState, folder: Path) -> None:
-    """Iteration, schedule, data position, moments, adaptive β, optimizer, every random state, the work under way."""
+    """Iteration, data position, moments, steered λ or β, optimizer, every random state, the work under way."""
     folder.mkdir(parents=True, exist_ok=True)
     random = state.random_states()
     numbers = {**state.scalars(), "random": random.numbers, "work": _work_numbers(state.work)}

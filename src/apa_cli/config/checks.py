@@ -179,13 +179,28 @@ def check_function(function: str, key: str) -> None:
 
 def _check_objective(config: TrainConfig) -> None:
     objective = config.objective
-    if objective.kl_target is not None and objective.name != "ppo":
+    if objective.kl_target is None:
+        return
+    if objective.name != "ppo":
+        lowest, highest = objective.lambda_floor, objective.kl_lambda_max
+        if lowest >= highest:
+            raise UserError(
+                "objective.kl_lambda_min",
+                f"{lowest:g}, but objective.kl_lambda_max={highest:g}",
+                "lower the one or raise the other",
+            )
+        if not lowest <= objective.kl_lambda <= highest:
+            raise UserError(
+                "objective.kl_lambda",
+                f"{objective.kl_lambda:g}, but a steered λ stays between {lowest:g} and {highest:g}",
+                "begin between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
+            )
+        return
+    if objective.kl_coef == 0:
         raise UserError(
-            "objective.kl_target",
-            f"only ppo steers its KL coefficient, and objective.name={objective.name}",
-            "add objective=ppo, or set it to null",
+            "objective.kl_coef", "0, which no steering moves", "begin above 0, or set objective.kl_target=null"
         )
-    if objective.kl_target is not None and objective.kl_horizon <= config.rollout.batch_size:
+    if objective.kl_horizon <= config.rollout.batch_size:
         raise UserError(
             "objective.kl_horizon",
             f"{objective.kl_horizon}, but one iteration already has {config.rollout.batch_size} responses",

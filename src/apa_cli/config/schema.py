@@ -155,11 +155,30 @@ class GenerationConfig:
 @dataclass(kw_only=True)
 class ObjectiveConfig:
     name: str = choice("apa", "policy objective", choices=("apa", "awr", "ppo"))
-    kl_lambda: float = number(0.3, "apa, awr: the KL knob, in whitened advantages; smaller moves further", above=0)
+    kl_lambda: float = number(
+        0.3,
+        "apa, awr: the KL knob, in whitened advantages; smaller moves further (the first value if steered)",
+        above=0,
+    )
     clip_range: float = number(0.2, "ppo: the ratio is clipped to 1 ± this", above=0, below=1)
     value_clip_range: Optional[float] = number(0.2, "ppo: value clipped around the rollout's; null = off", above=0)
     kl_coef: float = number(0.05, "ppo: β of the KL-shaped reward (the first value if adaptive)", minimum=0)
-    kl_target: Optional[float] = number(None, "ppo: KL to steer β to, nats a response; null = fixed β", above=0)
+    kl_target: Optional[float] = number(
+        None, "KL that λ (apa, awr) or β (ppo) is steered to, nats a response; null = the knob stays as it is", above=0
+    )
+    kl_lambda_min: Optional[float] = number(
+        None, "apa, awr: a steered λ goes no lower; null = 0.05 for apa, 1 for awr", above=0
+    )
+    kl_lambda_max: float = number(20.0, "apa, awr: a steered λ goes no higher", above=0)
+    kl_gain: float = number(
+        0.3,
+        "apa, awr: a steered λ is multiplied by exp of this an iteration, at e times the target",
+        above=0,
+        maximum=1,
+    )
+    kl_damping: float = number(
+        1.5, "apa, awr: a steered λ answers a change of log KL by this power; 0 swings about the target", minimum=0
+    )
     kl_horizon: int = number(10_000, "ppo: responses over which β adapts", minimum=1)
     value_coef: float = number(1.0, "weight of the value loss", minimum=0)
     missing_eos_penalty: Optional[float] = number(
@@ -167,6 +186,11 @@ class ObjectiveConfig:
     )
     score_scaling: str = choice("running", "divide scores by their running deviation", choices=("none", "running"))
     score_clip: Optional[float] = number(100.0, "scaled scores are clipped at ± this; null = off", above=0)
+
+    @property
+    def lambda_floor(self) -> float:
+        """Of a steered λ. AWR weights by exp(A/λ): far above 0.05, one token of a minibatch outweighs the rest."""
+        return self.kl_lambda_min if self.kl_lambda_min is not None else 0.05 if self.name == "apa" else 1.0
 
 
 @dataclass(kw_only=True)

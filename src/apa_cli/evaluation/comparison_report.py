@@ -41,7 +41,7 @@ _EXPECTED = (
     "seed",
     "output_dir",
     "optimizer.learning_rate",
-    *(f"objective.{k}" for k in ("name", "kl_lambda", "kl_coef")),
+    *(f"objective.{k}" for k in ("name", "kl_lambda", "kl_coef", "kl_target")),
 )
 
 

@@ -31,7 +31,10 @@ _ONLY = {
     "objective.kl_lambda": ("apa", "awr"),
     "objective.clip_range": ("ppo",),
     "objective.kl_coef": ("ppo",),
-    "objective.kl_target": ("ppo",),
+    "objective.kl_lambda_min": ("apa", "awr"),
+    "objective.kl_lambda_max": ("apa", "awr"),
+    "objective.kl_gain": ("apa", "awr"),
+    "objective.kl_damping": ("apa", "awr"),
     "objective.kl_horizon": ("ppo",),
 }
 
@@ -94,8 +97,13 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     for objective in dict.fromkeys(run.objective for run in with_figures):
         alike = [run for run in with_figures if run.objective == objective]
         keys = differing(alike)
+        starts = {_first(run.config) for run in alike if _steered(run)}
         for run in alike:
-            line = _line(objective, [(key, run.config.get(key)) for key in keys])
+            differences = [(key, run.config.get(key)) for key in keys]
+            if _steered(run) and len(starts) > 1:
+                first, sign = _first(run.config)
+                differences.append(("from", f"{sign} {shown(first)}"))
+            line = _line(objective, differences)
             found.setdefault((line, *knob(run.config)), []).append(run)
     settings = [Setting(line=line, knob=text, runs=tuple(runs)) for (line, _, text), runs in found.items()]
     values = {(line, text): value for line, value, text in found}
@@ -133,13 +141,10 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def knob(config: Mapping[str, Any]) -> tuple[float, str]:
-    """How far the policy may go: λ of APA and AWR; of PPO β, or the KL that β is steered to."""
-    if config.get("objective.name") != "ppo":
-        value, sign = config.get("objective.kl_lambda"), "λ"
-    elif config.get("objective.kl_target") is not None:
-        value, sign = config.get("objective.kl_target"), "KL target"
-    else:
-        value, sign = config.get("objective.kl_coef"), "β"
+    """How far the policy may go: the KL that it is steered to, or else λ of APA and AWR, β of PPO."""
+    first, sign = _first(config)
+    target = config.get("objective.kl_target")
+    value, sign = (first, sign) if target is None else (target, "KL target")
     return (float(value) if isinstance(value, (int, float)) else math.inf), f"{sign} {shown(value)}"
 
 
@@ -149,5 +154,18 @@ def shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _first(config: Mapping[str, Any]) -> tuple[Any, str]:
+    """λ or β as configured: fixed, or what steering begins from."""
+    return (
+        (config.get("objective.kl_coef"), "β")
+        if config.get("objective.name") == "ppo"
+        else (config.get("objective.kl_lambda"), "λ")
+    )
+
+
+def _steered(run: Run) -> bool:
+    return run.config.get("objective.kl_target") is not None
+
+
 def _knob_keys(objective: str) -> tuple[str, ...]:
-    return ("objective.kl_coef", "objective.kl_target") if objective == "ppo" else ("objective.kl_lambda",)
+    return ("objective.kl_coef" if objective == "ppo" else "objective.kl_lambda", "objective.kl_target")

@@ -27,7 +27,14 @@ MEASURES = (
     ("eval/unique_fraction", "different", "fraction", 2),
     ("eval/response_length", "length", "tokens", 1),
 )
-_SETTINGS = ("seed", "objective.name", "objective.kl_lambda", "objective.kl_coef", "optimizer.learning_rate")
+_SETTINGS = (
+    "seed",
+    "objective.name",
+    "objective.kl_lambda",
+    "objective.kl_coef",
+    "objective.kl_target",
+    "optimizer.learning_rate",
+)
 Failure = tuple[str, str]  # name, reason
 
 

@@ -183,6 +183,8 @@ def _settings(config: TrainConfig) -> list[tuple[str, object]]:
         if objective.name == "ppo"
         else f"λ {objective.kl_lambda}"
     )
+    if objective.kl_target is not None:
+        knob += f" at first, steered to a KL of {objective.kl_target:g} nats"
     reward = config.reward.path if config.reward.kind == "model" else config.reward.function
     adapter = f", LoRA rank {config.policy.adapter.r}" if config.policy.adapter.r else ""
     return [

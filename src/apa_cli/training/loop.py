@@ -115,7 +115,7 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
                     state.optimizer,
                     work.rollout,
                     work.targets,
-                    config,
+                    state.steered(config),
                     progress=work.progress,
                     after_minibatch=run.interrupts.check,
                     health=state.health,
@@ -178,7 +178,7 @@ def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, 
     scores = torch.tensor(raw_scores, device=rollout.response_ids.device)  # (B,)
     usable = usable_rows(rollout, scores)
     shaped = shape_scores(scores, rollout.ended, state.moments, config.objective, usable)
-    kl_coef = _kl_coef(config, state) if config.objective.name == "ppo" else None
+    kl_coef = state.steered(config).objective.kl_coef if config.objective.name == "ppo" else None
     targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, usable=usable)
     samples = _samples(collected.finished, raw_scores, response_kl(rollout), config.tracking.samples)
     state.start = None
@@ -192,10 +192,9 @@ def evaluation_due(config: TrainConfig, iteration: int) -> bool:
 
 
 def finish_iteration(state: TrainingState, work: Work, guards: Guards) -> None:
-    if state.adaptive_kl is not None:
-        kl = response_kl(sound_part(work.rollout))  # (B,)
-        if bool(kl.isfinite().all()):
-            state.adaptive_kl.update(kl.mean().item(), len(kl))
+    kl = response_kl(sound_part(work.rollout))  # (B,)
+    if len(kl) and bool(kl.isfinite().all()):
+        state.steer(kl.mean().item(), len(kl))
     state.health.guards = guards
     state.iteration += 1
     state.work = None
@@ -252,19 +251,18 @@ def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str,
         **rollout_statistics(rollout if usable is None else sound_part(rollout)),
         "value/explained_variance": float(variance),
     }
-    if config.objective.name == "ppo":
-        metrics["objective/kl_coef"] = _kl_coef(config, state)
+    objective = state.steered(config).objective
+    if objective.name == "ppo":
+        metrics["objective/kl_coef"] = objective.kl_coef
+    else:
+        metrics["objective/kl_lambda"] = objective.kl_lambda
     return metrics
-
-
-def _kl_coef(config: TrainConfig, state: TrainingState) -> float:
-    return state.adaptive_kl.value if state.adaptive_kl is not None else config.objective.kl_coef
 
 
 def _setting(config: TrainConfig, state: TrainingState, work: Work) -> str:
     """Where the run stands, in the words of a diagnosis."""
-    objective = config.objective
-    knob = f"β {_kl_coef(config, state):g}" if objective.name == "ppo" else f"λ {objective.kl_lambda:g}"
+    objective = state.steered(config).objective
+    knob = f"β {objective.kl_coef:g}" if objective.name == "ppo" else f"λ {objective.kl_lambda:g}"
     return describe_setting(state.iteration + 1, knob, torch.tensor(work.scores))
 
 

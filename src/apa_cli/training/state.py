@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from apa_cli.algorithms import AdaptiveKLCoefficient, RunningMoments
+from apa_cli.algorithms import AdaptiveKLCoefficient, RunningMoments, SteeredLambda
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import PromptStream
 from apa_cli.evaluation.judge import Judgement
@@ -47,7 +47,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     prompts: PromptStream  # knows its epoch and position
     moments: RunningMoments  # of all scores so far
-    adaptive_kl: AdaptiveKLCoefficient | None
+    adaptive_kl: AdaptiveKLCoefficient | SteeredLambda | None  # of ppo; of apa and awr; None where fixed
     health: Health
     initial: Judgement | None = None  # of the policy that training started from, to compare with
     start: RolloutStart | None = None  # while a rollout is made
@@ -59,6 +59,22 @@ class TrainingState:
         """How far training has come: finished iterations, and passes and rows of the one under way."""
         progress = self.work.progress if self.work else UpdateProgress()
         return self.iteration, progress.epochs, progress.rows
+
+    def steer(self, kl: float, responses: int) -> None:
+        """Move λ or β, where it is steered, after `responses` responses whose mean KL was `kl` nats."""
+        if isinstance(self.adaptive_kl, SteeredLambda):
+            self.adaptive_kl.update(kl)
+        elif self.adaptive_kl is not None:
+            self.adaptive_kl.update(kl, responses)
+
+    def steered(self, config: TrainConfig) -> TrainConfig:
+        """`config` with λ or β as it is now."""
+        if self.adaptive_kl is None:
+            return config
+        value, objective = self.adaptive_kl.value, config.objective
+        is_lambda = isinstance(self.adaptive_kl, SteeredLambda)
+        now = replace(objective, kl_lambda=value) if is_lambda else replace(objective, kl_coef=value)
+        return replace(config, objective=now)
 
     def scalars(self) -> dict[str, Any]:
         """The part that is numbers, ready for JSON."""
@@ -87,9 +103,20 @@ class TrainingState:
 
 def initial_state(config: TrainConfig, models: Models, prompts: PromptStream) -> TrainingState:
     objective = config.objective
-    adaptive = None
-    if objective.name == "ppo" and objective.kl_target is not None:
-        adaptive = AdaptiveKLCoefficient(objective.kl_coef, target=objective.kl_target, horizon=objective.kl_horizon)
+    adaptive: AdaptiveKLCoefficient | SteeredLambda | None = None
+    if objective.kl_target is not None:
+        if objective.name == "ppo":
+            target, horizon = objective.kl_target, objective.kl_horizon
+            adaptive = AdaptiveKLCoefficient(objective.kl_coef, target=target, horizon=horizon)
+        else:
+            adaptive = SteeredLambda(
+                objective.kl_lambda,
+                target=objective.kl_target,
+                gain=objective.kl_gain,
+                damping=objective.kl_damping,
+                floor=objective.lambda_floor,
+                ceiling=objective.kl_lambda_max,
+            )
     return TrainingState(
         iteration=0,
         optimizer=make_optimizer(models, config.optimizer),

@@ -15,6 +15,8 @@ STARTS = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": None}
 OBJECTIVES = {
     "apa": {"objective__name": "apa"},
     "awr": {"objective__name": "awr"},
+    "apa, steered": {"objective__name": "apa", "objective__kl_target": 0.5},
+    "awr, steered": {"objective__name": "awr", "objective__kl_target": 0.5, "objective__kl_lambda": 2.0},
     "ppo": {"objective__name": "ppo", "objective__kl_target": 0.5, "objective__kl_horizon": 100},
 }
 
@@ -72,8 +74,9 @@ def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, criti
     assert metrics == expected_metrics
     final = weights(models)
     assert [name for name in final if not torch.equal(final[name], expected[name])] == []
-    if objective == "ppo":
-        assert metrics[0]["kl_coef"] != config.objective.kl_coef
+    if "objective__kl_target" in OBJECTIVES[objective]:
+        assert metrics[0]["knob"] not in (config.objective.kl_coef, config.objective.kl_lambda)
+        assert metrics[1]["knob"] != metrics[0]["knob"]
 
 
 def test_every_random_state_comes_back(policy_dir, tmp_path):

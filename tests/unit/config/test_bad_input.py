@@ -48,7 +48,7 @@ BAD = [
     (["objective.kl_lambda=nan"], "objective.kl_lambda: nan is not a finite number"),
     (["optimizer.learning_rate=inf"], "optimizer.learning_rate: inf is not a finite number"),
     # impossible together
-    (["objective.kl_target=6"], "objective.kl_target: only ppo"),
+    (["objective.kl_target=6", "objective.kl_lambda=30"], "objective.kl_lambda: 30, but a steered λ stays between"),
     (["policy=lora", "policy.adapter.path=x"], "policy.adapter.r: 16, but the trained adapter"),
     (["generation.min_new_tokens=64"], "generation.min_new_tokens: 64 is more than generation.max_new_tokens=32"),
     (["reward=function"], "reward.function: not set, but reward.kind=function needs it"),

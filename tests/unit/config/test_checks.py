@@ -41,6 +41,9 @@ def test_a_valid_configuration_passes():
     "changes",
     [
         {"objective__name": "ppo", "objective__kl_target": 6.0},
+        {"objective__kl_target": 6.0, "objective__kl_horizon": 1},  # the horizon is ppo's
+        {"objective__name": "awr", "objective__kl_target": 6.0, "objective__kl_lambda": 20.0},
+        {"objective__kl_lambda": 0.01},  # λ stays as it is: it has no floor
         {"policy__adapter__r": 8, "policy__adapter__dropout": 0.1, "policy__adapter__target_modules": ["q_proj"]},
         {"policy__adapter__path": "my/adapter", "policy__adapter__dropout": 0.1},
         {"policy__attn_implementation": "flash_attention_2", "precision": "bf16"},
@@ -70,7 +73,27 @@ IMPOSSIBLE = [
     ({"evaluation__reward__kind": "model"}, "evaluation.reward.path", "evaluation.reward.path=MODEL"),
     ({"evaluation__reward__function": "m:f"}, "evaluation.reward.function", "evaluation.reward.kind=function"),
     ({"evaluation__reward__path": "my/judge"}, "evaluation.reward.path", "evaluation.reward.kind=model"),
-    ({"objective__kl_target": 6.0}, "objective.kl_target", "objective=ppo"),
+    ({"objective__kl_target": 6.0, "objective__kl_lambda": 0.01}, "objective.kl_lambda", "objective.kl_lambda_min"),
+    (
+        {"objective__name": "awr", "objective__kl_target": 6.0, "objective__kl_lambda": 0.9},
+        "objective.kl_lambda",
+        "between 1 and 20",
+    ),
+    (
+        {"objective__kl_target": 6.0, "objective__kl_lambda_min": 20.0},
+        "objective.kl_lambda_min",
+        "lower the one or raise the other",
+    ),
+    (
+        {"objective__name": "ppo", "objective__kl_target": 6.0, "objective__kl_horizon": 64},
+        "objective.kl_horizon",
+        "raise it",
+    ),
+    (
+        {"objective__name": "ppo", "objective__kl_target": 6.0, "objective__kl_coef": 0.0},
+        "objective.kl_coef",
+        "objective.kl_target=null",
+    ),
     ({"generation__min_new_tokens": 129}, "generation.min_new_tokens", "generation.max_new_tokens=128"),
     ({"value__kind": "shared", "value__path": "x"}, "value.path", "value=separate"),
     ({"value__kind": "adapter", "policy__adapter__r": 8, "value__path": "x"}, "value.path", "value=separate"),

@@ -91,6 +91,34 @@ def test_ppo_steered_to_a_kl_is_known_by_that(tmp_path: Path):
     assert group(runs_in(tmp_path))[0].label == "PPO, KL target 6"
 
 
+@pytest.mark.parametrize("objective", ["apa", "awr"])
+def test_so_is_a_steered_lambda(tmp_path: Path, objective: str):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    for seed in (0, 1):
+        for target in (2.0, 10.0):
+            name = tmp_path / f"{seed}-{target}"
+            write_run(name, rows, seed=seed, objective__name=objective, objective__kl_target=target)
+        write_run(tmp_path / f"{seed}", rows, seed=seed, objective__name=objective, objective__kl_target=None)
+    assert [(setting.label, len(setting.runs)) for setting in group(runs_in(tmp_path))] == [
+        (f"{objective.upper()}, λ 0.3", 2),
+        (f"{objective.upper()}, KL target 2", 2),
+        (f"{objective.upper()}, KL target 10", 2),
+    ]
+
+
+def test_steering_from_different_values_makes_different_lines(tmp_path: Path):
+    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
+    for first in (0.1, 1.0):
+        write_run(tmp_path / f"s{first}", rows, objective__kl_target=5.0, objective__kl_lambda=first)
+        write_run(tmp_path / f"f{first}", rows, objective__kl_target=None, objective__kl_lambda=first)
+    assert [setting.label for setting in group(runs_in(tmp_path))] == [
+        "APA, λ 0.1",
+        "APA, λ 1",
+        "APA, from λ 0.1, KL target 5",
+        "APA, from λ 1, KL target 5",
+    ]
+
+
 def test_unfinished_runs_count_only_where_none_is_finished(tmp_path: Path):
     write_run(tmp_path / "a", [row(1, eval_kl=1.0)])
     write_run(tmp_path / "b", [row(1, eval_kl=9.0)], seed=1, finished=False)
