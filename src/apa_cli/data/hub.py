@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
@@ -33,7 +34,15 @@ def read_hub(path: str, *, key: str, subset: str | None, split: str, split_key: 
             rows = data.to_list()
     except Exception as error:  # network, authentication, format: each layer has its own types
         raise _as_user_error(error, path, key, split, split_key) from None
-    return Table(source=path, rows=rows, labels=[f"row {number}" for number in range(1, len(rows) + 1)])
+    labels = [f"row {number}" for number in range(1, len(rows) + 1)]
+    return Table(source=path, rows=rows, labels=labels, commit=_commit(data))
+
+
+def _commit(data: Any) -> str | None:
+    """The commit that the files were read at: `datasets` notes addresses such as hf://datasets/NAME@COMMIT/FILE."""
+    addresses = " ".join(getattr(data.info, "download_checksums", None) or ())
+    commits = set(re.findall(r"hf://datasets/[^@\s]+@([0-9a-f]{40})/", addresses))
+    return commits.pop() if len(commits) == 1 else None
 
 
 def _as_user_error(error: Exception, path: str, key: str, split: str, split_key: str) -> UserError:

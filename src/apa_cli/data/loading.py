@@ -26,6 +26,7 @@ class _Pool:
     cut: list[bool]  # of each prompt, whether it was cut
     dropped: int
     source: str
+    commit: str | None
 
     def select(self, chosen: Sequence[int], *, dropped: int = 0, withheld: int = 0) -> PromptSet:
         return PromptSet(
@@ -34,6 +35,7 @@ class _Pool:
             dropped=dropped,
             source=self.source,
             withheld=withheld,
+            commit=self.commit,
         )
 
 
@@ -92,7 +94,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
     if not prompts:
         problem = f"every prompt of {table.source} is longer than {limit} tokens"
         raise UserError("data.max_prompt_tokens", problem, "raise it, or set data.overlong=cut")
-    return _Pool(prompts=prompts, cut=cut, dropped=len(rows) - len(prompts), source=table.source)
+    return _Pool(prompts=prompts, cut=cut, dropped=len(rows) - len(prompts), source=table.source, commit=table.commit)
 
 
 def _set_aside(pool: _Pool, count: int, seed: int) -> list[int]:

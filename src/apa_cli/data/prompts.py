@@ -48,6 +48,7 @@ class PromptSet:
     dropped: int  # rows left out because they were too long
     source: str  # the file or data set, as the user named it
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
+    commit: str | None = None  # of a data set on the Hub, where it is known
 
     def __len__(self) -> int:
         return len(self.prompts)

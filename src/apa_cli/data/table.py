@@ -11,6 +11,7 @@ class Table:
     source: str  # file or data set, as the user named it
     rows: list[dict[str, Any]]
     labels: list[str]  # "line 7" of a file, "row 7", "entry 7" of an array; counted from 1
+    commit: str | None = None  # of a data set on the Hub, where it is known
 
     def place(self, index: int) -> str:
         """Name one row in an error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def load_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any
     if Path(folder).is_dir():
         options.pop("revision", None)
         _check_folder(key, Path(folder))
+    elif commit := getattr(options.get("config"), "_commit_hash", None):
+        options["revision"] = commit  # a branch may move between the two
     try:
         with _quiet_transformers():  # what it would warn of is checked below
             model, info = auto_class.from_pretrained(
@@ -123,7 +126,19 @@ def load_config(key: str, path: str, **options: Any) -> Any:
         kernel = config._attn_implementation
         raise UserError(key, f"{path} asks for the attention kernel {kernel}, which is code", "do not use this model")
     _without_noise(config)
+    if not Path(folder).is_dir():
+        # for the weights, which load_pretrained takes from the same commit, and Models.commits; never saved
+        config._commit_hash = _cached_commit(folder, options.get("revision"))
     return config
+
+
+def _cached_commit(name: str, revision: str | None) -> str | None:
+    """The commit that the Hub's cache has just taken a model's config.json from."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(name, "config.json", revision=revision)
+    commit = Path(file).parent.name if isinstance(file, str) else ""
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -173,6 +173,11 @@ class Reference:
     def shares_weights(self) -> bool:
         return self._frozen is None
 
+    @property
+    def frozen(self) -> Policy | None:
+        """The model of its own, where it has one."""
+        return self._frozen
+
     @contextlib.contextmanager
     def active(self) -> Iterator[Policy]:
         """The policy object whose forward is now the reference's."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,6 +29,19 @@ class Models:
         """The policy's and the critic's, by names for people."""
         policy = {f"policy {name}": parameter for name, parameter in self.policy.model.named_parameters()}
         return policy | {f"critic {name}": parameter for name, parameter in self.value.named_parameters()}
+
+    def commits(self) -> dict[str, str]:
+        """`{role}_commit`: the Hub's commit of each model that came from there."""
+        frozen = self.reference.frozen
+        models: dict[str, Any] = {
+            "policy": self.policy.model,
+            "reference": frozen.model if frozen else None,
+            "value": getattr(self.value, "trunk", None),
+            "reward": getattr(self.scorer, "model", None),
+            "evaluator": getattr(self.evaluator, "model", None),
+        }
+        found = {role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()}
+        return {f"{role}_commit": commit for role, commit in found.items() if commit}
 
     def within(self, token_budget: int) -> Models:
         """These models, the reward models among them with micro-batches of no more tokens than this."""

@@ -104,11 +104,11 @@ def _prepare(
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     announce_plan(config, runtime, tracker)
     models = load_models(config, runtime, checkpoint=checkpoint)
-    _write_versions(run_dir, models, tracker)
     _warn(config, models, tracker)
     prompts, held_out = load_prompts(
         config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
+    _write_versions(run_dir, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
     every = [*prompts.prompts, *held_out.prompts]
     check_room(every, max_new_tokens=config.generation.max_new_tokens, room=models.policy.room)
     tracker.note(f"training on {prompts.describe()}")
@@ -185,8 +185,13 @@ def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) ->
     write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(redact(overrides))))
 
 
-def _write_versions(run_dir: Path, models: Models, tracker: Tracker) -> None:
-    """Of a run that goes on, a change is said: other versions may round differently."""
+def _write_versions(run_dir: Path, models: Models, data: dict[str, str | None], tracker: Tracker) -> None:
+    """Also the Hub's commit of each model and data set that came from there.
+
+    Of a run that goes on, a change is said: other versions may round differently. What its checkpoint brings has no
+    commit, so the one of its beginning stays.
+    """
+    commits = {**models.commits(), **{f"{name}_commit": commit for name, commit in data.items() if commit}}
     versions = {
         "apa_cli": __version__,
         "python": platform.python_version(),
@@ -194,10 +199,10 @@ def _write_versions(run_dir: Path, models: Models, tracker: Tracker) -> None:
         "transformers": version("transformers"),
         "peft": version("peft"),
         "device": models.runtime.describe(),
-        "policy_commit": getattr(models.policy.model.config, "_commit_hash", None),
     }
     file = run_dir / "versions.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else versions
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {**versions, **commits}
+    versions |= {name: value for name, value in before.items() if name.endswith("_commit") and value} | commits
     changed = [f"{name} {before.get(name)} → {now}" for name, now in versions.items() if before.get(name) != now]
     if changed:
         tracker.warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(changed)}")

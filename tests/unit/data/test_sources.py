@@ -68,13 +68,16 @@ def test_a_hub_data_set(folder, monkeypatch):
 
     def load(path, **settings):
         calls.append((path, settings))
-        return datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
+        data = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
+        data.info.download_checksums = {f"hf://datasets/org/some.name@{'c' * 40}/a.parquet": {"num_bytes": 1}}
+        return data
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     bars = datasets.are_progress_bars_disabled()
     table = read("org/some.name", subset="small", split="test")
     assert table.rows == [{"prompt": "a"}, {"prompt": "b"}]
     assert table.place(1) == "org/some.name, row 2"
+    assert table.commit == "c" * 40
     assert calls == [("org/some.name", {"name": "small", "split": "test"})]
     assert datasets.are_progress_bars_disabled() == bars
 
