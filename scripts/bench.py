@@ -139,6 +139,7 @@ def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, d
 
 
 def grow(arguments: argparse.Namespace, device: str) -> dict[str, list[growth.Point]]:
+    arguments = argparse.Namespace(**{**vars(arguments), "rounds": 2})
     points: dict[str, list[growth.Point]] = {}
     for axis, sizes in growth.AXES.items():
         for size in sizes[:1] if arguments.quick else sizes:

@@ -10,14 +10,14 @@ attention needs no mask) and cut into groups whose padded size is the fastest of
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmark.jobs import LEARNING_RATE, Job
 from benchmark.stepper import Phases, Stepper
 
-BUDGETS = (1024, 2048, 4096, 8192, 16384)  # padded tokens of one forward
+BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384, 32768)}  # padded tokens of one forward
 
 
 def groups(lengths: list[int], budget: int) -> list[list[int]]:
@@ -132,7 +132,9 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
         if trial:
             for name, part in (("score", score_part), ("forward", reference_part)):
                 with autocast():
-                    budget[name] = _fastest(phases, lambda size, part=part: passed(part, lengths, size))
+                    budget[name] = _fastest(
+                        phases, BUDGETS[device], lambda size, part=part: passed(part, lengths, size)
+                    )
         with autocast():
             scores = phases.timed("score", passed)(score_part, lengths, budget["score"])  # (B, 1)
             sampled = phases.timed("forward", passed)(reference_part, lengths, budget["forward"])  # (B, T)
@@ -155,7 +157,7 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
                 budget["update"] = size
                 train("policy", policy_loss, rows, lengths)
 
-            budget["update"] = _fastest(phases, step)
+            budget["update"] = _fastest(phases, BUDGETS[device], step)
         for _ in range(job.passes):
             for rows in torch.randperm(len(sequences)).split(job.minibatch):
                 phases.timed("update", train)("policy", policy_loss, rows.tolist(), lengths)
@@ -170,10 +172,10 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
         stepper.done(phases.take())
 
 
-def _fastest(phases: Phases, attempt: Callable[[int], Any]) -> int:
+def _fastest(phases: Phases, sizes: Sequence[int], attempt: Callable[[int], Any]) -> int:
     """The budget whose second attempt takes least."""
     seconds = {}
-    for size in BUDGETS:
+    for size in sizes:
         attempt(size)
         start = phases.now()
         attempt(size)

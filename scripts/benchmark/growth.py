@@ -41,8 +41,8 @@ class Point:
 
 
 def case(axis: str, size: int) -> Job:
-    """The base, with one size changed."""
-    name = f"growth-{axis}-{size}"
+    """The base, with one size changed; at the smallest size of an axis the base itself."""
+    name = "growth-base" if size == AXES[axis][0] else f"growth-{axis}-{size}"
     if axis == "response":
         return replace(BASE, name=name, response_tokens=size)
     if axis == "batch":

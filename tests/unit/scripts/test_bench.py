@@ -126,6 +126,13 @@ def test_growth_is_judged_by_token_and_by_size():
     assert {v.word for v in [*growth.verdicts({}), *growth.verdicts(one)]} == {"not measured"}
 
 
+def test_every_axis_begins_at_the_same_job():
+    growth = part("growth")
+    assert len({growth.case(axis, sizes[0]) for axis, sizes in growth.AXES.items()}) == 1
+    cases = {growth.case(axis, size).name for axis, sizes in growth.AXES.items() for size in sizes}
+    assert len(cases) == 1 + 3 + 2 + 2
+
+
 def test_working_memory_leaves_out_gradient_and_two_moments():
     growth = part("growth")
     job = growth.case("batch", 64)
