@@ -5,7 +5,7 @@ Log-probs, KL and entropy are in nats. Needs torch and nothing else.
 """
 
 from apa_cli.algorithms.adaptive import SteeredLambda
-from apa_cli.algorithms.apa import apa_loss, apa_target_residual
+from apa_cli.algorithms.apa import apa_bounded_fraction, apa_loss, apa_target_residual
 from apa_cli.algorithms.awr import awr_loss
 from apa_cli.algorithms.gae import gae, terminal_rewards
 from apa_cli.algorithms.head import head_logits, head_logprobs
@@ -29,6 +29,7 @@ __all__ = [
     "RunningMoments",
     "RunningMomentsState",
     "SteeredLambda",
+    "apa_bounded_fraction",
     "apa_loss",
     "apa_target_residual",
     "awr_loss",

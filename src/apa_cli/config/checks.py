@@ -179,6 +179,13 @@ def check_function(function: str, key: str) -> None:
 
 def _check_objective(config: TrainConfig) -> None:
     objective = config.objective
+    for name in ("target_bound", "huber_delta"):
+        if getattr(objective, name) is not None and objective.name != "apa":
+            raise UserError(
+                f"objective.{name}",
+                f"only apa has a target, and objective.name={objective.name}",
+                "add objective=apa, or set it to null",
+            )
     if objective.kl_target is None:
         return
     if objective.name != "ppo":

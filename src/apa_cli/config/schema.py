@@ -160,6 +160,12 @@ class ObjectiveConfig:
         "apa, awr: the KL knob, in whitened advantages; smaller moves further (the first value if steered)",
         above=0,
     )
+    target_bound: Optional[float] = number(
+        None, "apa: the log-ratio asked of a token, advantage / λ, is clipped to ± this, nats; null = off", above=0
+    )
+    huber_delta: Optional[float] = number(
+        None, "apa: beyond this distance from its target, nats, a token's error counts linearly; null = off", above=0
+    )
     clip_range: float = number(0.2, "ppo: the ratio is clipped to 1 ± this", above=0, below=1)
     value_clip_range: Optional[float] = number(0.2, "ppo: value clipped around the rollout's; null = off", above=0)
     kl_coef: float = number(0.05, "ppo: β of the KL-shaped reward (the first value if adaptive)", minimum=0)

@@ -33,6 +33,8 @@ _ONLY = {
     "objective.kl_coef": ("ppo",),
     "objective.kl_lambda_min": ("apa", "awr"),
     "objective.kl_lambda_max": ("apa", "awr"),
+    "objective.target_bound": ("apa",),
+    "objective.huber_delta": ("apa",),
     "objective.kl_gain": ("apa", "awr"),
     "objective.kl_damping": ("apa", "awr"),
     "objective.kl_horizon": ("ppo",),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from apa_cli.algorithms import (
     MeanAccumulator,
+    apa_bounded_fraction,
     apa_loss,
     apa_target_residual,
     awr_loss,
@@ -40,7 +41,15 @@ def policy_loss(policy_logprobs: Tensor, rollout: Rollout, advantages: Tensor, c
     mask = rollout.response_mask
     if config.name == "apa":
         assert rollout.reference_logprobs is not None
-        return apa_loss(policy_logprobs, rollout.reference_logprobs, advantages, mask, kl_lambda=config.kl_lambda)
+        return apa_loss(
+            policy_logprobs,
+            rollout.reference_logprobs,
+            advantages,
+            mask,
+            kl_lambda=config.kl_lambda,
+            target_bound=config.target_bound,
+            huber_delta=config.huber_delta,
+        )
     if config.name == "awr":
         return awr_loss(policy_logprobs, advantages, mask, kl_lambda=config.kl_lambda)
     return ppo_loss(policy_logprobs, rollout.rollout_logprobs, advantages, mask, clip_range=config.clip_range)
@@ -250,10 +259,14 @@ def _observe(
     """Metrics beside the loss."""
     if config.name == "apa":
         assert part.reference_logprobs is not None
+        mask, kl_lambda, bound = part.response_mask, config.kl_lambda, config.target_bound
         squares, tokens = apa_target_residual(
-            logprobs, part.reference_logprobs, advantages, part.response_mask, kl_lambda=config.kl_lambda
+            logprobs, part.reference_logprobs, advantages, mask, kl_lambda=kl_lambda, target_bound=bound
         )
         means["objective/target_residual"].add(squares, tokens)
+        if bound is not None:
+            fraction = apa_bounded_fraction(advantages, mask, kl_lambda=kl_lambda, target_bound=bound)
+            means["objective/bounded_fraction"].add(fraction * count, count)
     if config.name == "ppo":
         fraction = ppo_clip_fraction(
             logprobs, part.rollout_logprobs, advantages, part.response_mask, clip_range=config.clip_range

@@ -1,9 +1,10 @@
 import math
 
+import pytest
 import torch
 from torch.testing import assert_close
 
-from apa_cli.algorithms import apa_loss, apa_target_residual
+from apa_cli.algorithms import apa_bounded_fraction, apa_loss, apa_target_residual
 
 NAN = math.nan
 
@@ -65,3 +66,41 @@ def test_target_residual_is_a_sum_and_a_count():
     second = apa_target_residual(policy[1:], reference[1:], advantages[1:], mask[1:], kl_lambda=0.5)
     assert (first[0] + second[0]).item() == 5.25
     assert (first[1] + second[1]).item() == 3
+
+
+def test_a_bound_on_the_target_by_hand():
+    # Log-ratios 1, −0.5 and 2.5; targets 2A = 2, −1 and 0.5. Bounded to ± 0.75: 0.75, −0.75 and 0.5.
+    # Residuals 0.25, 0.25 and 2.
+    policy, reference, advantages, mask = case()
+    loss = apa_loss(policy, reference, advantages, mask, kl_lambda=0.5, target_bound=0.75)
+    assert loss.item() == pytest.approx((0.0625 + 0.0625 + 4) / 3, abs=1e-12)
+    loss.backward()
+    expected = torch.tensor([[0.5 / 3, 0.5 / 3], [4 / 3, 0.0]], dtype=torch.float64)
+    assert_close(policy.grad, expected, rtol=0, atol=1e-9)
+    squares, count = apa_target_residual(policy, reference, advantages, mask, kl_lambda=0.5, target_bound=0.75)
+    assert (squares.item(), count.item()) == (4.125, 3)
+    fraction = apa_bounded_fraction(advantages, mask, kl_lambda=0.5, target_bound=0.75)
+    assert fraction.item() == pytest.approx(2 / 3)
+    # On the bound itself nothing is cut: 2, −1 and 0.5 against 1.
+    assert apa_bounded_fraction(advantages, mask, kl_lambda=0.5, target_bound=1.0).item() == pytest.approx(1 / 3)
+    assert apa_bounded_fraction(advantages, torch.zeros_like(mask), kl_lambda=0.5, target_bound=1.0).item() == 0.0
+
+
+def test_huber_by_hand():
+    # Residuals −1, 0.5 and 2 with δ = 0.75: 2 · 0.75 · 1 − 0.5625 = 0.9375, then 0.25, then 3 − 0.5625 = 2.4375.
+    policy, reference, advantages, mask = case()
+    loss = apa_loss(policy, reference, advantages, mask, kl_lambda=0.5, huber_delta=0.75)
+    assert loss.item() == pytest.approx((0.9375 + 0.25 + 2.4375) / 3, abs=1e-12)
+    loss.backward()  # 2/3 of −0.75, 0.5 and 0.75
+    expected = torch.tensor([[-0.5, 1 / 3], [0.5, 0.0]], dtype=torch.float64)
+    assert_close(policy.grad, expected, rtol=0, atol=1e-9)
+    # It is torch's Huber loss, doubled.
+    residual = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64)
+    other = torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), delta=0.75)
+    assert loss.item() == pytest.approx(2 * other.item(), abs=1e-12)
+
+
+def test_limits_that_nothing_reaches_change_no_bit():
+    policy, reference, advantages, mask = case()
+    plain = apa_loss(policy, reference, advantages, mask, kl_lambda=0.5)
+    assert apa_loss(policy, reference, advantages, mask, kl_lambda=0.5, target_bound=2.0, huber_delta=2.0) == plain

@@ -43,6 +43,7 @@ def test_a_valid_configuration_passes():
         {"objective__name": "ppo", "objective__kl_target": 6.0},
         {"objective__kl_target": 6.0, "objective__kl_horizon": 1},  # the horizon is ppo's
         {"objective__name": "awr", "objective__kl_target": 6.0, "objective__kl_lambda": 20.0},
+        {"objective__target_bound": 5.0, "objective__huber_delta": 1.0},
         {"objective__kl_lambda": 0.01},  # λ stays as it is: it has no floor
         {"policy__adapter__r": 8, "policy__adapter__dropout": 0.1, "policy__adapter__target_modules": ["q_proj"]},
         {"policy__adapter__path": "my/adapter", "policy__adapter__dropout": 0.1},
@@ -74,6 +75,8 @@ IMPOSSIBLE = [
     ({"evaluation__reward__function": "m:f"}, "evaluation.reward.function", "evaluation.reward.kind=function"),
     ({"evaluation__reward__path": "my/judge"}, "evaluation.reward.path", "evaluation.reward.kind=model"),
     ({"objective__kl_target": 6.0, "objective__kl_lambda": 0.01}, "objective.kl_lambda", "objective.kl_lambda_min"),
+    ({"objective__name": "awr", "objective__target_bound": 5.0}, "objective.target_bound", "objective=apa"),
+    ({"objective__name": "ppo", "objective__huber_delta": 1.0}, "objective.huber_delta", "set it to null"),
     (
         {"objective__name": "awr", "objective__kl_target": 6.0, "objective__kl_lambda": 0.9},
         "objective.kl_lambda",

@@ -43,6 +43,7 @@ def gradients(config, models, rollout, targets, rows=None, tokens=None):
 KINDS = {
     "apa-separate": {"objective__name": "apa"},
     "apa-shared-lora": {"objective__name": "apa", "value__kind": "shared", "policy__adapter__r": 2},
+    "apa-bounded-huber": {"objective__target_bound": 2.0, "objective__huber_delta": 1.0},
     "awr-shared": {"objective__name": "awr", "value__kind": "shared"},
     "awr-checkpointing": {"objective__name": "awr", "policy__gradient_checkpointing": True},
     "ppo-separate-lora": {"objective__name": "ppo", "policy__adapter__r": 2},
@@ -230,6 +231,23 @@ def test_residual_is_a_root_mean_square(policy_dir):
     _, raw = gradients(config, models, rollout, targets)
     stats = update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
     assert stats["objective/target_residual"] == pytest.approx(raw["objective/policy_loss"] ** 0.5, rel=1e-5)
+
+
+def test_bound_and_huber_reach_the_loss_and_the_share_of_bounded_targets_is_logged(policy_dir):
+    config, models, rollout, targets = setting(
+        policy_dir(eos_logit=4.0), objective__kl_lambda=0.5, objective__target_bound=1.0, objective__huber_delta=0.5
+    )
+    _, stats = gradients(config, models, rollout, targets, tokens=25)
+    with torch.no_grad():
+        logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
+    counted = rollout.response_mask
+    asked = targets.advantages[counted] / 0.5
+    distance = logprobs[counted] - rollout.reference_logprobs[counted] - asked.clamp(-1.0, 1.0)
+    expected = 2 * torch.nn.functional.huber_loss(distance, torch.zeros_like(distance), delta=0.5)
+    assert stats["objective/policy_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert stats["objective/target_residual"] == pytest.approx(distance.square().mean().item(), rel=1e-5)
+    assert stats["objective/bounded_fraction"] == pytest.approx((asked.abs() > 1).float().mean().item(), rel=1e-6)
+    assert 0 < stats["objective/bounded_fraction"] < 1
 
 
 def test_apa_moves_towards_its_target(policy_dir):
