@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -252,6 +254,7 @@ def save_adapter(folder: Path, base: Path, *, seed: int = 3, scale: float = 0.3)
     return folder
 
 
+eight_bit = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs bitsandbytes: apa-cli[8bit]")
 CPU = Runtime(device=torch.device("cpu"), bf16=False)
 
 

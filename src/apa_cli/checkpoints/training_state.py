@@ -84,20 +84,37 @@ def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`{parameter index}.{exp_avg | exp_avg_sq | step}` in the order of the parameter groups."""
-    entries = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, entry in entries.items()
-        for name, value in entry.items()
-    }
+    """`{parameter index}.{exp_avg | exp_avg_sq | step}` in the order of the parameter groups.
+
+    bitsandbytes nests its quantised states one level deeper, which adds a part to the name, and has all of them
+    share their tables of levels: these are written out for each, as a file of safetensors holds nothing twice.
+    """
+    tensors: dict[str, Tensor] = {}
+    written: set[int] = set()
+    for index, entry in optimizer.state_dict()["state"].items():
+        for name, value in entry.items():
+            parts = {f"{name}.{part}": v for part, v in value.items()} if isinstance(value, dict) else {name: value}
+            for part, held in parts.items():
+                tensor = torch.as_tensor(held).contiguous()
+                place = tensor.untyped_storage().data_ptr()
+                tensors[f"{index}.{part}"] = tensor.clone() if place in written else tensor
+                written.add(place)
+    return tensors
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    entries: dict[int, dict[str, Tensor]] = {}
+    """Raises ValueError for the states of another kind of optimizer."""
+    eight_bit = not isinstance(optimizer, torch.optim.AdamW)
+    if tensors and eight_bit != any(key.endswith(".state1") for key in tensors):
+        raise ValueError(f"its optimizer states are not those of {type(optimizer).__name__}")
+    entries: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = tensor
+        index, *groups, name = key.split(".")
+        entry = entries.setdefault(int(index), {})
+        for group in groups:
+            entry = entry.setdefault(group, {})
+        counts = tensor.dim() == 0 and not tensor.is_floating_point()  # bitsandbytes counts its steps in an int
+        entry[name] = int(tensor) if counts else tensor
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -240,6 +240,11 @@ class TrainingConfig:
 
 @dataclass(kw_only=True)
 class OptimizerConfig:
+    name: str = choice(
+        "adamw",
+        "AdamW with states in the weights' dtype, or in 8 bits through bitsandbytes: apa-cli[8bit]",
+        choices=("adamw", "adamw_8bit"),
+    )
     learning_rate: float = number(1e-6, "AdamW, policy", above=0)
     value_learning_rate: Optional[float] = number(None, "AdamW, critic; null = learning_rate", above=0)
     betas: list[float] = items([0.9, 0.95], "AdamW's two decay rates")

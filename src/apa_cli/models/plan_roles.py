@@ -28,7 +28,7 @@ from apa_cli.models.plan import (
 from apa_cli.models.policy import adapter_folder, attach_adapter
 from apa_cli.models.value import ValueHead, hidden_size
 
-STATE_BYTES = 8  # AdamW's two float32 moments of a trained weight
+SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # bitsandbytes: numbers in a tensor from which it quantises, and by block
 
 
 def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
@@ -41,6 +41,7 @@ def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
                 "policy",
                 f"{config.policy.path}{', frozen, with an adapter' if config.policy.adapter.enabled else ''}",
                 _without_adapters(policy, REFERENCE_ADAPTER, VALUE_ADAPTER),
+                config.optimizer.name,
             ),
             _reference(config, runtime, policy, model),
         ]
@@ -65,6 +66,8 @@ def remedies(config: TrainConfig) -> list[str]:
         found.append("add policy=lora (one frozen copy of the weights serves policy and reference)")
     if config.value.kind == "separate":
         found.append("value=shared (no second network)")
+    if config.optimizer.name == "adamw" and not config.policy.adapter.enabled:
+        found.append("optimizer.name=adamw_8bit (optimizer states at a quarter of the size)")
     if config.precision == "fp32":
         found.append("precision=bf16 (frozen weights at half the size)")
     return found
@@ -157,16 +160,17 @@ def _reference(config: TrainConfig, runtime: Runtime, policy: Any, model: Any) -
 
 
 def _value(config: TrainConfig, policy: Any, model: Any) -> Role:
+    optimizer = config.optimizer.name
     if config.value.kind == "separate":
         key, path = ("value.path", config.value.path) if config.value.path else ("policy.path", config.policy.path)
         trunk = _build("AutoModel", key, path, torch.float32, config, revision=key == "policy.path")
         own = [*trunk.named_parameters(), *ValueHead(hidden_size(trunk)).named_parameters()]
-        return _role("value", f"a network of its own, from {config.value.path or 'the policy'}", own)
+        return _role("value", f"a network of its own, from {config.value.path or 'the policy'}", own, optimizer)
     head = list(ValueHead(hidden_size(model)).named_parameters())
     if config.value.kind == "shared":
-        return _role("value", "a head on the policy", head)
+        return _role("value", "a head on the policy", head, optimizer)
     own = _adapter(policy, VALUE_ADAPTER, train=True)
-    return _role("value", "the policy's base, an adapter and a head of its own", [*own, *head])
+    return _role("value", "the policy's base, an adapter and a head of its own", [*own, *head], optimizer)
 
 
 def _scorer(name: str, key: str, config: RewardConfig, runtime: Runtime) -> Role:
@@ -201,7 +205,7 @@ def _without_adapters(model: Any, *names: str) -> list[tuple[str, nn.Parameter]]
     return [(name, p) for name, p in model.named_parameters() if not set(names) & set(name.split("."))]
 
 
-def _role(name: str, weights: str, parameters: Any) -> Role:
+def _role(name: str, weights: str, parameters: Any, optimizer: str = "adamw") -> Role:
     """Of named parameters, each counted once however many names it has."""
     own = [p for _, p in parameters]
     trained = [p for p in own if p.requires_grad]
@@ -212,5 +216,13 @@ def _role(name: str, weights: str, parameters: Any) -> Role:
         parameter_bytes=sum(p.numel() * p.element_size() for p in own),
         trained=sum(p.numel() for p in trained),
         gradient_bytes=sum(p.numel() * p.element_size() for p in trained),
-        optimizer_bytes=sum(p.numel() * STATE_BYTES for p in trained),
+        optimizer_bytes=sum(_state_bytes(p, optimizer) for p in trained),
     )
+
+
+def _state_bytes(weight: nn.Parameter, optimizer: str) -> int:
+    """Of AdamW's two moments; quantised, a byte each and for each block its float32 scale."""
+    count = weight.numel()
+    if optimizer == "adamw_8bit" and count >= SMALLEST_8BIT:
+        return 2 * (count + 4 * -(-count // BLOCK_8BIT))
+    return 2 * count * (4 if optimizer == "adamw_8bit" else weight.element_size())

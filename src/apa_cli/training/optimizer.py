@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from apa_cli.config.schema import OptimizerConfig
+from apa_cli.errors import UserError
 from apa_cli.models.roles import Models
 
 
-def make_optimizer(models: Models, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Two groups, policy then critic, each with its own learning rate."""
-    groups = [
+def make_optimizer(models: Models, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Two groups, policy then critic, each with its own learning rate.
+
+    In 8 bits, bitsandbytes keeps the two moments of tensors of 4,096 numbers or more in a byte each.
+    """
+    groups: list[dict[str, Any]] = [
         {"params": models.policy.trainable_parameters(), "initial_lr": config.learning_rate},
         {
             "params": [p for p in models.value.parameters() if p.requires_grad],
             "initial_lr": config.value_learning_rate or config.learning_rate,
         },
     ]
-    return torch.optim.AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=(config.betas[0], config.betas[1]),
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=models.runtime.device.type == "cuda" or None,
-    )
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.betas[0], config.betas[1]),
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.name == "adamw_8bit":
+        eight_bit: torch.optim.Optimizer = import_bitsandbytes().optim.AdamW8bit(groups, **settings)
+        return eight_bit
+    return torch.optim.AdamW(groups, **settings, fused=models.runtime.device.type == "cuda" or None)
+
+
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Can the optimizer be made? Asked before any model is loaded. Raises UserError."""
+    if config.name == "adamw_8bit":
+        import_bitsandbytes()
+
+
+def import_bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ModuleNotFoundError as error:
+        if error.name != "bitsandbytes":
+            raise
+        raise UserError(
+            "optimizer.name", "adamw_8bit needs bitsandbytes", "pip install 'apa-cli[8bit]', or optimizer.name=adamw"
+        ) from None
+    return bitsandbytes
 
 
 def learning_rate_factor(iteration: int, iterations: int, config: OptimizerConfig) -> float:

@@ -38,6 +38,7 @@ from apa_cli.training.ending import conclude, save_what_there_is, write_summary
 from apa_cli.training.interrupts import Interrupts
 from apa_cli.training.loop import Run, training_loop
 from apa_cli.training.memory_plan import announce_plan, show_plan
+from apa_cli.training.optimizer import check_optimizer
 from apa_cli.training.state import TrainingState, initial_state
 
 CONFIG_FILE = "config.yaml"
@@ -57,6 +58,7 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
     if config.plan_only:
         show_plan(config, runtime, run_dir)
         return
+    check_optimizer(config.optimizer)
     with Interrupts(config.checkpoint.grace_seconds) as interrupts, run_lock(run_dir):
         if (run_dir / "checkpoints").is_dir():
             recover(run_dir / "checkpoints")

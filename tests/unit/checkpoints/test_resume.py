@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tiny_models import CPU, iterate, make_config, make_store, make_stream
+from tiny_models import CPU, eight_bit, iterate, make_config, make_store, make_stream
 
 from apa_cli.checkpoints.training_state import load_training_state, save_training_state
 from apa_cli.models.roles import load_models
@@ -29,6 +29,87 @@ def weights(models):
 def begin(config, checkpoint=None):
     models = load_models(config, CPU, checkpoint=checkpoint)
     return models, initial_state(config, models, make_stream(models, config))
+
+
+@eight_bit
+@pytest.mark.parametrize(("critic", "rank"), [("separate", 0), ("adapter", 512)])
+def test_eight_bit_states_go_on_bit_for_bit(policy_dir, tmp_path, critic, rank):
+    config = make_config(
+        policy_dir(eos_logit=3.0), value__kind=critic, policy__adapter__r=rank, optimizer__name="adamw_8bit"
+    )
+    store = make_store(tmp_path, config.checkpoint)
+    models, state = begin(config)
+    torch.manual_seed(config.seed)
+    iterate(config, models, state)
+    before = state.optimizer.state_dict()["state"]
+    saved = store.save(models, state)
+    expected_metrics, expected = iterate(config, models, state), weights(models)
+    assert {t.dtype for entry in state.optimizer.state.values() for t in entry.values() if torch.is_tensor(t)} == {
+        torch.uint8,
+        torch.float32,
+    }
+
+    torch.manual_seed(999)
+    models, state = begin(config, saved)
+    load_training_state(state, saved / "trainer_state")
+    assert state.optimizer.state_dict()["state"].keys() == before.keys()
+    assert iterate(config, models, state) == expected_metrics
+    final = weights(models)
+    assert [name for name in final if not torch.equal(final[name], expected[name])] == []
+
+
+def like_bitsandbytes(optimizer):
+    """Give `optimizer` states of the layout that bitsandbytes' AdamW8bit hands out: nested, a count, shared tables."""
+    table = torch.linspace(-1, 1, 256)
+    index = -1
+    for index, weight in enumerate(w for group in optimizer.param_groups for w in group["params"]):
+        codes = torch.randint(0, 256, weight.shape, dtype=torch.uint8)
+        optimizer.state[weight] = {
+            "step": 3 + index,
+            "quantised": {"state1": codes, "qmap1": table, "absmax1": torch.rand(-(-weight.numel() // 256))},
+        }
+    assert index > 0
+
+
+class AnyState(torch.optim.SGD):
+    """Hands out its states, and takes them in, as they are."""
+
+    def state_dict(self):
+        return {"state": dict(enumerate(self.state.values())), "param_groups": []}
+
+    def load_state_dict(self, saved):
+        self.loaded = saved["state"]
+
+
+def test_nested_states_whole_numbers_and_shared_tables_come_back(policy_dir, tmp_path):
+    config = make_config(policy_dir())
+    models, state = begin(config)
+    state.optimizer = AnyState(models.policy.trainable_parameters(), lr=1.0)
+    like_bitsandbytes(state.optimizer)
+    save_training_state(state, tmp_path)
+    load_training_state(state, tmp_path)
+    saved, loaded = state.optimizer.state_dict()["state"], state.optimizer.loaded
+    assert loaded.keys() == saved.keys()
+    for index, entry in saved.items():
+        assert loaded[index]["step"] == entry["step"]
+        assert type(loaded[index]["step"]) is int
+        tensors = loaded[index]["quantised"]
+        assert tensors.keys() == entry["quantised"].keys()
+        for name, tensor in entry["quantised"].items():
+            assert tensors[name].dtype == tensor.dtype
+            assert torch.equal(tensors[name], tensor)
+
+
+def test_states_of_another_optimizer_are_refused(policy_dir, tmp_path):
+    config = make_config(policy_dir())
+    models, state = begin(config)
+    adamw = state.optimizer
+    state.optimizer = AnyState(models.policy.trainable_parameters(), lr=1.0)
+    like_bitsandbytes(state.optimizer)
+    save_training_state(state, tmp_path)
+    state.optimizer = adamw
+    with pytest.raises(ValueError, match="not those of AdamW"):
+        load_training_state(state, tmp_path)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import make_config
+from tiny_models import eight_bit, make_config
 from transformers import GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
 from apa_cli.errors import UserError
@@ -81,6 +81,16 @@ def test_pythia_410m_in_full(tmp_path):
     assert plan.kv_row_bytes == 2 * 24 * 1024 * 6 * 4  # six new tokens
 
 
+def test_eight_bit_states_by_hand(tmp_path):
+    """1 byte a number and 4 a block of 256, twice; vectors of 1,024 numbers in float32. Of 24 layers and the ends."""
+    folder = save_config(tmp_path / "model", PYTHIA_410M, "GPTNeoXForCausalLM")
+    policy = make_plan(make_config(folder, optimizer__name="adamw_8bit"), runtime()).roles[0]
+    small = 24 * (3072 + 6 * 1024) + 2 * 1024  # biases and norms, but those of 4,096 numbers
+    large = 405_334_016 - small
+    assert large % 256 == 0
+    assert policy.optimizer_bytes == 8 * small + 2 * large + 8 * large // 256
+
+
 def test_lora_on_pythia_410m_in_bf16(tmp_path):
     """r = 16 on query_key_value: 24 layers × 16 × (1024 + 3072), in float32 on a frozen base in bf16."""
     folder = save_config(tmp_path / "model", PYTHIA_410M, "GPTNeoXForCausalLM")
@@ -102,7 +112,12 @@ SETTINGS = {
     "two-adapters-bf16": {"policy__adapter__r": 2, "value__kind": "adapter", "precision": "bf16"},
     "lora-bf16": {"policy__adapter__r": 2, "precision": "bf16"},
     "full-bf16": {"precision": "bf16"},
+    "full-8bit": {"optimizer__name": "adamw_8bit"},
+    "lora-8bit": {"policy__adapter__r": 512, "optimizer__name": "adamw_8bit"},
 }
+
+
+SMALL = ("step", "qmap1", "qmap2")  # a number a tensor; two tables in all
 
 
 def distinct(*groups):
@@ -116,7 +131,11 @@ def bytes_of(tensors):
 @pytest.mark.parametrize(
     ("kind", "family"),
     [
-        *((kind, family) for kind in SETTINGS for family in ("gpt_neox", "llama", "gpt2", "gemma2")),
+        *(
+            pytest.param(kind, family, marks=eight_bit if "8bit" in kind else ())
+            for kind in SETTINGS
+            for family in ("gpt_neox", "llama", "gpt2", "gemma2")
+        ),
         ("trained-adapter", "gpt_neox"),
         ("trained-adapter-thrice", "gpt_neox"),
         ("own-reference", "llama"),
@@ -151,7 +170,7 @@ def test_the_plan_is_what_is_loaded(policy_dir, reward_dir, adapter_dir, kind, f
         p.grad = torch.zeros_like(p) if p.requires_grad else None
     optimizer.step()
     assert sum(role.gradient_bytes for role in plan.values()) == bytes_of(p.grad for p in loaded if p.grad is not None)
-    states = [t for state in optimizer.state.values() for name, t in state.items() if name != "step"]
+    states = [t for state in optimizer.state.values() for name, t in state.items() if name not in SMALL]
     assert sum(role.optimizer_bytes for role in plan.values()) == bytes_of(states)
 
 
@@ -223,6 +242,7 @@ def test_remedies_are_those_that_are_left(policy_dir):
     assert [r.split()[0:2] for r in remedies(make_config(policy_dir()))] == [
         ["add", "policy=lora"],
         ["value=shared", "(no"],
+        ["optimizer.name=adamw_8bit", "(optimizer"],
         ["precision=bf16", "(frozen"],
     ]
     small = make_config(policy_dir(), policy__adapter__r=2, value__kind="shared", precision="bf16")

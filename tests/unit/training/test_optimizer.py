@@ -1,12 +1,15 @@
 """The schedule by hand, and what is trained with which rate."""
 
+import sys
+
 import pytest
 import torch
-from tiny_models import CPU, make_config
+from tiny_models import CPU, eight_bit, make_config
 
 from apa_cli.config.schema import OptimizerConfig
+from apa_cli.errors import UserError
 from apa_cli.models.roles import load_models
-from apa_cli.training.optimizer import learning_rate_factor, make_optimizer, set_learning_rate
+from apa_cli.training.optimizer import check_optimizer, learning_rate_factor, make_optimizer, set_learning_rate
 
 
 def factors(iterations, **settings):
@@ -57,3 +60,32 @@ def test_the_critic_takes_the_policys_rate_by_default(policy_dir):
     assert [group["initial_lr"] for group in optimizer.param_groups] == [0.25, 0.25]
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.9, 0.95)
+
+
+def test_missing_bitsandbytes_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    check_optimizer(OptimizerConfig())
+    with pytest.raises(UserError) as refused:
+        check_optimizer(OptimizerConfig(name="adamw_8bit"))
+    assert "apa-cli[8bit]" in str(refused.value)
+
+
+@eight_bit
+def test_eight_bits_take_adamws_first_step(policy_dir):
+    """AdamW's first step is lr · sign(g), and decay shrinks the weight by lr · λ apart from it, in 8 bits too."""
+    rate, decay = 0.0625, 0.5
+    config = make_config(
+        policy_dir(), optimizer__name="adamw_8bit", optimizer__learning_rate=rate, optimizer__weight_decay=decay
+    )
+    models = load_models(config, CPU)
+    optimizer = make_optimizer(models, config.optimizer)
+    weights = models.policy.trainable_parameters()
+    before = [w.detach().clone() for w in weights]
+    for w in weights:
+        w.grad = torch.randn_like(w)
+    optimizer.step()
+    for w, start in zip(weights, before, strict=True):
+        torch.testing.assert_close(w.detach(), start * (1 - rate * decay) - rate * w.grad.sign(), atol=2e-4, rtol=1e-4)
+    large = [w for w in weights if w.numel() >= 4096]
+    assert large
+    assert {optimizer.state[w]["state1"].dtype for w in large} == {torch.uint8}
