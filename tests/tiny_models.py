@@ -345,7 +345,8 @@ def make_stream(models: Models, config: TrainConfig) -> PromptStream:
     texts = random.Random(7).sample([f"{a} {b}" for a in UNEVEN for b in UNEVEN], 20)
     return PromptStream(
         make_prompts(models.policy.tokenizer, texts),
-        batch_size=config.rollout.batch_size,
+        batch_size=config.rollout.prompts,
+        copies=config.rollout.responses_per_prompt,
         seed=config.seed,
         pad_token_id=models.policy.pad_token_id,
     )
@@ -364,7 +365,10 @@ def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[s
     kl_coef = None
     if config.objective.name == "ppo":
         kl_coef = state.steered(config).objective.kl_coef
-    targets: Targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef)
+    group_size = config.rollout.responses_per_prompt
+    targets: Targets = estimate_targets(
+        rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, group_size=group_size
+    )
     stats = update(models, state.optimizer, rollout, targets, state.steered(config))
     metrics = {"reward/mean": scores.mean().item(), **rollout_statistics(rollout), **stats, "rate": rate}
     if state.adaptive_kl is not None:

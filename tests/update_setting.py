@@ -12,7 +12,8 @@ def setting(folder, rows=12, **changes):
     config = make_config(folder, **{"rollout__batch_size": rows, **changes})
     models = load_models(config, CPU)
     torch.manual_seed(13)
-    torch.nn.init.normal_(models.value.head.linear.weight, std=0.1)
+    if models.value is not None:
+        torch.nn.init.normal_(models.value.head.linear.weight, std=0.1)
     rollout = make_rollout(models, config, uneven_batch(models.policy, rows))
     shape = rollout.response_mask.shape
     targets = Targets(advantages=torch.randn(shape), returns=torch.randn(shape))

@@ -151,7 +151,7 @@ def overrides(job: Job, contestant: Contestant, folder: str, data: str, device: 
     """What `apa-train` would be told. What is not named here is measured at its default."""
     lora = job.lora or (LORA_RANK if contestant.value == "adapter" else 0)
     critic = (
-        ["advantage.name=group", f"advantage.group_size={GROUP}"]
+        ["advantage.name=group", "value.kind=none", f"rollout.responses_per_prompt={GROUP}"]
         if contestant.value == "group"
         else [f"value.kind={contestant.value}"]
     )

@@ -43,16 +43,16 @@ def known_critics() -> list[str]:
 
 
 def knows_group() -> bool:
-    return _composes("advantage.name=group")
+    return _composes("advantage.name=group", "value.kind=none", "rollout.responses_per_prompt=4")
 
 
-def _composes(word: str) -> bool:
+def _composes(*words: str) -> bool:
     from apa_cli.config.compose import compose_train
     from apa_cli.errors import UserError
 
     base: list[Any] = ["config=own", "policy.path=a/b", "reward.path=a/b", "data.path=a/b", "policy.adapter.r=4"]
     try:
-        compose_train([*base, word])
+        compose_train([*base, *words])
     except UserError:
         return False
     return True

@@ -8,6 +8,7 @@ from apa_cli.algorithms.adaptive import SteeredLambda
 from apa_cli.algorithms.apa import apa_bounded_fraction, apa_loss, apa_target_residual
 from apa_cli.algorithms.awr import awr_loss
 from apa_cli.algorithms.gae import gae, terminal_rewards
+from apa_cli.algorithms.group import leave_one_out, unit_spread
 from apa_cli.algorithms.head import head_logits, head_logprobs
 from apa_cli.algorithms.kl import kl_k1, kl_k3, per_response
 from apa_cli.algorithms.logprobs import exact_kl, position_ids, response_logits, response_logprobs, token_entropy
@@ -42,6 +43,7 @@ __all__ = [
     "kl_k1",
     "kl_k3",
     "kl_shaped_rewards",
+    "leave_one_out",
     "masked_mean",
     "masked_sum",
     "per_response",
@@ -53,6 +55,7 @@ __all__ = [
     "scale_scores",
     "terminal_rewards",
     "token_entropy",
+    "unit_spread",
     "value_loss",
     "whiten",
     "zero_masked",

@@ -44,6 +44,7 @@ class Metrics(Protocol):
 class CheckpointStore:
     """`checkpoints/iter_000050/{policy,value,trainer_state}/` with a manifest; `checkpoints/latest` and `best`.
 
+    Without a critic there is no value/.
     A checkpoint made in the middle of iteration 51 is `iter_000050_part`.
     """
 
@@ -175,8 +176,9 @@ def _write(final: Path, models: Models, state: TrainingState, *, sync: Callable[
     fault_point()
     save_policy(models.policy, partial / "policy")
     fault_point()
-    models.value.save(partial / "value")
-    fault_point()
+    if models.value is not None:
+        models.value.save(partial / "value")
+        fault_point()
     save_training_state(state, partial / "trainer_state")
     fault_point()
     write_manifest(partial)

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
+from apa_cli.config.critic_checks import check_advantage
 from apa_cli.config.schema import RewardConfig, TrainConfig
 from apa_cli.errors import UserError
 
@@ -25,6 +26,7 @@ def check_config(config: TrainConfig) -> None:
     check_reward(config.evaluation.reward, "evaluation.reward")
     _check_leftovers(config)
     _check_objective(config)
+    check_advantage(config)
     _check_best(config)
     _check_backend(config)
     _check_sizes(config)
@@ -111,8 +113,12 @@ def _check_policy(config: TrainConfig) -> None:
             "value.kind", "adapter, but the policy has none to share its base", "add policy=lora, or value=separate"
         )
     if config.value.kind != "separate" and config.value.path is not None:
-        what = "a head on the policy" if config.value.kind == "shared" else "an adapter on the policy's base"
-        raise UserError("value.path", f"this critic is {what} and loads nothing", "add value=separate")
+        what = {
+            "shared": "this critic is a head on the policy and loads nothing",
+            "adapter": "this critic is an adapter on the policy's base and loads nothing",
+            "none": "set, but value.kind=none",
+        }[config.value.kind]
+        raise UserError("value.path", what, "add value=separate, or value.path=null")
 
 
 def check_reward(reward: RewardConfig, key: str) -> None:

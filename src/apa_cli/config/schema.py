@@ -110,8 +110,8 @@ class JudgeConfig:
 class ValueConfig:
     kind: str = choice(
         "separate",
-        "critic: a network of its own, a head on the policy's trunk, or an adapter of its own on the policy's base",
-        choices=("separate", "shared", "adapter"),
+        "critic: its own network, a head on the policy's trunk, its own adapter on the policy's base, or no critic",
+        choices=("separate", "shared", "adapter", "none"),
     )
     path: Optional[str] = text(None, "where a separate critic starts; null = from the policy")
 
@@ -201,15 +201,24 @@ class ObjectiveConfig:
 
 @dataclass(kw_only=True)
 class AdvantageConfig:
-    name: str = choice("gae", "advantage estimator", choices=("gae",))
-    gamma: float = number(1.0, "discount", above=0, maximum=1)
+    name: str = choice(
+        "gae", "from the critic, token by token, or from the other responses to the prompt", choices=("gae", "group")
+    )
+    gamma: float = number(1.0, "gae: discount", above=0, maximum=1)
     gae_lambda: float = number(0.95, "GAE's λ: 0 trusts the critic, 1 the returns", minimum=0, maximum=1)
-    whiten: bool = switch(True, "give the objective advantages of mean 0 and deviation 1 over the rollout")
+    group_scale: bool = switch(False, "group: divide by the deviation of the prompt's scores, as GRPO does")
+    whiten: bool = switch(True, "give the objective advantages of deviation 1 over the rollout, and for gae of mean 0")
 
 
 @dataclass(kw_only=True)
 class RolloutConfig:
     batch_size: int = number(64, "responses an iteration", minimum=1)
+    responses_per_prompt: int = number(1, "responses to each prompt; batch_size is a multiple of it", minimum=1)
+
+    @property
+    def prompts(self) -> int:
+        """Prompts an iteration."""
+        return self.batch_size // self.responses_per_prompt
 
 
 @dataclass(kw_only=True)

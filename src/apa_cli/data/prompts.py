@@ -39,6 +39,7 @@ class PromptBatch:
     texts: list[str]
     messages: list[list[dict[str, str]]] | None  # chat only
     columns: dict[str, list[Any]]
+    copies: int = 1  # each prompt stands this often in the batch, next to itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,8 @@ def check_room(prompts: Sequence[Prompt], *, max_new_tokens: int, room: int | No
         )
 
 
-def collate(prompts: Sequence[Prompt], pad_token_id: int) -> PromptBatch:
-    """Left-pad prompts into one batch.
+def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) -> PromptBatch:
+    """Left-pad prompts into one batch, each `copies` times.
 
     The mask comes from the lengths, so a prompt may contain the pad token. A column that a prompt lacks is None there.
     """
@@ -91,6 +92,7 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int) -> PromptBatch:
     if any(chat) and not all(chat):
         raise ValueError("a batch mixes prompts with and without messages")
     width = max(len(prompt.token_ids) for prompt in prompts)
+    prompts = [prompt for prompt in prompts for _ in range(copies)]
     prompt_ids = torch.full((len(prompts), width), pad_token_id, dtype=torch.long)  # (B, P)
     prompt_mask = torch.zeros((len(prompts), width), dtype=torch.bool)  # (B, P)
     for row, prompt in enumerate(prompts):
@@ -104,6 +106,7 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int) -> PromptBatch:
         texts=[prompt.text for prompt in prompts],
         messages=[[dict(message) for message in prompt.messages or ()] for prompt in prompts] if any(chat) else None,
         columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
+        copies=copies,
     )
 
 
@@ -111,16 +114,18 @@ class PromptStream:
     """Batches without end: every epoch visits each prompt once, in an order that (seed, epoch) decide alone.
 
     A batch may straddle the end of an epoch, and a set smaller than a batch wraps round as often as it must, so every
-    batch has `batch_size` prompts.
+    batch has `batch_size` prompts, each of them `copies` times.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, batch_size: int, seed: int, pad_token_id: int) -> None:
+    def __init__(
+        self, prompts: Sequence[Prompt], *, batch_size: int, seed: int, pad_token_id: int, copies: int = 1
+    ) -> None:
         if not prompts:
             raise ValueError("a stream needs at least one prompt")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, and has to be at least 1")
         self.prompts = prompts
-        self.batch_size = batch_size
+        self.batch_size, self.copies = batch_size, copies
         self.pad_token_id = pad_token_id
         self._go_to(seed=seed, epoch=0, position=0)
 
@@ -135,7 +140,7 @@ class PromptStream:
             taken = self._order[self.position : self.position + self.batch_size - len(batch)]
             batch.extend(self.prompts[index] for index in taken)
             self.position += len(taken)
-        return collate(batch, self.pad_token_id)
+        return collate(batch, self.pad_token_id, copies=self.copies)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands, in numbers and strings that JSON can hold."""

@@ -160,6 +160,8 @@ def _reference(config: TrainConfig, runtime: Runtime, policy: Any, model: Any) -
 
 
 def _value(config: TrainConfig, policy: Any, model: Any) -> Role:
+    if config.value.kind == "none":
+        return Role(name="value", weights="none: the responses to a prompt are compared")
     optimizer = config.optimizer.name
     if config.value.kind == "separate":
         key, path = ("value.path", config.value.path) if config.value.path else ("policy.path", config.policy.path)

@@ -20,7 +20,7 @@ from apa_cli.models.value import Value, load_value
 class Models:
     policy: Policy
     reference: Reference
-    value: Value
+    value: Value | None  # no critic
     scorer: Scorer
     evaluator: Scorer | None  # judges held-out responses; never trains
     runtime: Runtime
@@ -28,7 +28,8 @@ class Models:
     def named_parameters(self) -> dict[str, nn.Parameter]:
         """The policy's and the critic's, by names for people."""
         policy = {f"policy {name}": parameter for name, parameter in self.policy.model.named_parameters()}
-        return policy | {f"critic {name}": parameter for name, parameter in self.value.named_parameters()}
+        critic = self.value.named_parameters() if self.value is not None else ()
+        return policy | {f"critic {name}": parameter for name, parameter in critic}
 
     def commits(self) -> dict[str, str]:
         """`{role}_commit`: the Hub's commit of each model that came from there."""

@@ -1,4 +1,5 @@
 """The critic V(s): a network of its own, a head on the policy's trunk, or an adapter of its own on the policy's base.
+A run may also be without one.
 
 Index t of its values is the value of the state in which response token t is chosen: the same position that predicts
 the token.
@@ -111,9 +112,13 @@ Value = SharedValue | SeparateValue | AdapterValue
 
 def load_value(
     config: ValueConfig, policy_config: PolicyConfig, policy: Policy, runtime: Runtime, *, weights: Path | None = None
-) -> Value:
-    """The critic on its device. `weights`: a checkpoint's value folder to go on from."""
+) -> Value | None:
+    """The critic on its device; None for kind none. `weights`: a checkpoint's value folder to go on from."""
     value: Value
+    if config.kind == "none":
+        return None
+    if weights is not None and not weights.is_dir():
+        raise UserError("value.kind", f"{config.kind}, but {weights.parent} holds no critic", "add value=none")
     if config.kind == "shared":
         value = SharedValue(hidden_size(policy.model))
     elif config.kind == "adapter":

@@ -36,7 +36,8 @@ CONTRACT_METRICS = (
     "throughput/tokens_per_second",
     "memory/peak_bytes",
 )
-"""Names that others rely on. `objective/target_residual` is APA's alone; evaluations add `eval/…`."""
+"""Names that others rely on. `objective/target_residual` is APA's alone; without a critic `objective/value_loss` and
+`value/explained_variance` are absent; evaluations add `eval/…`."""
 
 
 class MetricsFile:

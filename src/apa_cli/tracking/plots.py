@@ -126,17 +126,20 @@ def _entropy(rows: Rows) -> Figure:
 
 
 def _losses(rows: Rows) -> Figure:
-    figure = new_figure(7.5, 7.2)
-    policy, value, explained = figure.subplots(3, 1, sharex=True)
+    with_critic = bool(_series(rows, "objective/value_loss")[0])
+    figure = new_figure(7.5, 7.2 if with_critic else 3.0)
+    policy, *of_critic = figure.subplots(3 if with_critic else 1, 1, sharex=True, squeeze=False)[:, 0]
     _line(policy, rows, "objective/policy_loss", "policy loss", BLUE)
-    _finish(policy, "Policy loss", "mean per token", last=False)
-    _line(value, rows, "objective/value_loss", "value loss", BLUE)
-    _finish(value, "Value loss", "½ squared error", last=False)
-    _line(explained, rows, "value/explained_variance", "explained variance", BLUE)
-    lowest = min([0.0, *_series(rows, "value/explained_variance")[1]])
-    explained.set_ylim(max(-1.0, lowest) - 0.05, 1.05)  # a critic at its start can be arbitrarily far below
-    _finish(explained, "Explained variance of the returns", "1 = all explained")
-    for axes in (policy, value, explained):
+    _finish(policy, "Policy loss", "mean per token", last=not with_critic)
+    if with_critic:
+        value, explained = of_critic
+        _line(value, rows, "objective/value_loss", "value loss", BLUE)
+        _finish(value, "Value loss", "½ squared error", last=False)
+        _line(explained, rows, "value/explained_variance", "explained variance", BLUE)
+        lowest = min([0.0, *_series(rows, "value/explained_variance")[1]])
+        explained.set_ylim(max(-1.0, lowest) - 0.05, 1.05)  # a critic at its start can be arbitrarily far below
+        _finish(explained, "Explained variance of the returns", "1 = all explained")
+    for axes in (policy, *of_critic):
         if legend := axes.get_legend():
             legend.remove()
     return figure

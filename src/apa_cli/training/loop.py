@@ -137,7 +137,7 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
 
 
 def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collected:
-    """Sample one response per prompt, take the reference's and the critic's view of it, and score it.
+    """Sample responses to the next prompts, take the reference's and the critic's view of them, and score them.
 
     Until that is complete, `state.start` is where a checkpoint would go on from.
     """
@@ -179,7 +179,15 @@ def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, 
     usable = usable_rows(rollout, scores)
     shaped = shape_scores(scores, rollout.ended, state.moments, config.objective, usable)
     kl_coef = state.steered(config).objective.kl_coef if config.objective.name == "ppo" else None
-    targets = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, usable=usable)
+    targets = estimate_targets(
+        rollout,
+        shaped,
+        config.objective,
+        config.advantage,
+        kl_coef=kl_coef,
+        group_size=config.rollout.responses_per_prompt,
+        usable=usable,
+    )
     samples = _samples(collected.finished, raw_scores, response_kl(rollout), config.tracking.samples)
     state.start = None
     return Work(rollout=rollout, targets=targets, scores=raw_scores, samples=samples, seconds=watch.seconds)
@@ -242,15 +250,15 @@ def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str,
     """Of the rollout, where it is finite."""
     scores = torch.tensor([score for score in work.scores if isfinite(score)])
     rollout, usable = work.rollout, work.targets.usable
-    assert rollout.values is not None
-    mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
-    variance = explained_variance(rollout.values, work.targets.returns, mask)
     metrics = {
         "reward/mean": scores.mean().item(),
         "reward/std": scores.std(correction=0).item() if len(scores) else nan,
         **rollout_statistics(rollout if usable is None else sound_part(rollout)),
-        "value/explained_variance": float(variance),
     }
+    if rollout.values is not None and work.targets.returns is not None:
+        mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
+        variance = explained_variance(rollout.values, work.targets.returns, mask)
+        metrics["value/explained_variance"] = float(variance)
     objective = state.steered(config).objective
     if objective.name == "ppo":
         metrics["objective/kl_coef"] = objective.kl_coef

@@ -13,17 +13,16 @@ from apa_cli.models.roles import Models
 
 
 def make_optimizer(models: Models, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Two groups, policy then critic, each with its own learning rate.
+    """A group for the policy and, where there is a critic, one for it, each with its own learning rate.
 
     In 8 bits, bitsandbytes keeps the two moments of tensors of 4,096 numbers or more in a byte each.
     """
     groups: list[dict[str, Any]] = [
-        {"params": models.policy.trainable_parameters(), "initial_lr": config.learning_rate},
-        {
-            "params": [p for p in models.value.parameters() if p.requires_grad],
-            "initial_lr": config.value_learning_rate or config.learning_rate,
-        },
+        {"params": models.policy.trainable_parameters(), "initial_lr": config.learning_rate}
     ]
+    if models.value is not None:
+        critic = [p for p in models.value.parameters() if p.requires_grad]
+        groups.append({"params": critic, "initial_lr": config.value_learning_rate or config.learning_rate})
     settings: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.betas[0], config.betas[1]),
@@ -69,7 +68,7 @@ def learning_rate_factor(iteration: int, iterations: int, config: OptimizerConfi
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Scale both groups' initial rates; returns the policy's."""
+    """Scale the groups' initial rates; returns the policy's."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

@@ -118,7 +118,8 @@ def _prepare(
         tracker.note(f"evaluating on {held_out.describe()}")
     stream = PromptStream(
         prompts.prompts,
-        batch_size=config.rollout.batch_size,
+        batch_size=config.rollout.prompts,
+        copies=config.rollout.responses_per_prompt,
         seed=config.seed,
         pad_token_id=models.policy.pad_token_id,
     )

@@ -7,7 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from apa_cli.algorithms import RunningMoments, gae, kl_shaped_rewards, scale_scores, terminal_rewards, whiten
+from apa_cli.algorithms import (
+    RunningMoments,
+    gae,
+    kl_shaped_rewards,
+    leave_one_out,
+    scale_scores,
+    terminal_rewards,
+    unit_spread,
+    whiten,
+    zero_masked,
+)
 from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig
 from apa_cli.rollouts.record import Rollout
 
@@ -15,7 +25,7 @@ from apa_cli.rollouts.record import Rollout
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     advantages: Tensor  # (B, T) as the objective sees them: whitened over the whole rollout unless switched off
-    returns: Tensor  # (B, T) from the unwhitened advantages
+    returns: Tensor | None = None  # (B, T) from the unwhitened advantages; None without a critic
     usable: Tensor | None = None  # (B,) bool, rows that may be trained on; None = all
 
 
@@ -43,18 +53,37 @@ def estimate_targets(
     advantage: AdvantageConfig,
     *,
     kl_coef: float | None,
+    group_size: int = 1,
     usable: Tensor | None = None,
 ) -> Targets:
-    """GAE on the terminal score (apa, awr) or on the KL-shaped reward with coefficient `kl_coef` (ppo).
+    """Advantages of the terminal score (apa, awr) or of the KL-shaped reward with coefficient `kl_coef` (ppo).
 
-    Rows that are not `usable` (B,) count for nothing, as if they were masked.
+    Rows that are not `usable` (B,) count for nothing, as if they were masked: in a group they are nobody's baseline.
+    `group_size` responses to one prompt stand next to each other.
     """
-    assert rollout.values is not None and rollout.reference_logprobs is not None
+    assert rollout.reference_logprobs is not None
     mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
     if kl_coef is None:
         rewards = terminal_rewards(scores, mask)  # (B, T)
     else:
         rewards = kl_shaped_rewards(scores, rollout.rollout_logprobs, rollout.reference_logprobs, mask, kl_coef=kl_coef)
+    if advantage.name == "group":
+        return Targets(advantages=_group_advantages(rewards, mask, advantage, group_size, usable), usable=usable)
+    assert rollout.values is not None
     advantages, returns = gae(rewards, rollout.values, mask, gamma=advantage.gamma, gae_lambda=advantage.gae_lambda)
     whitened = whiten(advantages, mask) if advantage.whiten else advantages
     return Targets(advantages=whitened, returns=returns, usable=usable)
+
+
+def _group_advantages(
+    rewards: Tensor, mask: Tensor, config: AdvantageConfig, group_size: int, usable: Tensor | None
+) -> Tensor:
+    """(B, T): a response is one action, so each of its tokens is given the whole response's advantage.
+
+    What is compared is the response's return Σ r_t; of the KL-shaped reward that is s − β Σ (log π − log π_ref), as in
+    RLOO (arXiv:2402.14740, section 3.2).
+    """
+    totals = rewards.double().sum(dim=1)  # (B,)
+    totals = leave_one_out(totals, group_size, scale=config.group_scale, usable=usable).float()
+    advantages = zero_masked(totals[:, None].expand(mask.shape), mask)  # (B, T)
+    return unit_spread(advantages, mask) if config.whiten else advantages

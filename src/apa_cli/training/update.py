@@ -32,7 +32,8 @@ from apa_cli.training.health import Health
 from apa_cli.training.memory import enough_memory, within_memory
 from apa_cli.training.targets import Targets
 
-ALWAYS = ("objective/policy_loss", "objective/value_loss", "optim/grad_norm", "optim/value_grad_norm")
+ALWAYS = ("objective/policy_loss", "optim/grad_norm")
+ALWAYS_OF_CRITIC = ("objective/value_loss", "optim/value_grad_norm")
 _log = logging.getLogger(LOGGER)
 
 
@@ -107,7 +108,8 @@ def update(
     health = health or Health.at_start(config.training)
     usable = torch.ones(len(rollout.ended)) if targets.usable is None else targets.usable.cpu()  # (B,)
     with models.policy.training():
-        models.value.train()
+        if models.value is not None:
+            models.value.train()
         try:
             while progress.epochs < config.training.epochs_per_rollout:
                 if progress.order is None:
@@ -123,8 +125,10 @@ def update(
                     after_minibatch()
                 progress.epochs, progress.order, progress.rows = progress.epochs + 1, None, 0
         finally:
-            models.value.eval()
-    stats = {**dict.fromkeys(ALWAYS, math.nan), **{name: mean.mean() for name, mean in progress.means.items()}}
+            if models.value is not None:
+                models.value.eval()
+    always = ALWAYS if models.value is None else (*ALWAYS, *ALWAYS_OF_CRITIC)
+    stats = {**dict.fromkeys(always, math.nan), **{name: mean.mean() for name, mean in progress.means.items()}}
     if "objective/target_residual" in stats:
         stats["objective/target_residual"] **= 0.5  # root of the mean square
     return {**stats, "optim/skipped_minibatches": progress.skipped}
@@ -160,10 +164,9 @@ def _step(
         undo=lambda: optimizer.zero_grad(set_to_none=True),
         where="the update",
     )
-    trained = {
-        "optim/grad_norm": models.policy.trainable_parameters(),
-        "optim/value_grad_norm": list(models.value.parameters()),
-    }
+    trained = {"optim/grad_norm": models.policy.trainable_parameters()}
+    if models.value is not None:
+        trained["optim/value_grad_norm"] = list(models.value.parameters())
     norms = {
         name: nn.utils.get_total_norm([p.grad for p in group if p.grad is not None]) for name, group in trained.items()
     }
@@ -217,27 +220,36 @@ def accumulate_gradients(
     for part_rows in rollout.microbatches(token_budget or config.training.microbatch_tokens, rows):
         part = rollout.select(part_rows)
         T = part.response_ids.shape[1]
-        advantages, returns = targets.advantages[part_rows, :T], targets.returns[part_rows, :T]
+        advantages = targets.advantages[part_rows, :T]
         count = part.response_mask.sum()
         weight = count / tokens
         logprobs, hidden = models.policy.logprobs(*part.batch, temperature=config.generation.temperature)
         loss = policy_loss(logprobs, part, advantages, config.objective)
+        values = critic = None
         if isinstance(models.value, SharedValue):
             values = models.value.from_hidden(hidden)
-            critic = _value_loss(values, part, returns, config.objective)
+            critic = _value_loss(values, part, _returns(targets, part_rows, T), config.objective)
             ((loss + config.objective.value_coef * critic) * weight).backward()
         else:
             (loss * weight).backward()
-            values = models.value(*part.batch)
-            critic = _value_loss(values, part, returns, config.objective)
-            (config.objective.value_coef * critic * weight).backward()
+            if models.value is not None:
+                values = models.value(*part.batch)
+                critic = _value_loss(values, part, _returns(targets, part_rows, T), config.objective)
+                (config.objective.value_coef * critic * weight).backward()
         suspects.note("policy log-probs", logprobs, part.response_mask)
-        suspects.note("values", values, part.response_mask)
+        if values is not None:
+            suspects.note("values", values, part.response_mask)
         suspects.note("policy loss", loss)
-        suspects.note("value loss", critic)
         means["objective/policy_loss"].add(loss.detach() * count, count)
-        means["objective/value_loss"].add(critic.detach() * count, count)
+        if critic is not None:
+            suspects.note("value loss", critic)
+            means["objective/value_loss"].add(critic.detach() * count, count)
         _observe(means, logprobs.detach(), part, advantages, config.objective, count)
+
+
+def _returns(targets: Targets, rows: Tensor, length: int) -> Tensor:
+    assert targets.returns is not None  # there is a critic
+    return targets.returns[rows, :length]
 
 
 def _value_loss(values: Tensor, part: Rollout, returns: Tensor, config: ObjectiveConfig) -> Tensor:

@@ -19,10 +19,12 @@ OBJECTIVES = {
     "awr, steered": {"objective__name": "awr", "objective__kl_target": 0.5, "objective__kl_lambda": 2.0},
     "ppo": {"objective__name": "ppo", "objective__kl_target": 0.5, "objective__kl_horizon": 100},
 }
+GROUP = {"advantage__name": "group", "rollout__responses_per_prompt": 4}
 
 
 def weights(models):
-    named = [*models.policy.model.named_parameters(), *models.value.named_parameters(prefix="critic")]
+    critic = models.value.named_parameters(prefix="critic") if models.value is not None else ()
+    named = [*models.policy.model.named_parameters(), *critic]
     return {name: p.detach().clone() for name, p in named}
 
 
@@ -115,7 +117,7 @@ def test_states_of_another_optimizer_are_refused(policy_dir, tmp_path):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(
     ("critic", "start"),
-    [(c, s) for c in ("separate", "shared", "adapter") for s in STARTS if (c, s) != ("adapter", "full")],
+    [(c, s) for c in ("separate", "shared", "adapter", "none") for s in STARTS if (c, s) != ("adapter", "full")],
 )
 def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, critic, start):
     adapter = {"policy__adapter__path": str(adapter_dir)} if start == "trained" else STARTS[start]
@@ -124,6 +126,7 @@ def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, criti
         **OBJECTIVES[objective],
         **adapter,
         value__kind=critic,
+        **(GROUP if critic == "none" else {}),
         optimizer__schedule="cosine",
         optimizer__warmup_iterations=1,
         training__iterations=5,
@@ -140,7 +143,8 @@ def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, criti
     expected_metrics = [iterate(config, models, state) for _ in range(2)]
     expected = weights(models)
     trained = [name for name in expected if not torch.equal(expected[name], initial[name])]
-    assert any(name.startswith("critic") for name in trained)
+    assert any(name.startswith("critic") for name in trained) == (critic != "none")
+    assert (saved / "value").is_dir() == (critic != "none")
     assert any(not name.startswith("critic") for name in trained)
 
     torch.manual_seed(999)
@@ -204,3 +208,12 @@ def test_changed_prompts_are_refused(policy_dir, tmp_path):
     stream.prompts = stream.prompts[:-1]
     with pytest.raises(UserError, match=r"^data\.path: "):
         load_training_state(initial_state(config, models, stream), tmp_path)
+
+
+def test_a_critic_is_not_resumed_from_a_checkpoint_without_one(policy_dir, tmp_path):
+    from apa_cli.errors import UserError
+
+    config = make_config(policy_dir(), value__kind="none", **GROUP)
+    saved = make_store(tmp_path, config.checkpoint).save(*begin(config))
+    with pytest.raises(UserError, match=r"^value\.kind: separate, but .* holds no critic; add value=none$"):
+        begin(make_config(policy_dir()), saved)

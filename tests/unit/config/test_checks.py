@@ -33,6 +33,9 @@ def changed(**changes: Any) -> TrainConfig:
     return config
 
 
+GROUP = {"advantage__name": "group", "value__kind": "none", "rollout__responses_per_prompt": 4}
+
+
 def test_a_valid_configuration_passes():
     check_config(valid())
 
@@ -61,6 +64,9 @@ def test_a_valid_configuration_passes():
         {"training__stop_if__reward_below": -1.5, "training__stop_if__patience": 100},
         {"training__stop_if__patience": 5, "training__iterations": 2},  # no limit is set
         {"seed": 0},
+        GROUP,
+        {**GROUP, "objective__name": "ppo", "objective__value_clip_range": None, "advantage__group_scale": True},
+        {"rollout__responses_per_prompt": 8},  # with a critic
     ],
 )
 def test_possible(changes: dict[str, Any]):
@@ -68,6 +74,18 @@ def test_possible(changes: dict[str, Any]):
 
 
 IMPOSSIBLE = [
+    ({"value__kind": "none"}, "advantage.name", "advantage=group"),
+    ({**GROUP, "value__kind": "separate"}, "value.kind", "value=none"),
+    ({**GROUP, "value__path": "x"}, "value.path", "value.path=null"),
+    ({**GROUP, "rollout__responses_per_prompt": 1}, "rollout.responses_per_prompt", "rollout.responses_per_prompt=4"),
+    ({**GROUP, "rollout__responses_per_prompt": 3}, "rollout.batch_size", "make it 66"),
+    ({"rollout__responses_per_prompt": 65}, "rollout.batch_size", "make it 65"),
+    ({**GROUP, "advantage__gae_lambda": 1.0}, "advantage.gae_lambda", "advantage.gae_lambda=0.95"),
+    ({**GROUP, "advantage__gamma": 0.99}, "advantage.gamma", "advantage.gamma=1"),
+    ({**GROUP, "optimizer__value_learning_rate": 1e-3}, "optimizer.value_learning_rate", "=null"),
+    ({**GROUP, "objective__value_coef": 0.5}, "objective.value_coef", "objective.value_coef=1"),
+    ({**GROUP, "objective__value_clip_range": 0.3}, "objective.value_clip_range", "=null"),
+    ({"advantage__group_scale": True}, "advantage.group_scale", "advantage=group"),
     ({"reward__path": None}, "reward.path", "reward.path=MODEL"),
     ({"reward__kind": "function"}, "reward.function", "reward.function="),
     ({"reward__function": "m:f"}, "reward.function", "reward.kind=function"),

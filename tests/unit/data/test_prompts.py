@@ -84,6 +84,17 @@ def test_a_batch_may_straddle_epochs():
     assert [sorted(numbers[start : start + 5]) for start in (0, 5, 10)] == [[1, 2, 3, 4, 5]] * 3
 
 
+def test_copies_of_a_prompt_stand_next_to_each_other():
+    prompts = [prompt(1, 2, tag="a"), prompt(3, tag="b"), prompt(4, tag="c")]
+    plain = next(PromptStream(prompts, batch_size=3, seed=0, pad_token_id=PAD))
+    batch = next(PromptStream(prompts, batch_size=3, seed=0, pad_token_id=PAD, copies=2))
+    twice = [row for row in plain.prompt_ids.tolist() for _ in range(2)]
+    assert batch.prompt_ids.tolist() == twice
+    assert batch.prompt_mask.tolist() == [[i != PAD for i in row] for row in twice]
+    assert batch.columns == {"tag": [tag for tag in plain.columns["tag"] for _ in range(2)]}
+    assert (plain.copies, batch.copies, len(batch.texts)) == (1, 2, 6)
+
+
 def test_a_set_smaller_than_the_batch_wraps_round():
     assert Counter(drawn(next(stream(3, 7)))) in [Counter({1: 2, 2: 2, 3: 2, n: 3}) for n in (1, 2, 3)]
 

@@ -25,7 +25,7 @@ EVALUATION = {
         [{"iteration": 1}],
         [
             {"iteration": 0, **EVALUATION},
-            {"iteration": 1, **ONE, "value/explained_variance": -1e9},
+            {"iteration": 1, **ONE, "objective/value_loss": 0.5, "value/explained_variance": -1e9},
             {"iteration": 2, "reward/mean": None, "reward/std": 0.1, "kl/to_init": None},
             {"iteration": 3, **ONE, **EVALUATION, "objective/policy_loss": math.nan},
         ],

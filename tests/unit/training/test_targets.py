@@ -97,3 +97,75 @@ def test_gamma_and_lambda_are_those_of_the_configuration():
     config = AdvantageConfig(gamma=0.5, gae_lambda=0.0, whiten=False)
     targets = estimate_targets(rollout(), torch.tensor([4.0, 2.0]), objective(), config, kl_coef=None)
     assert_close(targets.advantages[0], torch.tensor([0.5 * 1 - 0.5, 0.5 * 2 - 1, 4.0 - 2]))
+
+
+def four():
+    """Two prompts with two responses each, of 2 tokens; in the second response the second token does not count."""
+    mask = torch.ones(4, 2, dtype=torch.bool)
+    mask[1, 1] = False
+    return Rollout(
+        prompt_ids=torch.zeros(4, 1, dtype=torch.long),
+        prompt_mask=torch.ones(4, 1, dtype=torch.bool),
+        response_ids=torch.zeros(4, 2, dtype=torch.long),
+        response_mask=mask,
+        ended=torch.ones(4, dtype=torch.bool),
+        rollout_logprobs=torch.tensor([[-1.0, -2.0], [-1.0, math.nan], [-1.0, -1.0], [-2.0, -2.0]]),
+        reference_logprobs=torch.tensor([[-2.0, -4.0], [-3.0, math.nan], [-1.0, -1.0], [-1.0, -2.0]]),
+        entropy=torch.ones(4, 2),
+    )
+
+
+def group(**settings):
+    return AdvantageConfig(name="group", **settings)
+
+
+def test_group_by_hand():
+    """Scores 4, 1 and 2, 2: a response's advantage stands at each of its tokens, and there are no returns."""
+    targets = estimate_targets(
+        four(), torch.tensor([4.0, 1.0, 2.0, 2.0]), objective(), group(whiten=False), kl_coef=None, group_size=2
+    )
+    assert targets.advantages.tolist() == [[3.0, 3.0], [-3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]
+    assert targets.returns is None
+
+
+def test_group_takes_the_kl_of_the_whole_response_into_account():
+    """β = 0.5; KL 1 + 2, 2, 0 and −1: returns 4 − 1.5, 1 − 1, 2 and 2 + 0.5."""
+    scores = torch.tensor([4.0, 1.0, 2.0, 2.0])
+    targets = estimate_targets(four(), scores, objective(name="ppo"), group(whiten=False), kl_coef=0.5, group_size=2)
+    assert_close(targets.advantages, torch.tensor([[2.5, 2.5], [-2.5, 0.0], [-0.5, -0.5], [0.5, 0.5]]))
+
+
+def test_group_whitening_leaves_0_at_0():
+    """Seven tokens count, of squares 9, 9, 9, 0, 0, 0, 0."""
+    scores = torch.tensor([4.0, 1.0, 2.0, 2.0])
+    targets = estimate_targets(four(), scores, objective(), group(), kl_coef=None, group_size=2)
+    expected = torch.tensor([[3.0, 3.0], [-3.0, 0.0], [0.0, 0.0], [0.0, 0.0]]) / math.sqrt(27 / 7)
+    assert_close(targets.advantages, expected)
+
+
+def test_group_scaled_by_its_own_deviation():
+    """4 and 1 have the variance 4.5, 2 and 1 the variance 0.5: both groups end at ± √2."""
+    scores = torch.tensor([4.0, 1.0, 2.0, 1.0])
+    targets = estimate_targets(
+        four(), scores, objective(), group(whiten=False, group_scale=True), kl_coef=None, group_size=2
+    )
+    root = math.sqrt(2)
+    assert_close(targets.advantages, torch.tensor([[root, root], [-root, 0.0], [root, root], [-root, -root]]))
+
+
+@pytest.mark.parametrize("kl_coef", [None, 0.5])
+def test_a_bad_row_leaves_its_group_alone(kl_coef):
+    """With one of three rows unusable, the other two are compared as if there were no third."""
+    whole = four().select(torch.tensor([0, 1, 2, 3, 0, 1]))
+    whole.rollout_logprobs[1, 0] = math.nan
+    scores = torch.tensor([4.0, math.nan, 2.0, 2.0, 4.0, 1.0])
+    usable = torch.tensor([True, False, True, True, True, True])
+    plain = group(whiten=False)
+    targets = estimate_targets(whole, scores, objective(), plain, kl_coef=kl_coef, group_size=3, usable=usable)
+    pair = estimate_targets(
+        four().select(torch.tensor([0, 2])), scores[[0, 2]], objective(), plain, kl_coef=kl_coef, group_size=2
+    )
+    assert_close(targets.advantages[[0, 2]], pair.advantages)
+    assert targets.advantages[1].tolist() == [0.0, 0.0]
+    assert bool(targets.advantages.isfinite().all())
+    assert targets.usable is usable

@@ -265,3 +265,27 @@ def test_apa_moves_towards_its_target(policy_dir):
     update(models, make_optimizer(models, config.optimizer), rollout, small, config)
     _, last = gradients(config, models, rollout, small)
     assert last["objective/policy_loss"] < 0.1 * first["objective/policy_loss"]
+
+
+@pytest.mark.parametrize("objective", ["apa", "awr", "ppo"])
+def test_without_a_critic_the_policy_learns_the_same(policy_dir, objective):
+    """The policy's step does not know of a separate critic, so leaving it out changes nothing but its metrics."""
+    changes = {"objective__name": objective, "training__epochs_per_rollout": 1}
+    config, models, rollout, targets = setting(policy_dir(), **changes)
+    none = {"value__kind": "none", "advantage__name": "group", "rollout__responses_per_prompt": 4}
+    config_none, models_none, _, _ = setting(policy_dir(), **changes, **none)
+    models_none.policy.model.load_state_dict(models.policy.model.state_dict())
+    seeded = []
+    for c, m, r, t in (
+        (config, models, rollout, targets),
+        (config_none, models_none, replace(rollout, values=None), Targets(advantages=targets.advantages)),
+    ):
+        torch.manual_seed(3)
+        seeded.append(update(m, make_optimizer(m, c.optimizer), r, t, c))
+    with_critic, without = seeded
+    of_critic = {"objective/value_loss", "optim/value_grad_norm"}
+    assert with_critic.keys() - without.keys() == of_critic
+    assert without == {name: value for name, value in with_critic.items() if name not in of_critic}
+    ours, theirs = models.policy.model.state_dict(), models_none.policy.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert models_none.value is None

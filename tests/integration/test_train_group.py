@@ -1,0 +1,49 @@
+"""Training without a critic through the real command: nothing of a critic is measured, saved or missed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command import Finished, apa_train
+from safetensors.torch import load_file
+
+CRITIC = {"objective/value_loss", "optim/value_grad_norm", "value/explained_variance"}
+SMALL = (
+    "generation.max_new_tokens=8",
+    "rollout.batch_size=16",
+    "evaluation.prompts=4",
+    "training.epochs_per_rollout=1",
+)
+
+
+def train(folder: Path, *overrides: str) -> Finished:
+    words = ("config=reviews_apa_group", *SMALL, "tracking.wandb.mode=disabled", *overrides)
+    done = apa_train(folder, *words)
+    assert done.code == 0, done.errors
+    return done
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return train(tmp_path_factory.mktemp("group") / "run", "training.iterations=3", "objective=ppo")
+
+
+def test_nothing_of_a_critic(run: Finished):
+    assert [line["iteration"] for line in run.metrics] == [1, 2, 3]
+    assert all(not CRITIC & set(line) for line in run.metrics)
+    (checkpoint,) = run.folder.glob("checkpoints/iter_*")
+    assert sorted(path.name for path in checkpoint.iterdir()) == ["manifest.json", "policy", "trainer_state"]
+    assert (run.folder / "plots/losses.png").is_file()
+    assert "value      none" in (run.folder / "run.log").read_text(encoding="utf-8")
+
+
+def test_resumed_it_is_the_run_that_never_stopped(run: Finished, tmp_path: Path):
+    train(tmp_path / "run", "training.iterations=2", "objective=ppo")
+    resumed = train(tmp_path / "run", "training.iterations=3", "objective=ppo", "resume=auto")
+    names = ("reward/mean", "kl/to_init", "objective/policy_loss", "optim/grad_norm")
+    assert [[line[name] for name in names] for line in resumed.metrics] == [
+        [line[name] for name in names] for line in run.metrics
+    ]
+    ours, theirs = (load_file(done.folder / "final/model.safetensors") for done in (resumed, run))
+    assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
