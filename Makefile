@@ -14,7 +14,7 @@ train: .venv/.ready  ## set up if needed and run apa-train on the built-in task 
 	$(BIN)/apa-train $(ARGS)
 
 test: .venv/.ready-dev  ## set up if needed and run the tests (ARGS="-k name")
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=auto $(ARGS)
 
 check: .venv/.ready-dev  ## style and types
 	$(BIN)/ruff check
