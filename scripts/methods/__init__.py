@@ -1,0 +1,1 @@
+"""What measure_methods.py measures: one module a study."""

@@ -1,0 +1,137 @@
+"""Stable at a small λ: which (λ, learning rate) collapse with the plain squared error, a bound and Huber's form."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apa_cli.evaluation.comparison import COLLAPSED_ENTROPY, COLLAPSED_UNIQUE, collapsed
+from apa_cli.evaluation.runs import Run
+from apa_cli.evaluation.settings import estimate
+from apa_cli.evaluation.sweep_report import spread
+from apa_cli.tracking.report import format_number
+from apa_cli.tracking.style import new_figure
+from methods.page import table
+from methods.runs import Found, Setting, Size
+
+TITLE = "which (λ, learning rate) collapse, without and with a bound or Huber's form"
+RECIPE = "reviews_apa"
+LAMBDAS = (0.03, 0.1, 0.3, 1.0)
+RATES = (1e-4, 3e-4, 1e-3)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bound3": {"objective.target_bound": 3.0},
+    "huber1": {"objective.huber_delta": 1.0},
+}
+TITLES = {"plain": "squared error", "bound3": "target_bound 3", "huber1": "huber_delta 1"}
+
+
+def setting(variant: str, kl_lambda: float, rate: float) -> Setting:
+    keys = {"objective.kl_lambda": kl_lambda, "optimizer.learning_rate": rate, **VARIANTS[variant]}
+    return Setting(name=f"apa_{variant}_lambda{kl_lambda:g}_lr{rate:g}", recipe=RECIPE, keys=keys)
+
+
+def settings(size: Size) -> list[Setting]:
+    lambdas, rates = (LAMBDAS[1:2], RATES[2:3]) if size.quick else (LAMBDAS, RATES)
+    return [setting(*cell) for cell in itertools.product(VARIANTS, lambdas, rates)]
+
+
+def lost(run: Run) -> bool:
+    """Collapsed, or no better under the evaluator than before training."""
+    before, after = run.first("eval/evaluator"), run.last("eval/evaluator")
+    return collapsed(run) or before is None or after is None or after <= before
+
+
+def share(runs: Sequence[Run]) -> float | None:
+    """Of the runs that were lost; None where there are none."""
+    return sum(map(lost, runs)) / len(runs) if runs else None
+
+
+def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
+    grid = list(itertools.product(LAMBDAS, RATES))
+    header = [
+        "λ",
+        "learning rate",
+        *(f"{TITLES[v]}: {what}" for v in VARIANTS for what in ("lost", "evaluator", "KL")),
+    ]
+    rows, summary = [], []
+    for kl_lambda, rate in grid:
+        row = [f"{kl_lambda:g}", f"{rate:g}"]
+        for variant in VARIANTS:
+            mine = runs[setting(variant, kl_lambda, rate).name]
+            row += [f"{sum(map(lost, mine))} of {len(mine)}" if mine else "–"]
+            row += [spread(estimate(run.last(f"eval/{name}") for run in mine), 2) for name in ("evaluator", "kl")]
+        if any(runs[setting(variant, kl_lambda, rate).name] for variant in VARIANTS):
+            rows.append(row)
+    for variant in VARIANTS:
+        cells = {cell: found for cell in grid if (found := runs[setting(variant, *cell).name])}
+        stable = [cell for cell, found in cells.items() if not any(map(lost, found))]
+        means = {
+            cell: value.mean for cell in stable if (value := estimate(r.last("eval/evaluator") for r in cells[cell]))
+        }
+        best = max(means, key=lambda cell: means[cell], default=None)
+        where = f"the best of them {means[best]:.2f} at λ {best[0]:g}, learning rate {best[1]:g}" if best else "none"
+        summary.append(
+            f"- {TITLES[variant]}: no seed is lost in {len(stable)} of {len(cells)} cells; {where}{_cut(cells)}."
+        )
+    picture = draw(runs, pictures / "methods_stability.png")
+    return [
+        f"A run is lost where it collapsed (at the end entropy under {COLLAPSED_ENTROPY:g} of its first value, or "
+        f"fewer than {COLLAPSED_UNIQUE:.0%} different responses) or its evaluator is no better than before training.",
+        "",
+        *summary,
+        "",
+        f"![Share of seeds lost](images/{picture.name})",
+        "",
+        *table(header, rows),
+    ]
+
+
+def _cut(cells: dict[tuple[float, float], list[Run]]) -> str:
+    """How many targets the bound cut at the end, from the smallest λ to the largest."""
+    found = {}
+    for (kl_lambda, _), runs in cells.items():
+        shares = [run.rows[-1].get("objective/bounded_fraction") for run in runs]
+        found.setdefault(kl_lambda, []).extend(share for share in shares if share is not None)
+    words = [f"{sum(shares) / len(shares):.0%} at λ {kl_lambda:g}" for kl_lambda, shares in found.items() if shares]
+    return f"; targets cut in the last iteration: {', '.join(words)}" if words else ""
+
+
+def draw(runs: Found, path: Path) -> Path:
+    """A heat map a variant: the share of seeds that were lost; evaluator and KL at the end written into the cells."""
+    figure = new_figure(12.5, 4.4)
+    panels = figure.subplots(1, len(VARIANTS), sharey=True)
+    for axes, variant in zip(panels, VARIANTS, strict=True):
+        cells = [[runs[setting(variant, kl_lambda, rate).name] for rate in RATES] for kl_lambda in LAMBDAS]
+        shares = [[float("nan") if (part := share(cell)) is None else part for cell in row] for row in cells]
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="Reds", aspect="auto")
+        for y, row in enumerate(cells):
+            for x, cell in enumerate(row):
+                reward, kl = (estimate(run.last(f"eval/{name}") for run in cell) for name in ("evaluator", "kl"))
+                numbers = [format_number(value.mean if value else None, 2) for value in (reward, kl)]
+                text = "{}\nKL {}".format(*numbers)
+                dark = (share(cell) or 0.0) > 0.6
+                axes.text(
+                    x,
+                    y,
+                    text if cell else "–",
+                    ha="center",
+                    va="center",
+                    fontsize=8.5,
+                    color="white" if dark else "black",
+                )
+        axes.set_title(TITLES[variant], loc="left", fontsize=11, fontweight="bold")
+        axes.set_xticks(range(len(RATES)), [f"{rate:g}" for rate in RATES])
+        axes.set_yticks(range(len(LAMBDAS)), [f"{kl_lambda:g}" for kl_lambda in LAMBDAS])
+        axes.set_xlabel("learning rate")
+        axes.spines[:].set_visible(False)
+    panels[0].set_ylabel("λ")
+    figure.colorbar(image, ax=list(panels), label="share of seeds lost")
+    figure.supxlabel(
+        "in each cell: separate evaluator and KL at the end, means over seeds", fontsize=8.5, color="#555555"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return path

@@ -1,0 +1,167 @@
+"""What the studies say about hand-made runs, what they would run, and where on the page it goes."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apa_cli.config.compose import compose_raw, to_train_config
+from apa_cli.errors import UserError
+from apa_cli.evaluation.runs import FINISHED, Run
+
+ROOT = Path(__file__).parents[3]
+sys.path.insert(0, str(ROOT / "scripts"))
+spec = importlib.util.spec_from_file_location("measure_methods", ROOT / "scripts" / "measure_methods.py")
+assert spec is not None
+assert spec.loader is not None
+script = importlib.util.module_from_spec(spec)
+sys.modules["measure_methods"] = script
+spec.loader.exec_module(script)
+
+from methods import page, runs, stability, steer  # noqa: E402
+
+SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
+
+
+def evaluation(
+    iteration: int, kl: float, evaluator: float, entropy: float = 1.0, unique: float = 1.0
+) -> dict[str, Any]:
+    return {
+        "iteration": iteration,
+        "eval/kl": kl,
+        "eval/evaluator": evaluator,
+        "eval/reward": evaluator,
+        "eval/entropy": entropy,
+        "eval/unique_fraction": unique,
+    }
+
+
+def run(seed: int, kls: list[float], evaluations: list[dict[str, Any]], **more: float) -> Run:
+    rows: dict[int, dict[str, Any]] = {row["iteration"]: dict(row) for row in evaluations}
+    for iteration, kl in enumerate(kls, start=1):
+        rows.setdefault(iteration, {"iteration": iteration}).update({"kl/to_init": kl, **more})
+    return Run(folder=Path(f"r{seed}"), status=FINISHED, config={"seed": seed}, rows=[rows[i] for i in sorted(rows)])
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_steering_is_judged_by_the_last_third_and_beside_the_best_fixed_lambda(tmp_path: Path):
+    found = runs.Found()
+    for seed in (1, 2):
+        # Last third: iterations 5 and 6, with 5.2 and 5.6 nats: 5.4, 8 % off. At the end 5 nats for 1.5 (1.7).
+        kls = [0.0, 9.0, 9.0, 9.0, 5.2, 5.6]
+        mine = run(seed, kls, [evaluation(0, 0, 0), evaluation(6, 5.0, 1.5 + 0.2 * (seed - 1))])
+        found[steer.steered(5.0, 3.0).name] = [*found[steer.steered(5.0, 3.0).name], mine]
+        # From too low: 8.0 nats, out.
+        low = run(seed, [8.0] * 6, [evaluation(0, 0, 0), evaluation(6, 20.0, 1.0)])
+        found[steer.steered(5.0, 0.06).name] = [*found[steer.steered(5.0, 0.06).name], low]
+        # λ 0.1 is at 1.0 (1.2) where it first comes to 5 nats, half of the way to 10; λ 0.3 at 1.4 (1.6), all the way.
+        other = run(seed, [], [evaluation(0, 0, 0), evaluation(6, 10.0, 2.0 + 0.4 * (seed - 1))])
+        found[steer.fixed(0.1).name] = [*found[steer.fixed(0.1).name], other]
+        best = run(seed, [], [evaluation(0, 0, 0), evaluation(6, 5.0, 1.4 + 0.2 * (seed - 1))])
+        found[steer.fixed(0.3).name] = [*found[steer.fixed(0.3).name], best]
+    lines = steer.lines(found, SIZE, tmp_path)
+    assert "within ±15% of its target in 1 of 2 settings" in lines[0]
+    assert "in 0 of 1 that can be compared" in lines[0]  # 20 nats no fixed λ reaches
+    high, low = (cells(line) for line in lines if line.startswith("| 5 |"))
+    assert high == ["5", "3, too high", "5.40 ± 0.00", "+8%", "5.00 ± 0.00", "1.60 ± 1.27", "1.50 ± 1.27", "0.3",
+                    "0.10 ± 0.00", "1.00"]  # fmt: skip
+    assert low[3] == "+60% (out)"
+    assert low[6:9] == ["–", "–", "–"]
+    assert (tmp_path / "methods_steer.png").stat().st_size > 5000
+
+
+def test_a_lambda_that_one_seed_does_not_take_so_far_is_not_compared():
+    found = runs.Found()
+    far, near = ([evaluation(0, 0, 0), evaluation(6, kl, 9.0)] for kl in (6.0, 4.0))
+    found[steer.fixed(0.1).name] = [run(1, [], far), run(2, [], near)]
+    assert steer.best_fixed(found, 5.0, (1, 2)) is None
+    assert steer.best_fixed(found, 3.0, (1, 2)) == (0.1, {1: 4.5, 2: 6.75})
+
+
+def test_a_run_is_lost_by_collapse_or_by_an_evaluator_no_better_than_before():
+    def judged(**end: float) -> Run:
+        return run(1, [], [evaluation(0, 0, 1.0), evaluation(6, 3.0, **{"evaluator": 1.1, **end})])
+
+    assert [stability.lost(judged(**end)) for end in ({}, {"evaluator": 1.0}, {"entropy": 0.4}, {"unique": 0.8})] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+
+
+def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
+    found = runs.Found()
+
+    def put(variant: str, kl_lambda: float, evaluator: float, *, gone: bool, **more: float) -> None:
+        name = stability.setting(variant, kl_lambda, 3e-4).name
+        rows = [evaluation(0, 0, 0), evaluation(6, 4.0, evaluator, entropy=0.2 if gone else 1.0)]
+        found[name] = [*found[name], run(len(found[name]) + 1, [4.0] * 6, rows, **more)]
+
+    for gone in (True, False):
+        put("plain", 0.1, 3.0, gone=gone)  # one of two seeds
+    put("plain", 0.3, 1.0, gone=False)
+    put("bound3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
+    lines = stability.lines(found, SIZE, tmp_path)
+    assert (
+        "- squared error: no seed is lost in 1 of 2 cells; the best of them 1.00 at λ 0.3, learning rate 0.0003."
+        in lines
+    )
+    assert (
+        "- target_bound 3: no seed is lost in 1 of 1 cells; the best of them 2.00 at λ 0.1, learning rate 0.0003; "
+        "targets cut in the last iteration: 40% at λ 0.1."
+    ) in lines
+    assert "- huber_delta 1: no seed is lost in 0 of 0 cells; none." in lines
+    row = next(cells(line) for line in lines if line.startswith("| 0.1 | 0.0003 |"))
+    assert row[2:7] == ["1 of 2", "3.00 ± 0.00", "4.00 ± 0.00", "0 of 1", "2.00"]
+    assert (tmp_path / "methods_stability.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("study", script.STUDIES)
+def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Path):
+    settings = script.STUDIES[study].settings(SIZE)
+    names = [setting.name for setting in settings]
+    assert len(set(names)) == len(names)
+    (tmp_path / "config").mkdir()
+    for setting in settings[:: max(1, len(settings) // 4)]:
+        (tmp_path / "config" / f"{setting.name}.yaml").write_text(setting.content(SIZE), "utf-8")
+        composed = compose_raw([f"config={tmp_path / 'config' / setting.name}.yaml", f"output_dir={tmp_path / 'x'}"])
+        config = to_train_config(composed)
+        assert config.training.iterations == 6
+        for key, value in setting.keys.items():
+            group, name = key.split(".")
+            assert getattr(getattr(config, group), name) == value
+
+
+def test_sizes_are_as_said():
+    for study, count in (("steer", 12), ("stability", 36)):
+        size = script.size_of(script.parse([study]))
+        assert (len(script.STUDIES[study].settings(size)), list(size.seeds), size.iterations) == (count, [1, 2, 3], 60)
+        quick = script.size_of(script.parse([study, "--quick"]))
+        assert (len(script.STUDIES[study].settings(quick)), list(quick.seeds)) == (3, [1])
+
+
+def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
+    place = tmp_path / "methods.md"
+    place.write_text(script.PAGE.read_text("utf-8"), "utf-8")
+    page.write(place, "steer", ["first"])
+    page.write(place, "steer", ["one", "two"])
+    page.write(place, "stability", ["three"])
+    text, marker = place.read_text("utf-8"), "written by scripts/measure_methods.py"
+    assert f"<!-- steer: {marker} steer -->\none\ntwo\n<!-- end of steer -->" in text
+    assert f"<!-- stability: {marker} stability -->\nthree\n<!-- end of stability -->" in text
+    assert text.split("<!-- steer")[0] == script.PAGE.read_text("utf-8").split("<!-- steer")[0]
+    with pytest.raises(UserError, match="no place for nothing"):
+        page.write(place, "nothing", [])
+
+
+def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert script.main(["steer", "--report-only", "--output", str(tmp_path), "--page", str(tmp_path / "p.md")]) == 2
+    assert "no finished run of this study in it" in capsys.readouterr().err
