@@ -369,7 +369,8 @@ def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[s
     targets: Targets = estimate_targets(
         rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, group_size=group_size
     )
-    stats = update(models, state.optimizer, rollout, targets, state.steered(config))
+    train_policy = state.iteration >= config.value.warmup_iterations
+    stats = update(models, state.optimizer, rollout, targets, state.steered(config), train_policy=train_policy)
     metrics = {"reward/mean": scores.mean().item(), **rollout_statistics(rollout), **stats, "rate": rate}
     if state.adaptive_kl is not None:
         metrics["knob"] = state.adaptive_kl.value

@@ -27,6 +27,13 @@ def check_advantage(config: TrainConfig) -> None:
         )
     if advantage.name == "group":
         _check_group(config)
+    if config.value.warmup_iterations >= config.training.iterations:
+        raise UserError(
+            "value.warmup_iterations",
+            f"{config.value.warmup_iterations}, which leaves no iteration of training.iterations="
+            f"{config.training.iterations} to the policy",
+            "lower the one or raise the other",
+        )
     if without_critic:
         _check_no_critic(config)
 
@@ -52,6 +59,7 @@ def _check_no_critic(config: TrainConfig) -> None:
     # null switches value clipping off, which it is
     clip = objective.value_clip_range
     for key, given, leave in (
+        ("value.warmup_iterations", config.value.warmup_iterations > 0, "0"),
         ("optimizer.value_learning_rate", config.optimizer.value_learning_rate is not None, "null"),
         ("objective.value_coef", objective.value_coef != default.value_coef, f"{default.value_coef:g}"),
         ("objective.value_clip_range", clip is not None and clip != default.value_clip_range, "null"),

@@ -113,7 +113,8 @@ class ValueConfig:
         "critic: its own network, a head on the policy's trunk, its own adapter on the policy's base, or no critic",
         choices=("separate", "shared", "adapter", "none"),
     )
-    path: Optional[str] = text(None, "where a separate critic starts; null = from the policy")
+    path: Optional[str] = text(None, "where a separate critic starts, may be a reward model; null = from the policy")
+    warmup_iterations: int = number(0, "first iterations, in which the critic alone learns", minimum=0)
 
 
 @dataclass(kw_only=True)

@@ -125,7 +125,10 @@ def load_value(
         value = AdapterValue(policy, _attach_value_adapter(policy, policy_config, weights))
     else:
         key, path = ("value.path", config.path) if config.path else ("policy.path", policy_config.path)
-        value = SeparateValue(_load_trunk(key, str(weights or path), policy_config), runtime)
+        trunk, scores = _load_trunk(key, str(weights or path), policy_config)
+        value = SeparateValue(trunk, runtime)
+        if scores is not None:
+            start_from_scores(value.head, scores)
         vocabulary = policy.model.config.get_text_config().vocab_size
         if value.trunk.config.get_text_config().vocab_size < vocabulary:
             raise UserError(key, f"{path} has a smaller vocabulary than the policy", "the two must share a tokenizer")
@@ -170,8 +173,19 @@ def load_head(head: ValueHead, folder: Path) -> None:
     head.load_state_dict(read_safetensors("checkpoint", folder / HEAD_FILE))
 
 
-def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
-    from transformers import AutoModel
+def start_from_scores(head: ValueHead, scores: nn.Linear) -> None:
+    """Take over a reward model's head, where it has one output of the same width: the value is its score so far."""
+    if scores.weight.shape != head.linear.weight.shape:
+        return
+    with torch.no_grad():
+        head.linear.weight.copy_(scores.weight)
+        if scores.bias is not None:
+            head.linear.bias.copy_(scores.bias)
+
+
+def _load_trunk(key: str, path: str, config: PolicyConfig) -> tuple[Any, nn.Linear | None]:
+    """The transformer and, of a decoder-only sequence classifier, the layer that makes its scores."""
+    from transformers import AutoModel, AutoModelForSequenceClassification
 
     options = {
         "revision": config.revision if key == "policy.path" else None,
@@ -180,8 +194,10 @@ def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
     trunk_config = load_config(key, path, **options)
     if getattr(trunk_config, "is_encoder_decoder", False):
         raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    scores = None
+    classifies = any(name.endswith("ForSequenceClassification") for name in trunk_config.architectures or ())
     trunk = load_pretrained(
-        AutoModel,
+        AutoModelForSequenceClassification if classifies else AutoModel,
         key,
         path,
         config=trunk_config,
@@ -189,9 +205,13 @@ def _load_trunk(key: str, path: str, config: PolicyConfig) -> Any:
         attn_implementation=config.attn_implementation,
         **options,
     )
+    if classifies:
+        if not isinstance(getattr(trunk, "score", None), nn.Linear):
+            raise UserError(key, f"{path} is no decoder-only classifier", "give a causal one, or value.path=null")
+        trunk, scores = trunk.base_model, trunk.score
     if config.gradient_checkpointing and trunk.supports_gradient_checkpointing:
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return trunk
+    return trunk, scores
 
 
 def hidden_size(model: Any) -> int:

@@ -120,6 +120,7 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
                     after_minibatch=run.interrupts.check,
                     health=state.health,
                     setting=_setting(config, state, work),
+                    train_policy=state.iteration >= config.value.warmup_iterations,
                 )
             metrics = {**_metrics(config, state, work), **stats, "optim/learning_rate": rate}
             metrics |= watch.metrics(tokens=int(work.rollout.prompt_mask.sum() + work.rollout.response_mask.sum()))
@@ -128,7 +129,7 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
             guards = state.health.guards.after(metrics)
             due = evaluation_due(config, iteration) or guards.fired is not None
             after = judge(run, state, iteration) if due else None
-            finish_iteration(state, work, guards)
+            finish_iteration(state, work, guards, steer=state.iteration >= config.value.warmup_iterations)
             run.tracker.log(iteration, metrics, work.samples)
             save_if_due(run, state, after)
     if state.health.guards.fired is not None:
@@ -199,9 +200,10 @@ def evaluation_due(config: TrainConfig, iteration: int) -> bool:
     return iteration == config.training.iterations or (every > 0 and iteration % every == 0)
 
 
-def finish_iteration(state: TrainingState, work: Work, guards: Guards) -> None:
+def finish_iteration(state: TrainingState, work: Work, guards: Guards, *, steer: bool) -> None:
+    """`steer`: by this rollout's KL; there is none while the critic alone learns."""
     kl = response_kl(sound_part(work.rollout))  # (B,)
-    if len(kl) and bool(kl.isfinite().all()):
+    if steer and len(kl) and bool(kl.isfinite().all()):
         state.steer(kl.mean().item(), len(kl))
     state.health.guards = guards
     state.iteration += 1

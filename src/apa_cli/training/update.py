@@ -96,9 +96,11 @@ def update(
     after_minibatch: Callable[[], None] = lambda: None,
     health: Health | None = None,
     setting: str = "",
+    train_policy: bool = True,
 ) -> dict[str, float]:
     """Train policy and critic on `rollout`; every pass reshuffles it. Returns objective/* and optim/* metrics.
 
+    Without `train_policy` the critic alone learns: the policy's loss is measured, and `optim/grad_norm` is NaN.
     `progress` says where to go on, and is kept up to date. `after_minibatch` is called whenever it and the weights
     agree, and may raise to stop there. A minibatch with numbers that are not finite is left out, and counted in
     `health`; `setting` says in warnings where the run stands. Raises DivergedError after too many of them in a row,
@@ -117,7 +119,9 @@ def update(
                 left = progress.order[progress.rows :]
                 for rows in left.split(config.training.minibatch_size) if len(left) else ():  # nothing splits into one
                     if bool(usable[rows].all()):
-                        culprit = _step(models, optimizer, rollout, targets, rows, config, progress, health)
+                        culprit = _step(
+                            models, optimizer, rollout, targets, rows, config, progress, health, train_policy
+                        )
                     else:
                         culprit = bad_weights(models.named_parameters()) or fault_in(rollout, rows)
                     if culprit is not None:
@@ -143,6 +147,7 @@ def _step(
     config: TrainConfig,
     progress: UpdateProgress,
     health: Health,
+    train_policy: bool,
 ) -> str | None:
     """One minibatch: gradients, clipping of policy and critic apart, an optimizer step.
 
@@ -153,7 +158,15 @@ def _step(
         means: dict[str, MeanAccumulator] = defaultdict(MeanAccumulator)
         suspects = Suspects()
         accumulate_gradients(
-            models, rollout, targets, rows, config, means, token_budget=token_budget, suspects=suspects
+            models,
+            rollout,
+            targets,
+            rows,
+            config,
+            means,
+            token_budget=token_budget,
+            suspects=suspects,
+            train_policy=train_policy,
         )
         return means, suspects
 
@@ -164,7 +177,7 @@ def _step(
         undo=lambda: optimizer.zero_grad(set_to_none=True),
         where="the update",
     )
-    trained = {"optim/grad_norm": models.policy.trainable_parameters()}
+    trained = {"optim/grad_norm": models.policy.trainable_parameters()} if train_policy else {}
     if models.value is not None:
         trained["optim/value_grad_norm"] = list(models.value.parameters())
     norms = {
@@ -209,6 +222,7 @@ def accumulate_gradients(
     *,
     token_budget: int | None = None,
     suspects: Suspects | None = None,
+    train_policy: bool = True,
 ) -> None:
     """Backward through the minibatch `rows`, a micro-batch at a time, into `.grad`.
 
@@ -223,7 +237,8 @@ def accumulate_gradients(
         advantages = targets.advantages[part_rows, :T]
         count = part.response_mask.sum()
         weight = count / tokens
-        logprobs, hidden = models.policy.logprobs(*part.batch, temperature=config.generation.temperature)
+        with torch.set_grad_enabled(train_policy):
+            logprobs, hidden = models.policy.logprobs(*part.batch, temperature=config.generation.temperature)
         loss = policy_loss(logprobs, part, advantages, config.objective)
         values = critic = None
         if isinstance(models.value, SharedValue):
@@ -231,7 +246,8 @@ def accumulate_gradients(
             critic = _value_loss(values, part, _returns(targets, part_rows, T), config.objective)
             ((loss + config.objective.value_coef * critic) * weight).backward()
         else:
-            (loss * weight).backward()
+            if train_policy:
+                (loss * weight).backward()
             if models.value is not None:
                 values = models.value(*part.batch)
                 critic = _value_loss(values, part, _returns(targets, part_rows, T), config.objective)

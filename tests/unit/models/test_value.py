@@ -4,11 +4,21 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import CPU, iterate, make_config, make_rollout, make_stream, uneven_batch
+from tiny_models import (
+    CPU,
+    iterate,
+    make_config,
+    make_rollout,
+    make_stream,
+    save_encoder_reward,
+    save_reward,
+    uneven_batch,
+)
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 
 from apa_cli.checkpoints.export import save_policy
+from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
@@ -203,3 +213,32 @@ def test_saved_as_a_peft_folder_and_apart_from_the_policy(policy_dir, tmp_path):
         assert_close(plain(ids).logits, models.policy.model(ids).logits)
         other = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy_dir()), tmp_path / "policy")
         assert (plain(ids).logits - other.eval()(ids).logits).abs().max() > 0.1
+
+
+def test_it_may_start_from_the_reward_model(policy_dir, reward_dir):
+    """At a response's last token the first value is the reward model's own score of what came before it."""
+    config = make_config(policy_dir(), value__path=str(reward_dir))
+    models = load_models(config, CPU)
+    rollout = make_rollout(models, config, uneven_batch(models.policy))
+    judge = AutoModelForSequenceClassification.from_pretrained(reward_dir).eval()
+    for row, ids in enumerate(rollout.token_ids()):
+        with torch.no_grad():
+            expected = judge(torch.tensor([ids[:-1]])).logits[0, 0]  # V_t is made before token t is known
+        last = int(rollout.response_mask[row].sum()) - 1
+        assert_close(rollout.values[row, last], expected, atol=1e-4, rtol=1e-4)
+    assert all(p.requires_grad for p in models.value.parameters())
+
+
+def test_of_several_outputs_only_the_trunk_is_taken(policy_dir, plain_tokenizer, tmp_path):
+    folder = save_reward(tmp_path, plain_tokenizer, labels=2)
+    models = load_models(make_config(policy_dir(), value__path=str(folder)), CPU)
+    judge = AutoModelForSequenceClassification.from_pretrained(folder)
+    ours = dict(models.value.trunk.named_parameters())
+    assert all(torch.equal(ours[name], p) for name, p in judge.base_model.named_parameters())
+    assert not models.value.head.linear.weight.any()
+
+
+def test_an_encoder_cannot_be_the_critic(policy_dir, plain_tokenizer, tmp_path):
+    folder = save_encoder_reward(tmp_path, plain_tokenizer)
+    with pytest.raises(UserError, match=r"^value\.path: .* is no decoder-only classifier"):
+        load_models(make_config(policy_dir(), value__path=str(folder)), CPU)

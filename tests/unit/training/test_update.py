@@ -1,6 +1,7 @@
 """The update: any micro-batching gives one gradient, masked positions give none, every pass has its own order."""
 
 import functools
+import math
 import operator
 from dataclasses import fields, replace
 
@@ -289,3 +290,26 @@ def test_without_a_critic_the_policy_learns_the_same(policy_dir, objective):
     ours, theirs = models.policy.model.state_dict(), models_none.policy.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert models_none.value is None
+
+
+@pytest.mark.parametrize("objective", ["apa", "ppo"])
+@pytest.mark.parametrize("critic", ["separate", "shared", "adapter"])
+def test_while_the_critic_warms_up_the_policy_stands_still(policy_dir, critic, objective):
+    changes = {"policy__adapter__r": 2} if critic == "adapter" else {}
+    config, models, rollout, targets = setting(
+        policy_dir(), value__kind=critic, objective__name=objective, optimizer__weight_decay=0.1, **changes
+    )
+    policy = {id(p) for p in models.policy.trainable_parameters()}
+    named = [*models.policy.model.named_parameters(), *models.value.named_parameters(prefix="critic")]
+    before = {name: p.detach().clone() for name, p in named}
+    optimizer = make_optimizer(models, config.optimizer)
+    stats = update(models, optimizer, rollout, targets, config, train_policy=False)
+    moved = {id(p) for name, p in named if not torch.equal(p, before[name])}
+    assert moved
+    assert not moved & policy
+    assert not policy & {
+        id(p) for p in optimizer.state
+    }  # no moments, no decay: the first step of the policy is its first
+    assert math.isnan(stats["optim/grad_norm"])
+    assert stats["optim/value_grad_norm"] > 0
+    assert math.isfinite(stats["objective/policy_loss"])
