@@ -108,6 +108,8 @@ def _check_policy(config: TrainConfig) -> None:
         raise UserError(
             "policy.attn_implementation", f"{attention} does not run in {config.precision}", "add precision=bf16"
         )
+    if policy.dtype == "bf16" and config.precision != "bf16":
+        raise UserError("policy.dtype", f"bf16, but arithmetic is in {config.precision}", "add precision=bf16")
     if config.value.kind == "adapter" and not adapter.enabled:
         raise UserError(
             "value.kind", "adapter, but the policy has none to share its base", "add policy=lora, or value=separate"

@@ -30,6 +30,11 @@ class AdapterConfig:
 class PolicyConfig:
     path: str = required("model to align: local folder, Hub id, or builtin:reviews/policy")
     revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.path")
+    dtype: str = choice(
+        "auto",
+        "policy's and critic's weights: auto = trained fp32, frozen as precision says; bf16 = Adam's states too",
+        choices=("auto", "fp32", "bf16"),
+    )
     gradient_checkpointing: bool = switch(False, "recompute activations in backward: less memory, about a third slower")
     attn_implementation: Optional[str] = choice(
         None, "attention kernel; null = the library's choice for this model", choices=ATTENTION

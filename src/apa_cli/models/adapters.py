@@ -11,9 +11,18 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 POLICY_ADAPTER = "default"  # PEFT's name for the first
 REFERENCE_ADAPTER = "reference"
 VALUE_ADAPTER = "critic"  # no part of a layer's name, as "value" is of query_key_value
+
+
+def cast_adapters(model: Any, dtype: torch.dtype, *names: str) -> None:
+    """PEFT keeps adapters in float32 on a base of lower precision; these are to be in `dtype`."""
+    for name, weight in model.named_parameters():
+        if not set(names).isdisjoint(name.split(".")):
+            weight.data = weight.data.to(dtype)
 
 
 class AdapterSwitch:

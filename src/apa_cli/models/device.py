@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
 
 
@@ -17,7 +18,8 @@ class Runtime:
     """The device and precision of a run.
 
     bf16 keeps trained weights and optimizer states in float32 and computes under autocast: at RLHF learning rates
-    (1e-6) an update is below bf16's resolution and would be lost. Frozen weights are held in bf16.
+    (1e-6) an update is below bf16's resolution and would be lost. Frozen weights are held in bf16. policy.dtype says
+    otherwise for policy and critic.
     """
 
     device: torch.device
@@ -45,6 +47,18 @@ class Runtime:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         threads = "" if self.device.type == "cuda" else f", {torch.get_num_threads()} threads"
         return f"{name}{threads}, {'bf16' if self.bf16 else 'fp32'}"
+
+
+def trained_dtype(config: PolicyConfig) -> torch.dtype:
+    """Of what is trained, the critic's trunk or adapter included."""
+    return torch.bfloat16 if config.dtype == "bf16" else torch.float32
+
+
+def model_dtype(config: PolicyConfig, runtime: Runtime) -> torch.dtype:
+    """Of the policy without its adapter, and of a reference: the same arithmetic in both, so that KL starts at 0."""
+    if config.dtype == "auto" and config.adapter.enabled:
+        return runtime.frozen_dtype
+    return trained_dtype(config)
 
 
 def select_runtime(device: str, precision: str) -> Runtime:

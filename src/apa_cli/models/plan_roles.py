@@ -10,8 +10,8 @@ from torch import nn
 
 from apa_cli.config.schema import RewardConfig, TrainConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
-from apa_cli.models.device import Runtime
+from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER, cast_adapters
+from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.loading import load_config
 from apa_cli.models.memory import available_bytes
 from apa_cli.models.plan import (
@@ -126,8 +126,7 @@ def _estimates(
 
 
 def _policy(config: TrainConfig, runtime: Runtime) -> Any:
-    adapter = config.policy.adapter
-    dtype = runtime.frozen_dtype if adapter.enabled else torch.float32
+    adapter, dtype = config.policy.adapter, model_dtype(config.policy, runtime)
     model = _build("AutoModelForCausalLM", "policy.path", config.policy.path, dtype, config, revision=True)
     if not adapter.enabled:
         return model
@@ -142,12 +141,13 @@ def _policy(config: TrainConfig, runtime: Runtime) -> Any:
         model.add_adapter(REFERENCE_ADAPTER, trained)
     if config.value.kind == "adapter":
         model.add_adapter(VALUE_ADAPTER, model.peft_config[POLICY_ADAPTER])
+    cast_adapters(model, trained_dtype(config.policy), POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER)
     return model
 
 
 def _reference(config: TrainConfig, runtime: Runtime, policy: Any, model: Any) -> Role:
     if config.reference.path is not None:
-        dtype = runtime.frozen_dtype if config.policy.adapter.enabled else torch.float32
+        dtype = model_dtype(config.policy, runtime)
         own = _build("AutoModelForCausalLM", "reference.path", config.reference.path, dtype, config)
         return _role("reference", config.reference.path, own.requires_grad_(False).named_parameters())
     if config.policy.adapter.path is not None:
@@ -165,7 +165,7 @@ def _value(config: TrainConfig, policy: Any, model: Any) -> Role:
     optimizer = config.optimizer.name
     if config.value.kind == "separate":
         key, path = ("value.path", config.value.path) if config.value.path else ("policy.path", config.policy.path)
-        trunk = _build("AutoModel", key, path, torch.float32, config, revision=key == "policy.path")
+        trunk = _build("AutoModel", key, path, trained_dtype(config.policy), config, revision=key == "policy.path")
         own = [*trunk.named_parameters(), *ValueHead(hidden_size(trunk)).named_parameters()]
         return _role("value", f"a network of its own, from {config.value.path or 'the policy'}", own, optimizer)
     head = list(ValueHead(hidden_size(model)).named_parameters())

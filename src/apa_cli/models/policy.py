@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from apa_cli.algorithms import position_ids, response_logits, response_logprobs
 from apa_cli.config.schema import PolicyConfig, ReferenceConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import REFERENCE_ADAPTER, AdapterSwitch
-from apa_cli.models.device import Runtime
+from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, AdapterSwitch, cast_adapters
+from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.head import OutputHead, take_apart
 from apa_cli.models.loading import (
     check_vocabulary,
@@ -204,10 +204,9 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
         "policy.path", config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
     adapted = config.adapter.enabled
-    dtype = runtime.frozen_dtype if adapted else torch.float32
     source = str(weights) if weights is not None and not adapted else config.path
     key = "checkpoint" if source != config.path else "policy.path"
-    model = _load_causal_lm(key, source, config, dtype)
+    model = _load_causal_lm(key, source, config, model_dtype(config, runtime))
     generation_config = model.generation_config
     if source == config.path:
         check_vocabulary(key, source, model, tokenizer)
@@ -237,8 +236,7 @@ def load_reference(
     if config.path is not None:
         key, path = "reference.path", config.path
         policy_config = replace(policy_config, revision=None)  # that one names a commit of policy.path
-    # in the policy's own dtype, so that both run the same arithmetic and KL starts at 0
-    dtype = runtime.frozen_dtype if policy_config.adapter.enabled else torch.float32
+    dtype = model_dtype(policy_config, runtime)
     model: Any = freeze(_load_causal_lm(key, path, policy_config, dtype).to(runtime.device))
     if model.get_output_embeddings().weight.shape[0] != _base(policy.model).get_output_embeddings().weight.shape[0]:
         raise UserError(key, f"{path} has another vocabulary than {trained}", "the two must share a tokenizer")
@@ -341,6 +339,7 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
             if adapter.path is not None
             else "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]",
         ) from error
+    cast_adapters(peft_model, trained_dtype(config), POLICY_ADAPTER, REFERENCE_ADAPTER)
     return peft_model
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from apa_cli.algorithms import response_logits
 from apa_cli.config.schema import PolicyConfig, ValueConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
-from apa_cli.models.device import Runtime
+from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, cast_adapters
+from apa_cli.models.device import Runtime, trained_dtype
 from apa_cli.models.loading import load_config, load_pretrained
 from apa_cli.models.policy import Policy, adapter_folder, model_inputs
 from apa_cli.models.weight_files import check_adapter, read_safetensors
@@ -151,6 +151,7 @@ def _attach_value_adapter(policy: Policy, config: PolicyConfig, weights: Path | 
         model.load_adapter(adapter_folder(config.adapter.path), VALUE_ADAPTER, is_trainable=True)
     else:
         model.add_adapter(VALUE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
+    cast_adapters(model, trained_dtype(config), VALUE_ADAPTER)
     model.set_adapter(VALUE_ADAPTER)
     trained = [p for p in model.parameters() if p.requires_grad]
     model.set_adapter(POLICY_ADAPTER)
@@ -201,7 +202,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig) -> tuple[Any, nn.Line
         key,
         path,
         config=trunk_config,
-        dtype=torch.float32,
+        dtype=trained_dtype(config),
         attn_implementation=config.attn_implementation,
         **options,
     )

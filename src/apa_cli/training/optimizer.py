@@ -41,6 +41,22 @@ def check_optimizer(config: OptimizerConfig) -> None:
         import_bitsandbytes()
 
 
+@torch.no_grad()
+def lost_share(optimizer: torch.optim.Optimizer) -> float:
+    """Of the trained weights held in bf16, the share that a step of the learning rate leaves as they are, both ways.
+
+    AdamW's steps are about that large; rounding takes what is less than half the distance to the next number.
+    """
+    lost, total = torch.zeros(()), 0
+    for group in optimizer.param_groups:
+        for w in group["params"]:
+            if w.dtype == torch.bfloat16:
+                step = group["initial_lr"]
+                lost += ((w + step == w) & (w - step == w)).sum().cpu()
+                total += w.numel()
+    return float(lost) / max(1, total)
+
+
 def import_bitsandbytes() -> Any:
     try:
         import bitsandbytes

@@ -38,7 +38,7 @@ from apa_cli.training.ending import conclude, save_what_there_is, write_summary
 from apa_cli.training.interrupts import Interrupts
 from apa_cli.training.loop import Run, training_loop
 from apa_cli.training.memory_plan import announce_plan, show_plan
-from apa_cli.training.optimizer import check_optimizer
+from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.state import TrainingState, initial_state
 
 CONFIG_FILE = "config.yaml"
@@ -124,6 +124,11 @@ def _prepare(
         pad_token_id=models.policy.pad_token_id,
     )
     state = initial_state(config, models, stream)
+    if (lost := lost_share(state.optimizer)) > 0.5:
+        tracker.warn(
+            f"policy.dtype=bf16: a step of the learning rate is lost in rounding on {lost:.0%} of the trained weights; "
+            "leave it at auto, or raise optimizer.learning_rate"
+        )
     checkpoints = CheckpointStore(run_dir, config.checkpoint, warn=tracker.warn, metrics=tracker)
     seed_everything(config.seed)
     if resumption is not None:

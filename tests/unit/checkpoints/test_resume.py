@@ -8,9 +8,11 @@ import torch
 from tiny_models import CPU, eight_bit, iterate, make_config, make_store, make_stream
 
 from apa_cli.checkpoints.training_state import load_training_state, save_training_state
+from apa_cli.models.device import Runtime
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
 
+BF16 = Runtime(device=torch.device("cpu"), bf16=True)
 STARTS = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": None}
 OBJECTIVES = {
     "apa": {"objective__name": "apa"},
@@ -28,9 +30,32 @@ def weights(models):
     return {name: p.detach().clone() for name, p in named}
 
 
-def begin(config, checkpoint=None):
-    models = load_models(config, CPU, checkpoint=checkpoint)
+def begin(config, checkpoint=None, runtime=CPU):
+    models = load_models(config, runtime, checkpoint=checkpoint)
     return models, initial_state(config, models, make_stream(models, config))
+
+
+@pytest.mark.parametrize(("critic", "rank"), [("separate", 0), ("adapter", 2)])
+def test_all_in_bf16_goes_on_bit_for_bit(policy_dir, tmp_path, critic, rank):
+    config = make_config(
+        policy_dir(eos_logit=3.0),
+        value__kind=critic,
+        policy__adapter__r=rank,
+        precision="bf16",
+        policy__dtype="bf16",
+    )
+    store = make_store(tmp_path, config.checkpoint)
+    models, state = begin(config, runtime=BF16)
+    torch.manual_seed(config.seed)
+    iterate(config, models, state)
+    saved = store.save(models, state)
+    expected_metrics, expected = iterate(config, models, state), weights(models)
+    torch.manual_seed(999)
+    models, state = begin(config, saved, BF16)
+    load_training_state(state, saved / "trainer_state")
+    assert iterate(config, models, state) == expected_metrics
+    final = weights(models)
+    assert [name for name in final if not torch.equal(final[name], expected[name])] == []
 
 
 @eight_bit

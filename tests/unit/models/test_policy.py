@@ -1,6 +1,7 @@
 """The policy's log-probs are those of the plain model on one unpadded sequence; its reference is what it started as."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -296,3 +297,36 @@ def test_bf16_steps_of_1e_6_change_every_trained_weight(policy_dir):
         if name.endswith(heads):
             assert (p != start[name]).float().mean() > 0.9, name
             assert (p - start[name]).abs().max() < 1e-4, name
+
+
+@pytest.mark.parametrize(
+    ("critic", "start"),
+    [("separate", "full"), ("shared", "full"), ("separate", "lora"), ("adapter", "lora"), ("adapter", "trained")],
+)
+def test_all_in_bf16(policy_dir, adapter_dir, critic, start):
+    """Weights and states in bf16; log-probs, values and losses in float32; KL starts at exactly 0."""
+    adapter = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": {"policy__adapter__path": str(adapter_dir)}}
+    config = make_config(policy_dir(), precision="bf16", policy__dtype="bf16", value__kind=critic, **adapter[start])
+    models = load_models(config, BF16)
+    head = list(models.value.head.parameters())
+    weights = [*models.policy.model.parameters(), *models.value.parameters()]
+    assert {p.dtype for p in weights if not any(p is h for h in head)} == {torch.bfloat16}
+    rollout = make_rollout(models, config, uneven_batch(models.policy))
+    with torch.no_grad():
+        policy = models.policy.logprobs(*rollout.batch, temperature=1.0)[0]
+    assert torch.equal(policy, models.reference.logprobs(*rollout.batch, temperature=1.0))
+    assert rollout.rollout_logprobs.dtype == rollout.reference_logprobs.dtype == rollout.values.dtype == torch.float32
+    with models.policy.training():
+        logprobs, hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
+    values = models.value.from_hidden(hidden) if critic == "shared" else models.value(*rollout.batch)
+    assert logprobs.dtype == values.dtype == torch.float32
+    state = initial_state(config, models, make_stream(models, config))
+    stats = iterate(config, models, state)
+    assert all(map(math.isfinite, (stats["objective/policy_loss"], stats["objective/value_loss"])))
+    moments = {s["exp_avg"].dtype for w, s in state.optimizer.state.items() if not any(w is h for h in head)}
+    assert moments == {torch.bfloat16}
+
+
+def test_fp32_keeps_the_frozen_base_in_float32_too(policy_dir):
+    lora = load_models(make_config(policy_dir(), precision="bf16", policy__dtype="fp32", policy__adapter__r=2), BF16)
+    assert {p.dtype for p in lora.policy.model.parameters()} == {torch.float32}

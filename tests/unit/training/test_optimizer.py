@@ -9,7 +9,13 @@ from tiny_models import CPU, eight_bit, make_config
 from apa_cli.config.schema import OptimizerConfig
 from apa_cli.errors import UserError
 from apa_cli.models.roles import load_models
-from apa_cli.training.optimizer import check_optimizer, learning_rate_factor, make_optimizer, set_learning_rate
+from apa_cli.training.optimizer import (
+    check_optimizer,
+    learning_rate_factor,
+    lost_share,
+    make_optimizer,
+    set_learning_rate,
+)
 
 
 def factors(iterations, **settings):
@@ -89,3 +95,13 @@ def test_eight_bits_take_adamws_first_step(policy_dir):
     large = [w for w in weights if w.numel() >= 4096]
     assert large
     assert {optimizer.state[w]["state1"].dtype for w in large} == {torch.uint8}
+
+
+def test_steps_below_bf16s_resolution_are_counted():
+    """Between 1 and 2 bf16 has steps of 2⁻⁷, so half of that changes nothing; below 1 they are half as wide."""
+    weights = torch.nn.Parameter(torch.tensor([1.5, -1.5, 0.75, 0.0], dtype=torch.bfloat16))
+    wide = torch.nn.Parameter(torch.ones(100))
+    assert lost_share(torch.optim.SGD([{"params": [weights, wide], "initial_lr": 0.003}], lr=1)) == 0.5
+    assert lost_share(torch.optim.SGD([{"params": [weights, wide], "initial_lr": 0.001}], lr=1)) == 0.75
+    assert lost_share(torch.optim.SGD([{"params": [weights, wide], "initial_lr": 0.005}], lr=1)) == 0.0
+    assert lost_share(torch.optim.SGD([{"params": [wide], "initial_lr": 1e-12}], lr=1)) == 0.0
