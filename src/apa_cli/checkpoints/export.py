@@ -8,6 +8,7 @@ from pathlib import Path
 from apa_cli.checkpoints.files import partial_of, put_in_place
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.policy import Policy
+from apa_cli.models.value import Value
 from apa_cli.tracking.secrets import redact_text
 
 CARD_METRICS = {
@@ -34,11 +35,19 @@ def save_policy(policy: Policy, folder: Path) -> None:
 
 
 def export_final(
-    policy: Policy, folder: Path, config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]
+    policy: Policy,
+    folder: Path,
+    config: TrainConfig,
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    critic: Value | None = None,
 ) -> Path:
-    """Write final/, the policy and its model card: whole or not at all."""
+    """Write final/, the policy, its model card and in value/ a critic: whole or not at all."""
     partial = partial_of(folder)
     save_policy(policy, partial)
+    if critic is not None:
+        critic.save(partial / "value")
+        (partial / "value" / "README.md").unlink(missing_ok=True)
     (partial / "README.md").write_text(redact_text(model_card(config, before, after)), encoding="utf-8")
     put_in_place(partial, folder)
     return folder

@@ -60,6 +60,7 @@ def _check_no_critic(config: TrainConfig) -> None:
     clip = objective.value_clip_range
     for key, given, leave in (
         ("value.warmup_iterations", config.value.warmup_iterations > 0, "0"),
+        ("value.keep", config.value.keep, "false"),
         ("optimizer.value_learning_rate", config.optimizer.value_learning_rate is not None, "null"),
         ("objective.value_coef", objective.value_coef != default.value_coef, f"{default.value_coef:g}"),
         ("objective.value_clip_range", clip is not None and clip != default.value_clip_range, "null"),

@@ -120,6 +120,7 @@ class ValueConfig:
     )
     path: Optional[str] = text(None, "where a separate critic starts, may be a reward model; null = from the policy")
     warmup_iterations: int = number(0, "first iterations, in which the critic alone learns", minimum=0)
+    keep: bool = switch(False, "write the trained critic to final/value/ too")
 
 
 @dataclass(kw_only=True)

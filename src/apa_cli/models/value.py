@@ -19,7 +19,7 @@ from apa_cli.config.schema import PolicyConfig, ValueConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, cast_adapters
 from apa_cli.models.device import Runtime, trained_dtype
-from apa_cli.models.loading import load_config, load_pretrained
+from apa_cli.models.loading import load_config, load_pretrained, resolve_model_path
 from apa_cli.models.policy import Policy, adapter_folder, model_inputs
 from apa_cli.models.weight_files import check_adapter, read_safetensors
 
@@ -132,8 +132,11 @@ def load_value(
         vocabulary = policy.model.config.get_text_config().vocab_size
         if value.trunk.config.get_text_config().vocab_size < vocabulary:
             raise UserError(key, f"{path} has a smaller vocabulary than the policy", "the two must share a tokenizer")
+        kept = Path(resolve_model_path(key, path))
+        if weights is None and (kept / HEAD_FILE).is_file():  # the final/value of an earlier run
+            load_head(value.head, kept, key)
     if weights is not None:
-        load_head(value.head, weights)
+        load_head(value.head, weights, "checkpoint")
     return value.to(runtime.device).eval()
 
 
@@ -170,8 +173,8 @@ def save_head(head: ValueHead, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / HEAD_FILE)
 
 
-def load_head(head: ValueHead, folder: Path) -> None:
-    head.load_state_dict(read_safetensors("checkpoint", folder / HEAD_FILE))
+def load_head(head: ValueHead, folder: Path, key: str) -> None:
+    head.load_state_dict(read_safetensors(key, folder / HEAD_FILE))
 
 
 def start_from_scores(head: ValueHead, scores: nn.Linear) -> None:

@@ -52,7 +52,8 @@ def conclude(run: Run, state: TrainingState, after: Judgement | None, started: f
     before_metrics, after_metrics = (judged[0].metrics, judged[1].metrics) if judged else ({}, {})
     try:
         done = replace(config, training=replace(config.training, iterations=state.iteration))
-        final = export_final(run.models.policy, run_dir / "final", done, before_metrics, after_metrics)
+        critic = run.models.value if config.value.keep else None
+        final = export_final(run.models.policy, run_dir / "final", done, before_metrics, after_metrics, critic)
     except DISK_ERRORS as error:
         run.checkpoints.failure = str(error)
         raise _save_failed(run, state) from error

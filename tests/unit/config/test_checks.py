@@ -87,6 +87,7 @@ IMPOSSIBLE = [
     ({**GROUP, "objective__value_coef": 0.5}, "objective.value_coef", "objective.value_coef=1"),
     ({**GROUP, "objective__value_clip_range": 0.3}, "objective.value_clip_range", "=null"),
     ({**GROUP, "value__warmup_iterations": 1}, "value.warmup_iterations", "value.warmup_iterations=0"),
+    ({**GROUP, "value__keep": True}, "value.keep", "value.keep=false"),
     ({"value__warmup_iterations": 100}, "value.warmup_iterations", "lower the one"),
     ({"advantage__group_scale": True}, "advantage.group_scale", "advantage=group"),
     ({"reward__path": None}, "reward.path", "reward.path=MODEL"),

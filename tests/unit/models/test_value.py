@@ -17,7 +17,7 @@ from tiny_models import (
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 
-from apa_cli.checkpoints.export import save_policy
+from apa_cli.checkpoints.export import export_final, save_policy
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.roles import load_models
@@ -242,3 +242,16 @@ def test_an_encoder_cannot_be_the_critic(policy_dir, plain_tokenizer, tmp_path):
     folder = save_encoder_reward(tmp_path, plain_tokenizer)
     with pytest.raises(UserError, match=r"^value\.path: .* is no decoder-only classifier"):
         load_models(make_config(policy_dir(), value__path=str(folder)), CPU)
+
+
+def test_a_critic_that_was_kept_starts_the_next_run(policy_dir, tmp_path):
+    config = make_config(policy_dir())
+    models = load_models(config, CPU)
+    torch.manual_seed(5)
+    shaken([*models.value.parameters()])
+    final = export_final(models.policy, tmp_path / "final", config, {}, {}, models.value)
+    AutoModelForCausalLM.from_pretrained(final)
+    again = load_models(make_config(str(final), value__path=str(final / "value")), CPU)
+    ours, theirs = models.value.state_dict(), again.value.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
