@@ -19,7 +19,7 @@ from apa_cli.data.prompts import Prompt, collate
 from apa_cli.errors import UserError
 from apa_cli.models.policy import Policy
 from apa_cli.models.roles import load_models
-from apa_cli.rollouts.backends import choice, hf, loop
+from apa_cli.rollouts.backends import cached, choice, hf, loop
 from apa_cli.rollouts.generation import sample
 
 FALSE_ALARM = 1e-3
@@ -281,3 +281,24 @@ def test_the_test_finds_what_is_wrong(dozen, backend, wrong):
         pytest.skip("continuous batching ignores min_new_tokens, and the configuration is refused")
     torch.manual_seed(7)
     assert pvalue(dozen, expected_temperature=0.5, backend=backend, **WRONG[wrong]) < FALSE_ALARM
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_prompt_that_is_repeated_is_read_once(policy_dir, kind, monkeypatch):
+    policy, generation = load(policy_dir(kind=kind), generation__max_new_tokens=9)
+    once = uneven_batch(policy, 5)
+    ids, mask = (t.repeat_interleave(4, dim=0) for t in (once.prompt_ids, once.prompt_mask))
+    read = []
+    forward = cached.DynamicBatch._forward
+
+    def counted(self, ids, positions):
+        read.append(tuple(ids.shape))
+        return forward(self, ids, positions)
+
+    monkeypatch.setattr(cached.DynamicBatch, "_forward", counted)
+    torch.manual_seed(1)
+    rollout = hf.generate(policy, ids, mask, generation, greedy=False)
+    assert read[0] == once.prompt_ids.shape
+    assert rollout.response_mask.sum() > 100
+    check_logprobs(policy, rollout)
+    assert len({tuple(row.tolist()) for row in rollout.response_ids[:4]}) > 1

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
@@ -96,7 +96,19 @@ class DynamicBatch:
                 self.cache.layers[i] = RoomyLayer(width + max_new)
 
     def prefill(self) -> Tensor:
-        return self._forward(self.prompt_ids, position_ids(self.mask[:, : self.used]))
+        """A prompt that stands in several rows next to each other is read once."""
+        mask = self.mask[:, : self.used]
+        repeats = ((self.prompt_ids[1:] == self.prompt_ids[:-1]) & (mask[1:] == mask[:-1])).all(dim=1)
+        of_row = nn.functional.pad((~repeats).long().cumsum(dim=0), (1, 0))  # (n,) which of the different prompts
+        shares = bool(repeats.any()) and all(isinstance(layer, DynamicLayer) for layer in self.cache.layers)
+        if not shares:
+            return self._forward(self.prompt_ids, position_ids(mask))
+        different = nn.functional.pad(~repeats, (1, 0), value=True)  # (n,)
+        whole, self.mask = self.mask, self.mask[different]
+        logits = self._forward(self.prompt_ids[different], position_ids(self.mask[:, : self.used]))
+        self.mask = whole
+        self.cache.batch_select_indices(of_row)
+        return logits[of_row]
 
     def step(self, ids: Tensor) -> Tensor:
         self.used += 1
