@@ -1,6 +1,6 @@
 """The decode loop of the backends that run the policy's own forward.
 
-Today's tokens, log-probs and entropy come from one softmax; rows that have ended leave the batch; prompts of very
+Tokens, log-probs and entropy come from one softmax; rows that have ended leave the batch; prompts of very
 different lengths are decoded in batches of like length. None of it changes what is drawn: the random numbers of a row
 and a step are the same however rows are batched.
 """
