@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from command import ROOT, Finished, apa_train
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 QUICK = (
     *("rollout.batch_size=8", "training.minibatch_size=4", "training.iterations=3", "generation.max_new_tokens=8"),
     *("evaluation.prompts=0", "tracking.wandb.mode=disabled", "tracking.console=quiet"),
 )
-POLICY = ROOT / "src" / "apa_cli" / "assets" / "reviews" / "policy"
 HEAD = """
 import math
 
@@ -92,17 +89,26 @@ def test_too_many_in_a_row_save_and_stop_and_a_mended_reward_goes_on(tmp_path: P
     assert saved_state(mended)["moments"]["count"] == 2 * 8
 
 
+POISONING = """
+    if calls == 1:  # of the evaluation before training
+        import gc
+        from apa_cli.models.policy import Policy
+        from apa_cli.models.value import SeparateValue
+        trained = [o.model for o in gc.get_objects() if isinstance(o, Policy)]
+        if ROLE == "value":
+            trained = [o.trunk for o in gc.get_objects() if isinstance(o, SeparateValue)]
+        for model in trained:
+            for name, parameter in model.named_parameters():
+                if name.endswith("norm.weight") and "layers" not in name and parameter.requires_grad:
+                    parameter.data[3] = math.nan
+"""
+
+
 @pytest.mark.parametrize("role", ["policy", "value"])
 def test_a_poisoned_parameter_is_named(tmp_path: Path, role: str):
     """It cannot be trained away, and a policy that has one cannot even be sampled from."""
-    poisoned = tmp_path / "poisoned"
-    shutil.copytree(POLICY, poisoned)
-    weights = load_file(poisoned / "model.safetensors")
-    name = "model.norm.weight"
-    weights[name][3] = torch.nan
-    save_file(weights, poisoned / "model.safetensors", metadata={"format": "pt"})
-    path = (f"{role}.path={poisoned}", *(["reference.path=builtin:reviews/policy"] if role == "policy" else []))
-    run = run_with(tmp_path, "pass", *path, "training.max_skipped=3", "evaluation.prompts=4")
+    body = POISONING.replace("ROLE", repr(role))
+    run = run_with(tmp_path, body, "training.max_skipped=3", "evaluation.prompts=4")
     assert run.code == 1
     line = run.errors.splitlines()[-1]
     assert line.startswith("apa-train: error: training diverged: 3 minibatches in a row were skipped ")
@@ -155,7 +161,7 @@ def test_out_of_memory_in_the_update_changes_no_gradient(tmp_path: Path):
         for name in ("objective/policy_loss", "objective/value_loss", "optim/grad_norm", "kl/to_init", "reward/mean"):
             assert got[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
     one, other = (load_file(run.folder / "final" / "model.safetensors") for run in (fine, short))
-    start = load_file(POLICY / "model.safetensors")
+    start = load_file(ROOT / "src/apa_cli/assets/reviews/policy/model.safetensors")
     moved = max((one[name] - start[name]).abs().max() for name in one)
     apart = max((one[name] - other[name]).abs().max() for name in one)
     assert apart < 0.05 * moved
