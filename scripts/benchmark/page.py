@@ -135,16 +135,18 @@ METHOD = f"""## What is compared
 
 - **ours** (`ppo-…`, `apa-…`): the real training loop as `apa-train` runs it, everything not named above at its
   default. The name says objective and critic: a network of its own, a head on the policy's trunk, or an adapter (LoRA
-  rank {LORA_RANK}, for the policy too, where the others train all weights). `apa-group` has no critic.
+  rank {LORA_RANK}, for the policy too, where the others train all weights). `apa-group` has no critic and groups of
+  {GROUP}.
 - **trl-ppo**: TRL's PPOTrainer with a critic of its own, a real optimizer step for every minibatch, no gradient
-  checkpointing, no tables of samples. **trl-grpo**: TRL's GRPOTrainer, groups of {GROUP} (it sees an eighth of the
-  prompts), β {KL_COEF}, so that it takes the reference's pass as the others do.
+  checkpointing, no tables of samples. **trl-grpo**: TRL's GRPOTrainer, groups of {GROUP}, on the same prompts as
+  `apa-group`; β {KL_COEF}, so that it takes the reference's pass as the others do. Both see an eighth of the prompts,
+  whose lengths weigh on their ratios to the others.
 - **floor**, the bare parts: a plain script that does what cannot be left out. transformers' `generate` with the dynamic
   cache, nothing recorded; a reward, a reference and a critic pass; for each minibatch the policy's forward and
   backward, the critic's, gradient clipping and a fused AdamW step. Logits at response positions only; rows sorted by
   length, padded on the right so that attention needs no mask, and cut into groups of the padded size that a trial in
   the warm-up found fastest. A contestant's floor has the critic's passes when its critic is a network of its own;
-  where an adapter is trained there is no floor.
+  adapters and groups have no floor.
 - **seconds** run from the request for an iteration to its end, tracking included. `forward` is the reference's, the
   critic's and, for PPO, the policy's pass over the rollout.
 - **memory** is the peak beyond the loaded weights; gradients and optimizer states are in it. On a CPU: VmHWM of the

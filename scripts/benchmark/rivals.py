@@ -90,7 +90,7 @@ def run_ppo(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
 
 
 def run_grpo(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
-    """Groups of GROUP responses to the first prompts of each batch; a reference pass as the others have it."""
+    """Groups of GROUP responses, the prompts in the order of the others; a reference pass as the others have it."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
@@ -100,7 +100,7 @@ def run_grpo(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
     policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=dtype)
     reward = AutoModelForSequenceClassification.from_pretrained(folder / "reward", dtype=dtype)
-    prompts = [row["text"] for batch in _batches(folder) for row in batch[: job.responses // GROUP]]
+    prompts = [row["text"] for batch in _batches(folder) for row in batch]
     steps = job.passes * (job.responses // job.minibatch)  # optimizer steps an iteration
     arguments = GRPOConfig(
         **_common(job, device),

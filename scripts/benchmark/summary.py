@@ -77,7 +77,7 @@ def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
 
 
 def _to_floor(name: str, steps: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> dict[str, float | None]:
-    if name.endswith("-adapter"):  # the floor trains all weights: its update is another one
+    if name.endswith(("-adapter", "-group")):  # the floor trains all weights, on other prompts
         return {}
     own = name.endswith("-separate")
     return {
