@@ -32,7 +32,7 @@ def make_optimizer(models: Models, config: OptimizerConfig) -> torch.optim.Optim
     if config.name == "adamw_8bit":
         eight_bit: torch.optim.Optimizer = import_bitsandbytes().optim.AdamW8bit(groups, **settings)
         return eight_bit
-    return torch.optim.AdamW(groups, **settings, fused=models.runtime.device.type == "cuda" or None)
+    return torch.optim.AdamW(groups, **settings, fused=True)  # one pass, and no temporary as large as a weight
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
