@@ -79,7 +79,7 @@ ROWS = [
     resume("a configuration that is not YAML", f"resume=run {GO_ON}", "run/config.yaml: line 2: not YAML: …; mend that line", put("config.yaml", "seed: [1\n")),
     resume("metrics with a broken line", f"resume=run {GO_ON}", "…/run: …metrics.jsonl, line 1: not JSON (…); mend the line, or leave this run out", not_a_line("metrics.jsonl")),
     resume("samples with a broken line", f"resume=run {GO_ON}", "run/samples.jsonl: line 1: not JSON (…); mend the line, or move the file away", not_a_line("samples.jsonl"), begun=True),
-    resume("full weights with an adapter now", f"resume=run {GO_ON} policy.adapter.r=2 resume_allow_changes=true", "checkpoint: …; …", begun=True),
+    resume("full weights with an adapter now", f"resume=run {GO_ON} policy.adapter.r=2 resume_allow_changes=true", "resume: the checkpoint's weights decide this: policy.adapter.r 0 → 2; set it back, or start a new run"),
     checkpoint("a checkpoint without a manifest", f"resume: …/iter_000002 has no manifest.json: it is half-written or no checkpoint; {GIVE}", without("manifest.json")),
     checkpoint("a manifest cut short", f"resume: …/iter_000002/manifest.json cannot be read (…); {GIVE}", halve("manifest.json")),
     checkpoint("a manifest that leaves its folder", "resume: the manifest of …/iter_000002 names ../../../secret, outside its folder; do not use it", outside),

@@ -15,7 +15,8 @@ RUN = """
 import logging, os, resource, sys
 from pathlib import Path
 from apa_cli.config.schema import TrainConfig
-from apa_cli.tracking import Sample, Tracker
+from apa_cli.tracking.samples import Sample
+from apa_cli.tracking.tracker import Tracker
 
 folder, limited, freed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "freed"
 config = TrainConfig(output_dir=str(folder))

@@ -82,8 +82,8 @@ def test_a_bad_sweep_starts_nothing(run, tmp_path: Path):
     ("typed", "offered"),
     [
         ("objective=", {"objective=apa", "objective=awr", "objective=ppo"}),
-        ("objective.kl_l", {"objective.kl_lambda="}),
-        ("config=reviews_", {"config=reviews_apa", "config=reviews_awr", "config=reviews_ppo"}),
+        ("objective.kl_lam", {"objective.kl_lambda=", "objective.kl_lambda_min=", "objective.kl_lambda_max="}),
+        ("config=hh_pythia1b_", {"config=hh_pythia1b_apa", "config=hh_pythia1b_awr", "config=hh_pythia1b_ppo"}),
     ],
 )
 def test_shell_completion(run, typed: str, offered: set[str]):

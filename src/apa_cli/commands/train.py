@@ -23,7 +23,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from apa_cli import __version__
-from apa_cli.checkpoints import resume
 from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
 from apa_cli.commands.messages import exit_code, report_error, say
 from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
@@ -164,9 +163,12 @@ class _Parser:
             raise UserError(" ".join(given), "do different things", "keep one of them")
         if arguments.config_path and "://" not in arguments.config_path:
             arguments.config_path = os.path.abspath(arguments.config_path)
-        arguments.overrides = resume.expand(
-            arguments.overrides, sweep=is_sweep(arguments), named=arguments.config_name is not None
-        )
+        if any(word.lstrip("+").startswith("resume=") for word in arguments.overrides):
+            from apa_cli.checkpoints import resume  # reads runs, which --help need not wait for
+
+            arguments.overrides = resume.expand(
+                arguments.overrides, sweep=is_sweep(arguments), named=arguments.config_name is not None
+            )
         for option in ("config_path", "config_dir"):
             folder = getattr(arguments, option)
             if folder and "://" not in folder and not os.path.isdir(folder):

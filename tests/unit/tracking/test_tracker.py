@@ -5,8 +5,11 @@ from dataclasses import asdict
 import pytest
 from wandb_file import read_records
 
-from apa_cli.tracking import CONTRACT_METRICS, Outcome, Sample, Summary, Tracker, read_metrics
 from apa_cli.tracking.log import LOGGER
+from apa_cli.tracking.metrics import CONTRACT_METRICS, read_metrics
+from apa_cli.tracking.report import Outcome, Summary
+from apa_cli.tracking.samples import Sample
+from apa_cli.tracking.tracker import Tracker
 
 METRICS = dict.fromkeys(CONTRACT_METRICS[1:], 0.5)
 EVALUATION = {"eval/reward": 0.25, "eval/kl": 0.0, "eval/entropy": 2.0}
