@@ -1,12 +1,13 @@
 """Measure what docs/methods.md describes, on the built-in task, and write the figures into it.
 
-    python scripts/measure_methods.py steer            KL on target: 36 runs, about half an hour on two CPU cores
-    python scripts/measure_methods.py stability        small λ: 108 runs, about an hour and a half
-    python scripts/measure_methods.py steer --quick    to see that it works: a few minutes, no evidence
+    python scripts/measure_methods.py steer                one study
+    python scripts/measure_methods.py stability group      several, in one queue
+    python scripts/measure_methods.py steer --quick        to see that it works: a few minutes, no evidence
 
-Runs are `apa-train -m sweep=joblib`, judged by the separate evaluator; the same command again runs only what is
-missing. A study is a module of scripts/methods/ with TITLE, settings(size) and lines(runs, size, pictures), and a pair
-of markers in the page.
+Runs are `apa-train -m sweep=joblib`, judged by the separate evaluator: every setting with the first seed before any
+with the second, so that what is there when it is interrupted is a whole picture. The same command again runs only what
+is missing; studies share the runs of a setting. A study is a module of scripts/methods/ with TITLE, DURATION,
+settings(size) and lines(runs, size, pictures), and a pair of markers in the page.
 """
 
 from __future__ import annotations
@@ -19,33 +20,34 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from methods import page, runs, stability, steer  # noqa: E402
-from reproduce_paper import at_least  # noqa: E402
+from methods import group, page, runs, stability, steer  # noqa: E402
+from sweeps import at_least  # noqa: E402
 
 from apa_cli.config.compose import compose_train  # noqa: E402
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
 PROGRAM = "measure_methods.py"
-STUDIES = {"steer": steer, "stability": stability}
+STUDIES = {"steer": steer, "stability": stability, "group": group}
 PAGE = ROOT / "docs" / "methods.md"
 PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    study, output, target = STUDIES[arguments.study], Path(arguments.output), Path(arguments.page)
-    size = size_of(arguments)
+    output, target, size = Path(arguments.output), Path(arguments.page), size_of(arguments)
+    settings = {name: STUDIES[name].settings(size) for name in arguments.studies}
     try:
-        settings = study.settings(size)
         if not arguments.report_only:
-            runs.make(settings, size, output, jobs=arguments.jobs, keep_weights=arguments.keep_weights)
-        found = runs.read(settings, size, output)
-        said = [page.circumstances(size.seeds, size.iterations, quick=size.quick), ""]
-        lines = said + study.lines(found, size, target.parent / "images")
+            every = [setting for name in arguments.studies for setting in settings[name]]
+            runs.make(every, size, output, jobs=arguments.jobs, keep_weights=arguments.keep_weights)
         if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PAGE, target)
-        page.write(target, arguments.study, lines)
+        for name in arguments.studies:
+            found = runs.read(settings[name], size, output)
+            said = [page.circumstances(found, size, planned=len(settings[name]) * len(size.seeds)), ""]
+            page.write(target, name, said + STUDIES[name].lines(found, size, target.parent / "images"))
         print(f"Page      {shown(str(target))}")
     except UserError as error:
         print(f"{PROGRAM}: error: {error}", file=sys.stderr)
@@ -58,21 +60,20 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     described = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=PROGRAM, description=__doc__, formatter_class=described)
-    commands = parser.add_subparsers(dest="study", required=True)
-    for name, study in STUDIES.items():
-        add = commands.add_parser(name, help=study.TITLE, description=study.TITLE).add_argument
-        add(
-            "--output",
-            help="folder for the runs, of all studies (default: runs/methods, with --quick runs/methods_quick)",
-        )
-        add("--page", help="the page to write into (default: docs/methods.md, with --quick a copy in the runs' folder)")
-        add("--quick", help=f"few settings, 1 seed, {QUICK_ITERATIONS} iterations", action="store_true")
-        add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
-        add("--seeds", help="seeds of each setting, from 1 on (default: 3, with --quick 1)", type=at_least(1))
-        add("--jobs", help="runs at a time (default: %(default)s)", type=at_least(1), default=2)
-        add("--iterations", help="of each run (default: what the recipe says)", type=at_least(2))
-        add("--keep-weights", help="keep checkpoints and final models", action="store_true")
+    studies = "\n".join(f"  {name:<11}{study.TITLE}\n{'':13}{study.DURATION}" for name, study in STUDIES.items())
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM, description=__doc__, formatter_class=described, epilog=f"studies:\n{studies}"
+    )
+    add = parser.add_argument
+    add("studies", metavar="STUDY", help=f"one or more of {', '.join(STUDIES)}", nargs="+", choices=list(STUDIES))
+    add("--output", help="folder for the runs, of all studies (default: runs/methods, with --quick runs/methods_quick)")
+    add("--page", help="the page to write into (default: docs/methods.md, with --quick a copy in the runs' folder)")
+    add("--quick", help=f"few settings, 1 seed, {QUICK_ITERATIONS} iterations", action="store_true")
+    add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
+    add("--seeds", help="seeds of each setting, from 1 on (default: 3, with --quick 1)", type=at_least(1))
+    add("--jobs", help="runs at a time (default: %(default)s)", type=at_least(1), default=2)
+    add("--iterations", help="of each run (default: what the recipe says)", type=at_least(2))
+    add("--keep-weights", help="keep checkpoints and final models", action="store_true")
     arguments = parser.parse_args(argv)
     arguments.output = arguments.output or f"runs/methods{'_quick' if arguments.quick else ''}"
     arguments.page = arguments.page or (f"{arguments.output}/methods.md" if arguments.quick else str(PAGE))

@@ -22,23 +22,30 @@ import math
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from omegaconf import OmegaConf
+sys.path[:0] = [str(Path(__file__).parent)]
 
-from apa_cli.config.compose import compose_train
-from apa_cli.config.sources import is_path, shown
-from apa_cli.errors import UserError
-from apa_cli.evaluation.comparison import learning_rate
-from apa_cli.evaluation.comparison_report import write_results
-from apa_cli.evaluation.comparison_study import NOTE, RUNS, TUNING_SEED, Experiment, knob_of, read_runs, read_study
-from apa_cli.evaluation.runs import is_finished, members
+from sweeps import at_least, recipe, sweep, write_recipes  # noqa: E402
+
+from apa_cli.config.compose import compose_train  # noqa: E402
+from apa_cli.config.sources import is_path, shown  # noqa: E402
+from apa_cli.errors import UserError  # noqa: E402
+from apa_cli.evaluation.comparison import learning_rate  # noqa: E402
+from apa_cli.evaluation.comparison_report import write_results  # noqa: E402
+from apa_cli.evaluation.comparison_study import (  # noqa: E402
+    NOTE,
+    RUNS,
+    TUNING_SEED,
+    Experiment,
+    knob_of,
+    read_runs,
+    read_study,
+)
 
 PROGRAM = "reproduce_paper.py"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -113,15 +120,6 @@ def numbers(text: str) -> list[float]:
     return values
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"at least {least}")
-        return int(text)
-
-    return whole
-
-
 def experiment_of(arguments: argparse.Namespace) -> Experiment:
     """Raises UserError where the recipes do not fit."""
     built_in, quick = arguments.recipe == BUILT_IN, arguments.quick
@@ -164,26 +162,24 @@ def setting_name(objective: str, rate: float, knob: float) -> str:
 
 
 def write_settings(experiment: Experiment, output: Path) -> list[str]:
-    """One recipe for each setting of the grid, for Hydra's --config-dir: what differs from the one it starts from."""
-    folder = output / SETTINGS / "config"
-    folder.mkdir(parents=True, exist_ok=True)
-    prompts = {} if experiment.evaluation_prompts is None else {"prompts": experiment.evaluation_prompts}
-    names = []
-    for objective, recipe in experiment.recipes.items():
+    """One recipe for each setting of the grid; their names."""
+    prompts = {} if experiment.evaluation_prompts is None else {"evaluation.prompts": experiment.evaluation_prompts}
+    recipes = {}
+    for objective, base in experiment.recipes.items():
         for rate, knob in itertools.product(experiment.learning_rates, experiment.knobs[objective]):
-            content = {
-                "defaults": [f"/config/{recipe}", "_self_"],
-                "objective": {"kl_coef" if objective == "ppo" else "kl_lambda": knob, "kl_target": None},
-                "optimizer": {"learning_rate": rate},
-                "training": {"iterations": experiment.iterations},
-                "evaluation": {"every": math.ceil(experiment.iterations / EVALUATIONS), **prompts},
-                "checkpoint": {"every": 0},
-                "tracking": {"wandb": {"mode": "disabled"}},
+            keys = {
+                f"objective.{'kl_coef' if objective == 'ppo' else 'kl_lambda'}": knob,
+                "objective.kl_target": None,
+                "optimizer.learning_rate": rate,
+                "training.iterations": experiment.iterations,
+                "evaluation.every": math.ceil(experiment.iterations / EVALUATIONS),
+                **prompts,
+                "checkpoint.every": 0,
+                "tracking.wandb.mode": "disabled",
             }
-            names.append(setting_name(objective, rate, knob))
-            text = "# @package _global_\n" + OmegaConf.to_yaml(OmegaConf.create(content))
-            (folder / f"{names[-1]}.yaml").write_text(text, "utf-8")
-    return names
+            recipes[setting_name(objective, rate, knob)] = recipe(base, keys)
+    write_recipes(output / SETTINGS, recipes)
+    return list(recipes)
 
 
 def note(output: Path, experiment: Experiment, *, command: str, jobs: int) -> None:
@@ -202,7 +198,7 @@ def note(output: Path, experiment: Experiment, *, command: str, jobs: int) -> No
 
 def run_all(experiment: Experiment, output: Path, arguments: argparse.Namespace) -> None:
     grid = write_settings(experiment, output)
-    sweep("tuning", output, grid, [TUNING_SEED], arguments)
+    make("tuning", output, grid, [TUNING_SEED], arguments)
     tuned, others = [], []
     for objective, choice in experiment.choices(read_runs(output)).items():
         run = choice.setting.runs[0]
@@ -210,42 +206,20 @@ def run_all(experiment: Experiment, output: Path, arguments: argparse.Namespace)
         print(f"chosen for {objective}: learning rate {rate:g}, {choice.setting.knob}", flush=True)
         tuned.append(setting_name(objective, rate, knob_of(run)))
         others += [setting_name(objective, rate, knob) for knob in experiment.knobs[objective] if knob != knob_of(run)]
-    sweep("chosen settings, fresh seeds", output, tuned, range(1, experiment.seeds + 1), arguments)
-    sweep("other knobs, fresh seeds", output, others, range(1, experiment.fewer_seeds + 1), arguments)
+    make("chosen settings, fresh seeds", output, tuned, range(1, experiment.seeds + 1), arguments)
+    make("other knobs, fresh seeds", output, others, range(1, experiment.fewer_seeds + 1), arguments)
 
 
-def sweep(title: str, output: Path, names: list[str], seeds: Sequence[int], arguments: argparse.Namespace) -> None:
-    """One `apa-train -m`. A run that fails is left to the report; what stops the whole sweep raises."""
+def make(title: str, output: Path, names: list[str], seeds: Sequence[int], arguments: argparse.Namespace) -> None:
     print(f"\n== {title}: {len(names) * len(seeds)} runs", flush=True)
-    runs = (output / RUNS).absolute()
-    quoted = str(runs).replace("'", "\\'")
-    command = [sys.executable, "-m", "apa_cli.commands.train", "-m", "sweep=joblib"]
-    command += [f"hydra.launcher.n_jobs={arguments.jobs}", "--config-dir", str((output / SETTINGS).absolute())]
-    command += [f"output_dir='{quoted}'", f"config={','.join(names)}", f"seed={','.join(map(str, seeds))}"]
+    places = {"settings": output / SETTINGS, "runs": output / RUNS}
     started = time.perf_counter()
-    process = subprocess.Popen(command, env={"OMP_NUM_THREADS": "1", **os.environ})
     try:
-        code = process.wait()
-    except KeyboardInterrupt:  # which apa-train got too: it stops its runs first
-        process.wait()
-        raise
+        sweep(names, seeds, **places, jobs=arguments.jobs, keep_weights=arguments.keep_weights)
     finally:
         content = json.loads((output / NOTE).read_text("utf-8"))
         content["wall_seconds"] += time.perf_counter() - started
         (output / NOTE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        if not arguments.keep_weights:
-            drop_weights(runs)
-    if code in (130, -2):
-        raise KeyboardInterrupt
-    if code not in (0, 1):
-        raise UserError("", f"apa-train ended with exit code {code}", "see its message above")
-
-
-def drop_weights(runs: Path) -> None:
-    """Of finished runs: only their figures are compared."""
-    for run in filter(is_finished, members(runs)):
-        for weights in ("checkpoints", "final"):
-            shutil.rmtree(run / weights, ignore_errors=True)
 
 
 if __name__ == "__main__":

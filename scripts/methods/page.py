@@ -9,16 +9,21 @@ from importlib.metadata import version
 from pathlib import Path
 
 from apa_cli.errors import UserError
+from methods.runs import Found, Size
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def circumstances(seeds: Sequence[int], iterations: int, *, quick: bool) -> str:
+def circumstances(runs: Found, size: Size, *, planned: int) -> str:
+    """On what, and how much of the study it is."""
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), torch {version('torch')}"
-    words = f"Measured on {machine}; built-in task, seeds {', '.join(map(str, seeds))}, {iterations} iterations."
-    return words + (" A quick run, to see that the script works: nothing here is evidence." if quick else "")
+    seeds = ", ".join(map(str, sorted({run.seed for found in runs.values() for run in found})))
+    words = f"Measured on {machine}; built-in task, seeds {seeds}, {size.iterations} iterations."
+    if (made := sum(map(len, runs.values()))) < planned:
+        words += f" Only {made} of {planned} runs are there: figures of different settings may be over different seeds."
+    return words + (" A quick run, to see that the script works: nothing here is evidence." if size.quick else "")
 
 
 def write(page: Path, study: str, lines: Sequence[str]) -> None:

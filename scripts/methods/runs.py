@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from reproduce_paper import drop_weights
+from sweeps import recipe, sweep, write_recipes
 
 from apa_cli.errors import UserError
 from apa_cli.evaluation.runs import FINISHED, Run, members, read_run
@@ -37,45 +33,26 @@ class Setting:
     name: str
     recipe: str
     keys: Mapping[str, Any]  # dotted
+    evaluations: int = EVALUATIONS  # 0: before and after only
 
     def content(self, size: Size) -> str:
         usual = {
             "training.iterations": size.iterations,
-            "evaluation.every": max(1, size.iterations // EVALUATIONS),
+            "evaluation.every": max(1, size.iterations // self.evaluations) if self.evaluations else 0,
             "evaluation.prompts": size.prompts,
             "checkpoint.every": 0,
             "tracking.wandb.mode": "disabled",
         }
-        config = OmegaConf.create({"defaults": [f"/config/{self.recipe}", "_self_"]})
-        for key, value in {**usual, **self.keys}.items():
-            OmegaConf.update(config, key, value)
-        return "# @package _global_\n" + OmegaConf.to_yaml(config)
+        return recipe(self.recipe, {**usual, **self.keys})
 
 
 def make(settings: Sequence[Setting], size: Size, output: Path, *, jobs: int, keep_weights: bool) -> None:
-    """Run what is missing. A run that fails is left to the page; what stops the whole sweep raises UserError."""
-    folder, runs = output.absolute() / "settings", output.absolute() / "runs"
-    (folder / "config").mkdir(parents=True, exist_ok=True)
-    for setting in settings:
-        (folder / "config" / f"{setting.name}.yaml").write_text(setting.content(size), "utf-8")
-    quoted = str(runs).replace("'", "\\'")
-    command = [sys.executable, "-m", "apa_cli.commands.train", "-m", "sweep=joblib"]
-    command += [f"hydra.launcher.n_jobs={jobs}", "--config-dir", str(folder), f"output_dir='{quoted}'"]
-    command += [f"config={','.join(s.name for s in settings)}", f"seed={','.join(map(str, size.seeds))}"]
-    print(f"\n== {len(settings) * len(size.seeds)} runs", flush=True)
-    process = subprocess.Popen(command, env={"OMP_NUM_THREADS": "1", **os.environ})
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:  # which apa-train got too: it stops its runs first
-        process.wait()
-        raise
-    finally:
-        if not keep_weights:
-            drop_weights(runs)
-    if code in (130, -2):
-        raise KeyboardInterrupt
-    if code not in (0, 1):
-        raise UserError("", f"apa-train ended with exit code {code}", "see its message above")
+    """Run what is missing, of settings that studies share once. A run that fails is left to the page."""
+    different = {setting.name: setting.content(size) for setting in settings}
+    write_recipes(output / "settings", different)
+    print(f"\n== {len(different) * len(size.seeds)} runs", flush=True)
+    places = {"settings": output / "settings", "runs": output / "runs"}
+    sweep(list(different), size.seeds, **places, jobs=jobs, keep_weights=keep_weights)
 
 
 class Found(dict[str, list[Run]]):

@@ -40,7 +40,9 @@ def check_advantage(config: TrainConfig) -> None:
 
 def _check_group(config: TrainConfig) -> None:
     if config.value.kind != "none":
-        raise UserError("value.kind", f"{config.value.kind}, but advantage.name=group asks no critic", "add value=none")
+        more = " rollout.responses_per_prompt=4" if config.rollout.responses_per_prompt < 2 else ""
+        problem = f"{config.value.kind}, but advantage.name=group asks no critic"
+        raise UserError("value.kind", problem, f"add value=none{more}")
     if config.rollout.responses_per_prompt < 2:
         raise UserError(
             "rollout.responses_per_prompt",
@@ -61,7 +63,6 @@ def _check_no_critic(config: TrainConfig) -> None:
     for key, given, leave in (
         ("value.warmup_iterations", config.value.warmup_iterations > 0, "0"),
         ("value.keep", config.value.keep, "false"),
-        ("optimizer.value_learning_rate", config.optimizer.value_learning_rate is not None, "null"),
         ("objective.value_coef", objective.value_coef != default.value_coef, f"{default.value_coef:g}"),
         ("objective.value_clip_range", clip is not None and clip != default.value_clip_range, "null"),
     ):

@@ -29,6 +29,7 @@ CONTRACT_METRICS = (
     "optim/learning_rate",
     "optim/grad_norm",
     "time/iteration",
+    "time/cpu",
     "time/generate",
     "time/score",
     "time/forward",
@@ -37,7 +38,8 @@ CONTRACT_METRICS = (
     "memory/peak_bytes",
 )
 """Names that others rely on. `objective/target_residual` is APA's alone; without a critic `objective/value_loss` and
-`value/explained_variance` are absent; evaluations add `eval/…`."""
+`value/explained_variance` are absent; evaluations add `eval/…`. `time/cpu` is processor time of this process, all
+threads together."""
 
 
 class MetricsFile:

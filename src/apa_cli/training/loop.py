@@ -43,6 +43,7 @@ class Stopwatch:
     models: Models
     seconds: dict[str, float] = field(default_factory=dict)
     began: float = field(default_factory=time.perf_counter)
+    cpu_began: float = field(default_factory=time.process_time)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -63,6 +64,7 @@ class Stopwatch:
         total = time.perf_counter() - self.began
         return {
             "time/iteration": total,
+            "time/cpu": time.process_time() - self.cpu_began,
             **{f"time/{name}": seconds for name, seconds in self.seconds.items()},
             "throughput/tokens_per_second": tokens / total,
         }

@@ -177,6 +177,8 @@ def check_best_metric(config: TrainConfig) -> None:
 
 def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
     generation = config.generation
+    if models.value is None and config.optimizer.value_learning_rate is not None:
+        tracker.note("optimizer.value_learning_rate is the recipe's for a critic: there is none, and it is not used")
     if generation.top_k or generation.top_p < 1:
         tracker.warn(
             "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "

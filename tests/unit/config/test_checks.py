@@ -68,6 +68,7 @@ def test_a_valid_configuration_passes():
         GROUP,
         {**GROUP, "objective__name": "ppo", "objective__value_clip_range": None, "advantage__group_scale": True},
         {"rollout__responses_per_prompt": 8},  # with a critic
+        {**GROUP, "optimizer__value_learning_rate": 1e-3},  # a recipe's, without the critic it was for
     ],
 )
 def test_possible(changes: dict[str, Any]):
@@ -77,13 +78,13 @@ def test_possible(changes: dict[str, Any]):
 IMPOSSIBLE = [
     ({"value__kind": "none"}, "advantage.name", "advantage=group"),
     ({**GROUP, "value__kind": "separate"}, "value.kind", "value=none"),
+    ({"advantage__name": "group"}, "value.kind", "value=none rollout.responses_per_prompt=4"),
     ({**GROUP, "value__path": "x"}, "value.path", "value.path=null"),
     ({**GROUP, "rollout__responses_per_prompt": 1}, "rollout.responses_per_prompt", "rollout.responses_per_prompt=4"),
     ({**GROUP, "rollout__responses_per_prompt": 3}, "rollout.batch_size", "make it 66"),
     ({"rollout__responses_per_prompt": 65}, "rollout.batch_size", "make it 65"),
     ({**GROUP, "advantage__gae_lambda": 1.0}, "advantage.gae_lambda", "advantage.gae_lambda=0.95"),
     ({**GROUP, "advantage__gamma": 0.99}, "advantage.gamma", "advantage.gamma=1"),
-    ({**GROUP, "optimizer__value_learning_rate": 1e-3}, "optimizer.value_learning_rate", "=null"),
     ({**GROUP, "objective__value_coef": 0.5}, "objective.value_coef", "objective.value_coef=1"),
     ({**GROUP, "objective__value_clip_range": 0.3}, "objective.value_clip_range", "=null"),
     ({**GROUP, "value__warmup_iterations": 1}, "value.warmup_iterations", "value.warmup_iterations=0"),

@@ -22,7 +22,7 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import page, runs, stability, steer  # noqa: E402
+from methods import beside, group, page, runs, stability, steer  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -124,6 +124,65 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
     assert (tmp_path / "methods_stability.png").stat().st_size > 5000
 
 
+def test_the_level_in_common_is_the_highest_half_nat_that_every_run_comes_to():
+    far = run(1, [], [evaluation(0, 0, 0), evaluation(3, 6.4, 1), evaluation(6, 5.0, 1)])
+    near = run(2, [], [evaluation(0, 0, 0), evaluation(6, 4.7, 1)])
+    assert beside.common_level([far], [near]) == 4.5
+    assert beside.common_level([far]) == 6.0
+    assert beside.common_level([far], [run(3, [], [evaluation(0, 0, 0), evaluation(6, 0.4, 1)])]) is None
+
+
+def test_the_last_third_begins_after_two_thirds_of_the_iterations():
+    rows = [evaluation(0, 0, 9.0), *(evaluation(i, 1.0, float(i)) for i in (2, 4, 5, 6))]
+    assert beside.tail(run(1, [], rows), "eval/evaluator") == 5.5
+
+
+def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Path):
+    found = runs.Found()
+    apa = group.STEERED
+
+    def put(baseline: str, kl: float, rewards: tuple[float, float], cpu: float) -> None:
+        found[apa.setting(baseline).name] = [
+            run(seed, [kl] * 6, [evaluation(0, 0, 0), evaluation(6, kl, reward)], **{"time/cpu": cpu})
+            for seed, reward in enumerate(rewards, start=1)
+        ]
+
+    # On the straight line from 0 the critic's runs are at 2 nats at 0.8 (1.2) and at 5 nats, the end, at 2 (3); the
+    # group's, which go on to 10 nats, at 2 nats at 0.8 (1.1) and at 5 nats at 2 (2.75).
+    put(group.CRITIC, 5.0, (2.0, 3.0), 2.0)
+    put(group.OTHERS, 10.0, (4.0, 5.5), 1.0)
+    put(group.SCALED, 5.0, (1.0, 2.0), 1.5)  # 0.4 less at 2 nats and 1 less at 5 with either seed
+    lines = group.lines(found, SIZE, tmp_path)
+    # Differences 0 and -0.1, and 0 and -0.25: t with one degree of freedom is 12.706, times half of their distance.
+    assert "- evaluator at 2 nats: APA with group of 4 − APA with critic = -0.05 ± 0.64 over 2 pairs of seeds." in lines
+    assert "- evaluator at 5 nats: APA with group of 4 − APA with critic = -0.12 ± 1.59 over 2 pairs of seeds." in lines
+    lower = "APA with group of 4, scaled is lower than APA with critic by 1.00 ± 0.00 over 2 pairs of seeds."
+    assert f"- evaluator at 5 nats: {lower}" in lines
+    assert "- APA, group of 4: an iteration takes 50% of the critic version's CPU seconds." in lines
+    assert "in 2 of 4 comparisons; not in: APA, evaluator at 2 nats, group of 4, scaled; APA" in lines[0]
+    row = next(cells(line) for line in lines if line.startswith("| APA") and "| group of 4 |" in line)
+    assert row[2:4] == ["4.75 ± 9.53", "10.00 ± 0.00"]
+    assert row[6] == "1.00 ± 0.00"
+    assert (tmp_path / "methods_group.png").stat().st_size > 5000
+
+
+def test_without_a_critic_less_is_planned():
+    critic, others = (group.planned(group.STEERED.setting(baseline))[0] for baseline in (group.CRITIC, group.OTHERS))
+    assert (critic, others) == ("18 MiB", "11 MiB")  # a second network of 0.47 million with gradients and two moments
+
+
+def test_settings_that_two_studies_share_are_the_same():
+    contents: dict[str, str] = {}
+    for study in script.STUDIES.values():
+        for setting in study.settings(SIZE):
+            assert contents.setdefault(setting.name, setting.content(SIZE)) == setting.content(SIZE)
+    assert {s.name for s in stability.settings(SIZE)} & {s.name for s in steer.settings(SIZE)} == {
+        "apa_lambda0.1",
+        "apa_lambda0.3",
+        "apa_lambda1",
+    }
+
+
 @pytest.mark.parametrize("study", script.STUDIES)
 def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Path):
     settings = script.STUDIES[study].settings(SIZE)
@@ -136,16 +195,18 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
         config = to_train_config(composed)
         assert config.training.iterations == 6
         for key, value in setting.keys.items():
-            group, name = key.split(".")
-            assert getattr(getattr(config, group), name) == value
+            part, name = key.split(".")
+            assert getattr(getattr(config, part), name) == value
 
 
 def test_sizes_are_as_said():
-    for study, count in (("steer", 12), ("stability", 36)):
+    for study, count in (("steer", 12), ("stability", 30), ("group", 7)):
         size = script.size_of(script.parse([study]))
         assert (len(script.STUDIES[study].settings(size)), list(size.seeds), size.iterations) == (count, [1, 2, 3], 60)
         quick = script.size_of(script.parse([study, "--quick"]))
         assert (len(script.STUDIES[study].settings(quick)), list(quick.seeds)) == (3, [1])
+    both = script.parse(["stability", "group", "--seeds", "1"])
+    assert (both.studies, list(script.size_of(both).seeds)) == (["stability", "group"], [1])
 
 
 def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):

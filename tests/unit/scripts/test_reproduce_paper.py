@@ -414,7 +414,7 @@ def test_weights_of_finished_runs_are_dropped_and_figures_kept(experiment: Path)
     (going / "config.yaml").write_text("seed: 1", "utf-8")
     for folder in (done, going):
         (folder / "checkpoints" / "iter_000004").mkdir(parents=True)
-    script.drop_weights(experiment / "runs")
+    sys.modules["sweeps"].drop_weights(experiment / "runs")
     assert not (done / "checkpoints").exists()
     assert (done / "metrics.jsonl").exists()
     assert (going / "checkpoints").exists()
