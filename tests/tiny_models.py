@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -55,6 +55,30 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+HEADERS = (
+    "{{ '<|begin|>' }}{% for message in messages %}<|header|>{{ message.role }}<|end_header|>\n\n"
+    "{{ message.content | trim }}<|eot|>{% endfor %}"
+    "{% if add_generation_prompt %}<|header|>assistant<|end_header|>\n\n{% endif %}"
+)
+NO_SYSTEM = (
+    "<bos>{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}\n"
+    "{{ message.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+# In the manner of Qwen, Llama 3 and Gemma: (template, its special tokens, the one that ends a turn).
+CHAT_FAMILIES = {
+    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
+    "headers": (HEADERS, ("<|begin|>", "<|header|>", "<|end_header|>", "<|eot|>"), "<|eot|>"),
+    "no_system": (NO_SYSTEM, ("<bos>", "<start_of_turn>", "<end_of_turn>"), "<end_of_turn>"),
+}
 TEXTS = ["the quick brown fox jumps over the lazy dog", "Human: hello there. Assistant: good day to you!"]
 
 
@@ -85,6 +109,18 @@ def make_tokenizer(
     )
     if chat:
         tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_chat_tokenizer(family: str, *, bos: bool = False) -> PreTrainedTokenizerFast:
+    """With a template of CHAT_FAMILIES, whose end of turn is not EOS; `bos` puts a BOS in front of every plain text."""
+    template, specials, _ = CHAT_FAMILIES[family]
+    tokenizer = make_tokenizer(specials=specials, vocabulary=320)
+    if bos:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{specials[0]} $A", special_tokens=[(specials[0], tokenizer.convert_tokens_to_ids(specials[0]))]
+        )
+    tokenizer.chat_template = template
     return tokenizer
 
 
@@ -175,19 +211,21 @@ def save_policy(
     seed: int = 0,
     dropout: float = 0.0,
     eos_logit: float | None = None,
+    likely: str | None = None,
     generation: dict[str, Any] | None = None,
 ) -> Path:
     """A causal LM with weights wide enough that its distributions differ from uniform.
 
-    `eos_logit` (gpt_neox) makes EOS about e^eos_logit times as likely as another token; `generation` is written to
-    generation_config.json as it stands.
+    `eos_logit` (gpt_neox) makes EOS, or the token `likely`, about e^eos_logit times as likely as another;
+    `generation` is written to generation_config.json as it stands.
     """
     torch.manual_seed(seed)
     model = _causal_lm(kind, _sizes(tokenizer, hidden, layers), dropout)
     if eos_logit is not None:
+        end = tokenizer.convert_tokens_to_ids(likely or tokenizer.eos_token)
         with torch.no_grad():
-            model.get_output_embeddings().weight[tokenizer.eos_token_id] = 0
-            model.get_output_embeddings().weight[tokenizer.eos_token_id, 0] = eos_logit
+            model.get_output_embeddings().weight[end] = 0
+            model.get_output_embeddings().weight[end, 0] = eos_logit
             model.base_model.final_layer_norm.bias[0] = 1.0
             model.base_model.final_layer_norm.weight[0] = 0.1
     model.save_pretrained(folder)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from bad_input.damage import file, rows, torn_gzip
-from bad_input.harness import Make, Row
+from bad_input.harness import Make, Parts, Row
+from tiny_models import make_chat_tokenizer, save_policy
 
 TWO = '{"prompt": "one"}\n{"prompt": "two"}\n'
 
@@ -28,6 +30,17 @@ def chat(*roles: str) -> dict[str, object]:
     return {"prompt": [{"role": role, "content": "hello"} for role in roles]}
 
 
+def chats(family: str, *chat_rows: dict[str, object]) -> Make:
+    """A file of chats, and chat_policy/, whose tokenizer has a template of this family."""
+
+    def make(folder: Path, parts: Parts) -> None:
+        rows("a.jsonl", *chat_rows)(folder, parts)
+        save_policy(folder / "chat_policy", make_chat_tokenizer(family))
+
+    return make
+
+
+CHATTING = "policy.path=./chat_policy"
 NOTHING_MADE = file("prompts.jsonl", TWO)
 
 ROWS = [
@@ -63,8 +76,37 @@ ROWS = [
          "a.jsonl, line 2: 'chosen' has no '\\n\\nAssistant:'; correct it, or choose another data.format", "data.format=hh"),
     data("messages of an unknown role", "a.jsonl", rows("a.jsonl", chat("user"), chat("human")),
          "a.jsonl, line 2: message 1 has the role 'human'; use one of system, developer, user, assistant, tool"),
-    data("messages that end with the assistant", "a.jsonl", rows("a.jsonl", chat("user", "assistant")),
-         "a.jsonl, line 1: the last message is from 'assistant', not from the user; end the prompt with a user message"),
+    data("messages with nothing but an answer", "a.jsonl", rows("a.jsonl", chat("user"), chat("assistant")),
+         "a.jsonl, line 2: there is no message before the assistant's; begin with a user message"),
+    data("messages that end with a tool", "a.jsonl", rows("a.jsonl", chat("user", "tool")),
+         "a.jsonl, line 1: the last message is from 'tool', not from the user; end the prompt with a user message"),
+    data("ShareGPT's messages from nobody known", "a.jsonl",
+         rows("a.jsonl", {"conversations": [{"from": "narrator", "value": "x"}]}),
+         "a.jsonl, line 1: message 1 is from 'narrator'; use one of system, human, user, …"),
+    data("a system prompt for plain text", "prompts.jsonl", NOTHING_MADE,
+         "data.system_prompt: set, but prompts.jsonl holds plain text, and data.format=text uses no template; add data.format=chat, …",
+         "data.system_prompt=Hello"),
+    data("arguments of no template", "prompts.jsonl", NOTHING_MADE,
+         "data.template_arguments: set, but prompts.jsonl holds no messages, and data.format=text uses no template; …",
+         "data.template_arguments={enable_thinking:false}"),
+    data("a system message that the template refuses", "a.jsonl", chats("no_system", chat("user"), chat("system", "user")),
+         "a.jsonl, line 2: the policy's chat template takes no system message: System role not supported; take it out, and put …",
+         CHATTING),
+    data("a system prompt that the template refuses", "a.jsonl", chats("no_system", chat("user")),
+         "data.system_prompt: the policy's chat template takes no system message: System role not supported; set data.system_prompt=null, …",
+         CHATTING, "data.system_prompt=Hello"),
+    data("roles that do not alternate", "a.jsonl", chats("no_system", chat("user"), chat("user", "user")),
+         "a.jsonl, line 2: the chat template refuses the messages: Conversation roles must alternate …; … (this row: user, user)",
+         CHATTING),
+    data("an argument that the template does not read", "a.jsonl", chats("chatml", chat("user")),
+         "data.template_arguments: the policy's chat template reads no argument enable_thnking; check its name, or leave it out",
+         CHATTING, "data.template_arguments={enable_thnking:false}"),
+    data("a chat whose last turn is too long", "a.jsonl", chats("chatml", chat("user", "assistant", "user")),
+         "data.max_prompt_tokens: every prompt of a.jsonl is longer than 6 tokens, its oldest turns left out; raise it",
+         CHATTING, "data.max_prompt_tokens=6"),
+    data("a stop token that is none", "a.jsonl", chats("chatml", chat("user")),
+         "generation.stop_tokens: <|im_endd|> is no token of the policy's tokenizer; did you mean <|im_end|>?",
+         CHATTING, "generation.stop_tokens='[\"<|im_endd|>\"]'"),
     data("a message without a content", "a.jsonl", rows("a.jsonl", {"prompt": [{"role": "user", "text": "x"}]}),
          "a.jsonl, line 1: message 1 has no 'content' (it has role, text); write each as …"),
     data("messages for a policy without a template", "a.jsonl", rows("a.jsonl", chat("user")),

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from apa_cli.checkpoints.manifest import MANIFEST, check_manifest, write_manifest
 from apa_cli.data.files import read_file
-from apa_cli.data.formats import ROLES, parse_rows
+from apa_cli.data.formats import parse_rows
+from apa_cli.data.messages import ROLES
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
 from apa_cli.tracking.jsonl import JsonLines, read_json_lines

@@ -25,6 +25,7 @@ def check_config(config: TrainConfig) -> None:
     check_reward(config.reward, "reward")
     check_reward(config.evaluation.reward, "evaluation.reward")
     _check_leftovers(config)
+    _check_chat(config)
     _check_objective(config)
     check_advantage(config)
     _check_best(config)
@@ -170,6 +171,22 @@ def _check_leftovers(config: TrainConfig) -> None:
             f"still the built-in task's evaluator, while data.path={config.data.path}",
             f"set it to null and evaluation.reward.kind=none, or to your own; or {start}",
         )
+
+
+def _check_chat(config: TrainConfig) -> None:
+    data = config.data
+    for name, given in (("system_prompt", data.system_prompt), ("template_arguments", data.template_arguments)):
+        if given and data.format in ("text", "hh"):
+            remedy = "data.format=hh_chat" if data.format == "hh" else "data.format=chat"
+            raise UserError(
+                f"data.{name}",
+                f"set, but data.format={data.format} uses no chat template",
+                f"add {remedy}, or unset it",
+            )
+    own = ("conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "continue_final_message")
+    for argument in own:
+        if argument in data.template_arguments:
+            raise UserError("data.template_arguments", f"{argument} is not yours to set", "leave it out")
 
 
 def check_function(function: str, key: str) -> None:

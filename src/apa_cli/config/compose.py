@@ -26,7 +26,11 @@ VERSION_BASE = "1.3"
 @cache
 def register() -> None:
     """Make Hydra know the schema, the user's files and the help; calling it again changes nothing."""
-    ConfigStore.instance().store(name="train_schema", node=TrainConfig, provider="apa-cli")
+    schema = OmegaConf.structured(TrainConfig)
+    for key in all_keys().values():
+        if key.type is dict:  # takes any names
+            OmegaConf.set_struct(OmegaConf.select(schema, key.name), False)
+    ConfigStore.instance().store(name="train_schema", node=schema, provider="apa-cli")
     sources.register()
     members.register()
     register_help()
@@ -117,6 +121,8 @@ def _names(node: DictConfig, prefix: str) -> list[str]:
     for key in node:
         name = f"{prefix}{key!s}"
         found.append(name)
+        if name in all_keys():  # a mapping, whose names are its own
+            continue
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not isinstance(child, ListConfig) and not child._is_missing():
             found += [] if child._is_none() or child._is_interpolation() else _names(child, f"{name}.")

@@ -14,6 +14,8 @@ from omegaconf import MISSING
 def _field(default: Any, metadata: dict[str, Any]) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -34,6 +36,11 @@ def switch(default: bool, help: str) -> Any:
 
 def items(default: list[Any] | None, help: str) -> Any:
     """A list."""
+    return _field(default, {"help": help})
+
+
+def mapping(default: dict[str, Any], help: str) -> Any:
+    """Names and values that are not known beforehand."""
     return _field(default, {"help": help})
 
 

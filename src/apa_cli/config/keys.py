@@ -29,7 +29,7 @@ SWEEP = "sweep"
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Key:
     name: str  # dotted
-    type: type  # str, int, float, bool, list
+    type: type  # str, int, float, bool, list, dict
     optional: bool
     default: Any
     help: str
@@ -113,6 +113,7 @@ def expected(name: str) -> str:
         bool: "true or false",
         str: "text",
         list: "a list such as [a,b]",
+        dict: "names and values, such as {a: 1}",
     }[key.type]
     if key.choices:
         words = f"one of {', '.join(key.choices)}"

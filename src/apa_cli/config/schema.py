@@ -6,9 +6,9 @@ Every field says its unit in `help`; `checks.check_config` applies the limits an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
-from apa_cli.config.fields import choice, items, number, required, switch, text
+from apa_cli.config.fields import choice, items, mapping, number, required, switch, text
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
 
@@ -60,8 +60,9 @@ class RewardConfig:
     label: Optional[int] = number(None, "which output is the score, for a model with several", minimum=0)
     format: str = choice(
         "auto",
-        "what it reads: text (prompt + response), pair (two segments), chat (its template); auto = chat or text",
-        choices=("auto", "text", "pair", "chat"),
+        "what it reads: chat (its own template), policy (the policy's very text, template and all), "
+        "text (prompt + response), pair (two segments); auto = chat if it has a template",
+        choices=("auto", "text", "pair", "chat", "policy"),
     )
     max_tokens: Optional[int] = number(None, "longest text scored, cut on the left; null = the model's own", minimum=1)
 
@@ -128,14 +129,26 @@ class DataConfig:
     path: str = required("prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a Hub id, or builtin:…")
     subset: Optional[str] = text(None, "Hub data set's configuration name")
     split: str = text("train", "split of a Hub data set")
-    prompt_column: str = text("prompt", "column with the prompt (format text) or the messages (format chat)")
+    prompt_column: str = text(
+        "prompt",
+        "column with the prompt (format text) or the messages (format chat; messages and conversations are found too)",
+    )
     format: str = choice(
         "auto",
-        "text, chat (messages through the template) or hh (prompt = up to the last Assistant:); auto looks at the rows",
-        choices=("auto", "text", "chat", "hh"),
+        "text, chat (messages through the policy's template), hh (prompt = up to the last Assistant:) or hh_chat "
+        "(its turns as messages); auto looks at the rows",
+        choices=("auto", "text", "chat", "hh", "hh_chat"),
+    )
+    system_prompt: Optional[str] = text(None, "chat: system message of dialogues that have none; null = none")
+    template_arguments: dict[str, Any] = mapping(
+        {}, "chat: further arguments of the policy's template, such as {enable_thinking: false}; null = not given"
     )
     max_prompt_tokens: int = number(512, "longest prompt, tokens", minimum=1)
-    overlong: str = choice("cut", "longer prompts are cut on the left, or dropped", choices=("cut", "drop"))
+    overlong: str = choice(
+        "cut",
+        "longer prompts are cut on the left (chat: the oldest turns are left out whole), or dropped",
+        choices=("cut", "drop"),
+    )
     eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
     eval_split: str = text("test", "split of data.eval_path when that is a Hub data set")
 
@@ -148,6 +161,7 @@ class GenerationConfig:
     top_k: int = number(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
     top_p: float = number(1.0, "sample within this probability mass; 1 = all", above=0, maximum=1)
     stop: list[str] = items([], "strings that end a response; the response counts up to and including them")
+    stop_tokens: list[str] = items([], "tokens that end a response, besides EOS and the template's end of turn")
     backend: str = choice(
         "hf",
         "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU; "

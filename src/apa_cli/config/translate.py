@@ -167,9 +167,13 @@ def _wrong_type(key: str, error: ValidationError, file: str) -> UserError:
 
 
 def _wanted(key: str) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", list: "a list"}.get(
-        all_keys()[key].type, "text"
-    )
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        list: "a list",
+        dict: "names and values",
+    }.get(all_keys()[key].type, "text")
 
 
 def _composition(message: str, file: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Plain prompts read as chats, for reward models that expect messages."""
+"""Plain prompts read as chats: for models that expect messages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 def hh_messages(prompt: str) -> list[dict[str, str]]:
     """The turns of an HH prompt "\\n\\nHuman: …\\n\\nAssistant:" as messages, the open turn at its end left out.
 
-    Text before the first turn is a system message. A prompt without such turns is one user message.
+    Text before the first turn is a system message. Turns of one speaker that follow each other are one message:
+    templates want speakers to alternate. A prompt without such turns is one user message.
     """
     marks = list(_TURN.finditer(prompt))
     if not marks:
@@ -26,4 +27,15 @@ def hh_messages(prompt: str) -> list[dict[str, str]]:
         messages.insert(0, {"role": "system", "content": preface})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
         messages.pop()
-    return messages
+    return _alternating(messages)
+
+
+def _alternating(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    joined: list[dict[str, str]] = []
+    for message in messages:
+        if joined and joined[-1]["role"] == message["role"]:
+            content = "\n\n".join(part for part in (joined[-1]["content"], message["content"]) if part)
+            joined[-1] = {"role": message["role"], "content": content}
+        else:
+            joined.append(message)
+    return joined

@@ -1,13 +1,16 @@
-"""What a row means: text, chat or hh.
+"""What a row means: text, chat, hh or hh_chat.
 
-text   the prompt column holds the prompt.
-chat   the prompt column holds messages, a list of {role, content} ending with the user's; a plain string counts as
-       one user message when data.format=chat asks for it. Of each message only role and content are used.
-hh     `chosen` holds a dialogue "\\n\\nHuman: ...\\n\\nAssistant: ...": the prompt is everything up to and including
-       its last "\\n\\nAssistant:". The prompt column plays no part.
-auto   when the prompt column exists, its first value that is not null decides: a string means text, a list chat.
-       Without that column, `chosen` and `rejected` strings that hold "\\n\\nAssistant:" mean hh. Anything else is an
-       error.
+text     the prompt column holds the prompt.
+chat     the prompt column holds messages, a list of {role, content} or ShareGPT's {from, value}; a plain string counts
+         as one user message when data.format=chat asks for it. An assistant's message at the end is left out: it is
+         the answer. Of each message only who says what is used. A string in a column `system`, otherwise
+         data.system_prompt, is the system message of dialogues that have none.
+hh       `chosen` holds a dialogue "\\n\\nHuman: ...\\n\\nAssistant: ...": the prompt is everything up to and including
+         its last "\\n\\nAssistant:". The prompt column plays no part.
+hh_chat  the same dialogue, its turns as messages.
+auto     when the prompt column exists, its first value that is not null decides: a string means text, a list chat.
+         Without that column, `messages` or `conversations` that hold lists mean chat, and `chosen` and `rejected`
+         strings that hold "\\n\\nAssistant:" hh. Anything else is an error.
 """
 
 from __future__ import annotations
@@ -16,42 +19,77 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from apa_cli.data.table import Table, kind_of
+from apa_cli.data.dialogues import hh_messages
+from apa_cli.data.messages import Messages, as_text, open_turn, read_messages, with_system
+from apa_cli.data.table import Table, check_text, kind_of, listing
 from apa_cli.errors import UserError
 
 ASSISTANT = "\n\nAssistant:"
-ROLES = ("system", "developer", "user", "assistant", "tool")
+CHAT_COLUMNS = ("messages", "conversations", "conversation")  # looked into where data.prompt_column is left as it is
 USUAL_COLUMNS = ("prompt", "messages", "text", "question", "instruction", "query", "conversations")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     text: str
-    messages: tuple[dict[str, str], ...] | None
+    messages: Messages | None
     columns: dict[str, Any]
     place: str  # for errors
+    answered: bool = False  # an assistant's message at its end was left out
 
 
-def parse_rows(table: Table, *, format: str, prompt_column: str) -> tuple[str, list[Row]]:
-    """The format ("text", "chat" or "hh") and what each row says. Raises UserError, naming the row."""
+def parse_rows(
+    table: Table, *, format: str, prompt_column: str, system_prompt: str | None = None
+) -> tuple[str, list[Row]]:
+    """The format ("text", "chat", "hh" or "hh_chat") and what each row says. Raises UserError, naming the row."""
     names = table.columns()
+    if format in ("auto", "chat"):
+        prompt_column = _chat_column(table, names, prompt_column)
     if format == "auto":
         format = _decide_format(table, names, prompt_column)
-    column = "chosen" if format == "hh" else prompt_column
+    chat, hh = format in ("chat", "hh_chat"), format in ("hh", "hh_chat")
+    if system_prompt is not None and not chat:
+        what = "dialogues" if hh else "plain text"
+        raise UserError(
+            "data.system_prompt",
+            f"set, but {table.source} holds {what}, and data.format={format} uses no template",
+            f"add data.format={'hh_chat' if hh else 'chat'}, or unset it",
+        )
+    column = "chosen" if hh else prompt_column
     if column not in names:
-        if format == "hh":
-            raise UserError(table.source, f"has no column 'chosen' ({_listing(names)})", "choose another data.format")
+        if hh:
+            raise UserError(table.source, f"has no column 'chosen' ({listing(names)})", "choose another data.format")
         raise _missing_column(table, names, column)
-    others = names if format == "hh" else [name for name in names if name != column]
+    others = names if hh else [name for name in names if name != column]
     rows = []
     for index, values in enumerate(table.rows):
         place = table.place(index)
         if column not in values:
             raise UserError(place, f"has no {column!r}", "give every row this column")
-        text, messages = _PARSERS[format](values[column], place, column)
         columns = {name: values.get(name) for name in others}
-        rows.append(Row(text=text, messages=messages, columns=columns, place=place))
+        if not chat:
+            text = _PARSERS[format](values[column], place, column)
+            rows.append(Row(text=text, messages=None, columns=columns, place=place))
+            continue
+        if hh:
+            dialogue = tuple(hh_messages(_parse_hh(values[column], place, column)))
+            messages, answered = open_turn(dialogue, place) if dialogue else read_messages([], place, column)
+        else:
+            messages, answered = read_messages(values[column], place, column)
+        own = values.get("system")  # beside the dialogue, as ShareGPT's and Orca's rows have it
+        messages = with_system(messages, own if isinstance(own, str) and own.strip() else system_prompt)
+        rows.append(Row(text=as_text(messages), messages=messages, columns=columns, place=place, answered=answered))
     return format, rows
+
+
+def _chat_column(table: Table, names: list[str], prompt_column: str) -> str:
+    """The column with the messages, where the data has it under another usual name and none of the default one."""
+    if prompt_column not in names and prompt_column == "prompt":
+        for name in CHAT_COLUMNS:
+            first = next((row[name] for row in table.rows if row.get(name) is not None), None)
+            if isinstance(first, list):
+                return name
+    return prompt_column
 
 
 def _decide_format(table: Table, names: list[str], prompt_column: str) -> str:
@@ -72,77 +110,21 @@ def _missing_column(table: Table, names: list[str], column: str) -> UserError:
     nearest = difflib.get_close_matches(column, names, n=1, cutoff=0.5)
     nearest = nearest or [name for name in USUAL_COLUMNS if name in names]
     remedy = f"set data.prompt_column={nearest[0]}" if nearest else "set data.prompt_column"
-    return UserError(table.source, f"has no column {column!r} ({_listing(names)})", remedy)
+    return UserError(table.source, f"has no column {column!r} ({listing(names)})", remedy)
 
 
-def _listing(names: list[str]) -> str:
-    if not names:
-        return "it has no columns"
-    return f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
-
-
-def _check_text(value: object, place: str, what: str, *, empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise UserError(place, f"{what} is {kind_of(value)}, not a string", "correct it, or remove the row")
-    if not empty and not value.strip():
-        raise UserError(place, f"{what} is empty", "fill it in, or remove the row")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        problem = f"{what} holds half a surrogate pair (character {error.start + 1})"
-        raise UserError(place, problem, "write the character whole") from None
-    return value
-
-
-_Parsed = tuple[str, "tuple[dict[str, str], ...] | None"]
-
-
-def _parse_text(value: object, place: str, column: str) -> _Parsed:
+def _parse_text(value: object, place: str, column: str) -> str:
     if isinstance(value, list):
         raise UserError(place, f"{column!r} is a list, not a string", "for messages set data.format=chat")
-    return _check_text(value, place, repr(column)), None
+    return check_text(value, place, repr(column))
 
 
-def _parse_hh(value: object, place: str, column: str) -> _Parsed:
-    dialogue = _check_text(value, place, repr(column))
+def _parse_hh(value: object, place: str, column: str) -> str:
+    dialogue = check_text(value, place, repr(column))
     end = dialogue.rfind(ASSISTANT)
     if end < 0:
         raise UserError(place, f"{column!r} has no '\\n\\nAssistant:'", "correct it, or choose another data.format")
-    return dialogue[: end + len(ASSISTANT)], None
+    return dialogue[: end + len(ASSISTANT)]
 
 
-def _parse_chat(value: object, place: str, column: str) -> _Parsed:
-    if isinstance(value, str):
-        if value.lstrip().startswith(("[{", "{'role'", '{"role"')):
-            problem = f"{column!r} is a string that holds messages"
-            raise UserError(place, problem, "store them as a list, in .jsonl or .parquet")
-        value = [{"role": "user", "content": value}]
-    if not isinstance(value, list):
-        raise UserError(place, f"{column!r} is {kind_of(value)}, not a list of messages", "correct or remove it")
-    if not value:
-        raise UserError(place, f"{column!r} has no messages", "fill it in, or remove the row")
-    messages = tuple(_parse_message(message, place, number) for number, message in enumerate(value, start=1))
-    last = messages[-1]
-    if last["role"] != "user":
-        problem = f"the last message is from {last['role']!r}, not from the user"
-        raise UserError(place, problem, "end the prompt with a user message")
-    _check_text(last["content"], place, f"message {len(messages)}")
-    if len(messages) == 1:
-        return last["content"], messages
-    return "\n".join(f"{message['role']}: {message['content']}" for message in messages), messages
-
-
-def _parse_message(message: object, place: str, number: int) -> dict[str, str]:
-    shape = 'write each as {"role": "user", "content": "..."}'
-    if not isinstance(message, dict):
-        raise UserError(place, f"message {number} is {kind_of(message)}, not an object", shape)
-    for name in ("role", "content"):
-        if name not in message:
-            raise UserError(place, f"message {number} has no {name!r} ({_listing(list(message))})", shape)
-    if message["role"] not in ROLES:
-        raise UserError(place, f"message {number} has the role {message['role']!r}", f"use one of {', '.join(ROLES)}")
-    content = _check_text(message["content"], place, f"the content of message {number}", empty=True)
-    return {"role": message["role"], "content": content}
-
-
-_PARSERS = {"text": _parse_text, "chat": _parse_chat, "hh": _parse_hh}
+_PARSERS = {"text": _parse_text, "hh": _parse_hh}

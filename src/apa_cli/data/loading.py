@@ -11,7 +11,7 @@ from apa_cli.config.schema import DataConfig
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.prompts import Prompt, PromptSet
 from apa_cli.data.sources import read_source
-from apa_cli.data.tokenization import cut_left, encode
+from apa_cli.data.tokenization import cut_left, encode, without_oldest_turns
 from apa_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class _Pool:
 
     prompts: list[Prompt]
     cut: list[bool]  # of each prompt, whether it was cut
+    answered: list[bool]  # of each prompt, whether an answer to it was left out
     dropped: int
     source: str
     commit: str | None
@@ -32,6 +33,7 @@ class _Pool:
         return PromptSet(
             prompts=[self.prompts[index] for index in chosen],
             cut=sum(self.cut[index] for index in chosen),
+            answered=sum(self.answered[index] for index in chosen),
             dropped=dropped,
             source=self.source,
             withheld=withheld,
@@ -77,24 +79,51 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         split_key=split_key,
         prompt_column=config.prompt_column,
     )
-    format, rows = parse_rows(table, format=config.format, prompt_column=config.prompt_column)
+    system_prompt = config.system_prompt
+    arguments = {name: value for name, value in config.template_arguments.items() if value is not None}
+    format, rows = parse_rows(
+        table, format=config.format, prompt_column=config.prompt_column, system_prompt=system_prompt
+    )
+    chat = format in ("chat", "hh_chat")
+    if arguments and not chat:
+        problem = f"set, but {table.source} holds no messages, and data.format={format} uses no template"
+        raise UserError("data.template_arguments", problem, "add data.format=chat, or unset it")
     limit = config.max_prompt_tokens
     prompts: list[Prompt] = []
     cut: list[bool] = []
-    for row, row_ids in zip(rows, encode(rows, tokenizer), strict=True):
+    answered: list[bool] = []
+    every = encode(rows, tokenizer, arguments=arguments, system_prompt=system_prompt)
+    for row, row_ids in zip(rows, every, strict=True):
         overlong = len(row_ids) > limit
         if overlong and config.overlong == "drop":
             continue
-        kept = cut_left(row_ids, limit, tokenizer.bos_token_id)
+        if overlong and chat:  # never in the middle of a turn: its markers would be torn
+            shortened = without_oldest_turns(row, limit, tokenizer, arguments=arguments)
+            if shortened is None:
+                continue
+            row, kept = shortened
+        else:
+            kept = cut_left(row_ids, limit, tokenizer.bos_token_id)
         text = row.text
-        if overlong and format != "chat":
+        if overlong and not chat:
             text = str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         prompts.append(Prompt(token_ids=tuple(kept), text=text, messages=row.messages, columns=row.columns))
         cut.append(overlong)
+        answered.append(row.answered)
     if not prompts:
         problem = f"every prompt of {table.source} is longer than {limit} tokens"
-        raise UserError("data.max_prompt_tokens", problem, "raise it, or set data.overlong=cut")
-    return _Pool(prompts=prompts, cut=cut, dropped=len(rows) - len(prompts), source=table.source, commit=table.commit)
+        if chat and config.overlong == "cut":
+            problem += ", its oldest turns left out"
+        remedy = "raise it" if chat else "raise it, or set data.overlong=cut"
+        raise UserError("data.max_prompt_tokens", problem, remedy)
+    return _Pool(
+        prompts=prompts,
+        cut=cut,
+        answered=answered,
+        dropped=len(rows) - len(prompts),
+        source=table.source,
+        commit=table.commit,
+    )
 
 
 def _set_aside(pool: _Pool, count: int, seed: int) -> list[int]:

@@ -22,8 +22,8 @@ class Prompt:
 
     `token_ids` is what the policy reads, never more than data.max_prompt_tokens. `text` is what people and reward
     functions read: the prompt itself for formats text and hh (of a prompt that was cut, the part that was kept, so that
-    nobody judges words the policy never saw); for chat the message, when there is one alone, otherwise one
-    "role: content" line a message. `messages` is for chat only and always whole.
+    nobody judges words the policy never saw); for chat the message, when there is one alone, otherwise "role: content"
+    of each. `messages` is for chat only; turns that were left out as too long stand in neither.
     """
 
     token_ids: tuple[int, ...]
@@ -45,11 +45,16 @@ class PromptBatch:
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
     prompts: list[Prompt]
-    cut: int  # how many of `prompts` were cut on the left
+    cut: int  # how many of `prompts` were cut on the left, of dialogues their oldest turns
     dropped: int  # rows left out because they were too long
     source: str  # the file or data set, as the user named it
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
     commit: str | None = None  # of a data set on the Hub, where it is known
+    answered: int = 0  # of how many an assistant's message at the end was left out
+
+    @property
+    def chat(self) -> bool:
+        return any(prompt.messages is not None for prompt in self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -58,15 +63,19 @@ class PromptSet:
         """One line for the log."""
         notes = []
         if self.cut:
-            notes.append(f"{self.cut:,} cut on the left")
+            notes.append(f"{self.cut:,} {'without their oldest turns' if self.chat else 'cut on the left'}")
         if self.dropped:
             notes.append(f"{self.dropped:,} dropped as too long")
         if self.withheld:
             notes.append(f"{self.withheld:,} left out because they are held out")
+        if self.answered:
+            notes.append(f"{self.answered:,} without the answer they end with (the policy writes its own)")
         lengths = [len(prompt.token_ids) for prompt in self.prompts]
         if lengths:
             notes.append(f"{min(lengths):,} to {max(lengths):,} tokens")
-        line = f"{len(self.prompts):,} prompts" + (f" from {self.source}" if self.source else "")
+        line = f"{len(self.prompts):,} {'chat prompts' if self.chat else 'prompts'}" + (
+            f" from {self.source}" if self.source else ""
+        )
         return f"{line}: {', '.join(notes)}" if notes else line
 
 

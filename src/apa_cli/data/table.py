@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from apa_cli.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -34,3 +36,22 @@ def kind_of(value: object) -> str:
         if isinstance(value, kind):
             return words
     return f"of type {type(value).__name__}"
+
+
+def listing(names: list[str]) -> str:
+    if not names:
+        return "it has no columns"
+    return f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+
+
+def check_text(value: object, place: str, what: str, *, empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise UserError(place, f"{what} is {kind_of(value)}, not a string", "correct it, or remove the row")
+    if not empty and not value.strip():
+        raise UserError(place, f"{what} is empty", "fill it in, or remove the row")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        problem = f"{what} holds half a surrogate pair (character {error.start + 1})"
+        raise UserError(place, problem, "write the character whole") from None
+    return value

@@ -162,7 +162,7 @@ def _load(
 ) -> tuple[Policy, Reference]:
     """The checkpoint's policy and the initial policy that its KL is measured from."""
     settings = _settings(config.policy, checkpoint)
-    policy = load_policy(settings, runtime, weights=Path(checkpoint.policy))
+    policy = load_policy(settings, runtime, weights=Path(checkpoint.policy), stop_tokens=config.generation.stop_tokens)
     if frozen is not None and not checkpoint.is_adapter:
         with frozen.active() as initial:
             if _vocabulary(initial) != _vocabulary(policy):
@@ -171,7 +171,7 @@ def _load(
         return policy, frozen
     if not checkpoint.is_adapter and config.policy.adapter.path is not None:
         # all weights are compared with a start that was an adapter itself
-        start = load_policy(config.policy, runtime)
+        start = load_policy(config.policy, runtime, stop_tokens=config.generation.stop_tokens)
         return policy, Reference(start, frozen=start)
     return policy, load_reference(config.reference, settings, policy, runtime, trained=checkpoint.policy)
 

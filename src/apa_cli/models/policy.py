@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from apa_cli.config.schema import PolicyConfig, ReferenceConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, AdapterSwitch, cast_adapters
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
+from apa_cli.models.end_tokens import end_tokens
 from apa_cli.models.head import OutputHead, take_apart
 from apa_cli.models.loading import (
     check_vocabulary,
@@ -37,20 +39,28 @@ logger = logging.getLogger(__name__)
 class Policy:
     """A causal language model with its tokenizer, and the adapter if there is one.
 
-    `eos_token_ids` are all ids that end a response (the tokenizer's and the generation config's); `pad_token_id`
-    only fills rectangles: every mask is positional, so it may equal an EOS without hiding one. `parts` is the model's
-    trunk and head where the two explain it, found by a small trial unless `apart` says no.
+    `eos_token_ids` are all ids that end a response, and `ends` says where each comes from; `pad_token_id` only fills
+    rectangles: every mask is positional, so it may equal an EOS without hiding one. `parts` is the model's trunk and
+    head where the two explain it, found by a small trial unless `apart` says no.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, runtime: Runtime, *, trained_adapter: bool = False, apart: bool = True
+        self,
+        model: Any,
+        tokenizer: Any,
+        runtime: Runtime,
+        *,
+        trained_adapter: bool = False,
+        apart: bool = True,
+        stop_tokens: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.runtime = runtime
         self.trained_adapter = trained_adapter
         self.generation_config = model.generation_config  # the model's own, put back into what is exported
-        self.eos_token_ids = _eos_token_ids(model, tokenizer)
+        self.ends = end_tokens(model, tokenizer, stop_tokens)
+        self.eos_token_ids = list(self.ends)
         self.pad_token_id = _pad_token_id(
             tokenizer, self.eos_token_ids, _base(model).config.get_text_config().vocab_size
         )
@@ -71,6 +81,11 @@ class Policy:
         """Prompt and response tokens that the model was made for, where its configuration says so."""
         limit = getattr(_base(self.model).config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
+
+    def describe_ends(self) -> str:
+        """What ends a response, for the log."""
+        names = self.tokenizer.convert_ids_to_tokens(self.eos_token_ids)
+        return ", ".join(f"{name} ({origin})" for name, origin in zip(names, self.ends.values(), strict=True))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the policy trains; an adapter that a critic has on the same model is not among it."""
@@ -195,7 +210,9 @@ class Reference:
             return model.logprobs(*batch, temperature=temperature)[0]
 
 
-def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None = None) -> Policy:
+def load_policy(
+    config: PolicyConfig, runtime: Runtime, *, weights: Path | None = None, stop_tokens: Sequence[str] = ()
+) -> Policy:
     """The policy on its device, in evaluation mode, ready to train.
 
     `weights`: a checkpoint's policy folder to take the trained weights from, instead of the configured start.
@@ -213,8 +230,8 @@ def load_policy(config: PolicyConfig, runtime: Runtime, *, weights: Path | None 
     if adapted:
         model = attach_adapter(model, config, weights)
     model = model.to(runtime.device).eval()
-    policy = Policy(model, tokenizer, runtime, trained_adapter=config.adapter.path is not None)
-    policy.generation_config = generation_config
+    policy = Policy(model, tokenizer, runtime, trained_adapter=config.adapter.path is not None, stop_tokens=stop_tokens)
+    policy.generation_config = _with_ends(generation_config, policy)
     if config.gradient_checkpointing:
         _enable_checkpointing(policy)
     _neutral_generation_config(policy)
@@ -357,16 +374,19 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def _eos_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
-    ids = configured if isinstance(configured, list) else [configured]
-    return sorted({i for i in [*ids, tokenizer.eos_token_id] if i is not None})
-
-
 def _pad_token_id(tokenizer: Any, eos_token_ids: list[int], vocabulary: int) -> int:
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocabulary:
         return int(tokenizer.pad_token_id)
     return eos_token_ids[0] if eos_token_ids else 0
+
+
+def _with_ends(generation_config: Any, policy: Policy) -> Any:
+    """The model's own settings; what it was trained to end with beyond them ends its responses elsewhere too."""
+    if all(origin in ("EOS", "generation_config.json") for origin in policy.ends.values()):
+        return generation_config
+    own = copy.deepcopy(generation_config)
+    own.eos_token_id = policy.eos_token_ids
+    return own
 
 
 def _neutral_generation_config(policy: Policy) -> None:

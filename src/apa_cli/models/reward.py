@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apa_cli.config.schema import RewardConfig
 from apa_cli.data.dialogues import hh_messages
+from apa_cli.data.messages import without_oldest_turn
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
 from apa_cli.models.loading import check_vocabulary, freeze, load_config, load_pretrained, load_tokenizer
@@ -64,12 +65,13 @@ class RewardModel:
         key: str,
         shares_tokenizer: bool,
         microbatch_tokens: int,
+        policy_tokenizer: Any = None,
     ) -> None:
         self.model, self.tokenizer, self.config, self.runtime = model, tokenizer, config, runtime
         self.key = key
         self.microbatch_tokens = microbatch_tokens
         self.chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
-        self.passes_ids_through = shares_tokenizer and not self.chat and config.format != "pair"
+        self.shares_tokenizer, self.policy_tokenizer = shares_tokenizer, policy_tokenizer
         self.max_tokens = config.max_tokens or _longest_input(model, tokenizer)
         if config.format == "chat" and not tokenizer.chat_template:
             raise UserError(f"{key}.format", f"{config.path} has no chat template", f"use {key}.format=text")
@@ -86,6 +88,20 @@ class RewardModel:
         self._reads_segments = (
             self._causal_head is None and "token_type_ids" in inspect.signature(model.forward).parameters
         )
+
+    def reads(self, *, chat: bool) -> str:
+        """What it is given of prompts that are chats or are not: chat, policy, text or pair, as reward.format has them.
+
+        Without a template of its own, a model with the policy's tokenizer reads chats in the policy's template.
+        """
+        if self.config.format != "auto":
+            return self.config.format
+        return "chat" if self.chat else "policy" if chat and self.shares_tokenizer else "text"
+
+    def passes_ids_through(self, *, chat: bool) -> bool:
+        """Whether the policy's token ids are those of the very text that is scored."""
+        reads = self.reads(chat=chat)
+        return self.shares_tokenizer and (reads == "policy" or (reads == "text" and not chat))
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
         ids, types = (
@@ -114,17 +130,33 @@ class RewardModel:
 
     def _token_ids(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
         """Ids of every text, and of a pair its segments where the model tells them apart."""
-        if self.passes_ids_through:
+        chat = finished.messages is not None
+        reads = self.reads(chat=chat)
+        if self.passes_ids_through(chat=chat):
             return finished.token_ids, None
-        if self.chat:
-            texts = [self._render(dialogue) for dialogue in _dialogues(finished)]
+        if reads == "chat":
+            return self._chat_ids(_dialogues(finished)), None
+        if reads == "policy":
+            texts = self.policy_tokenizer.batch_decode(finished.token_ids, skip_special_tokens=False)
             return self.tokenizer(texts, add_special_tokens=False)["input_ids"], None
-        if self.config.format == "pair":
+        if reads == "pair":
             pairs = self.tokenizer(finished.prompts, finished.responses)
             return pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
-        between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a message, complete in itself
+        between = "\n\n" if chat else ""  # a chat's prompt is a message, complete in itself
         texts = [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
         return self.tokenizer(texts)["input_ids"], None
+
+    def _chat_ids(self, dialogues: list[list[dict[str, str]]]) -> list[list[int]]:
+        """Ids of each dialogue in the model's own template; of one too long the oldest turns are left out, whole."""
+        ids: list[list[int]] = self.tokenizer([self._render(d) for d in dialogues], add_special_tokens=False)[
+            "input_ids"
+        ]
+        for row, dialogue in enumerate(dialogues):
+            shorter = without_oldest_turn(dialogue)
+            while len(ids[row]) > self.max_tokens and shorter is not None:
+                ids[row] = self.tokenizer(self._render(list(shorter)), add_special_tokens=False)["input_ids"]
+                shorter = without_oldest_turn(shorter)
+        return ids
 
     def _render(self, dialogue: list[dict[str, str]]) -> str:
         try:
@@ -188,6 +220,7 @@ def load_reward(
         key=key,
         shares_tokenizer=same_tokenizer(tokenizer, policy.tokenizer) and sizes[0] >= sizes[1],
         microbatch_tokens=microbatch_tokens,
+        policy_tokenizer=policy.tokenizer,
     )
 
 

@@ -30,6 +30,7 @@ _PYTHONS_OWN = (threading.__file__, importlib.__file__)
 class RewardFunction:
     """A user's `reward(prompts, responses, **columns) -> list[float]`, its answer checked.
 
+    Of chat prompts, the dialogues come as the column `messages`.
     `timeout`: seconds that it may take, in a thread of its own; None calls it in this one, and waits for ever.
     """
 
@@ -41,9 +42,10 @@ class RewardFunction:
         self._names = {p.name for p in parameters}
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
+        extra = finished.columns if finished.messages is None else {**finished.columns, "messages": finished.messages}
         columns = {
             name: list(values)
-            for name, values in finished.columns.items()
+            for name, values in extra.items()
             if (self._takes_all or name in self._names) and name not in ("prompts", "responses")
         }
         call = partial(self.function, list(finished.prompts), list(finished.responses), **columns)

@@ -55,7 +55,9 @@ class Models:
 def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | None = None) -> Models:
     """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given."""
     torch.manual_seed(config.seed)  # a new adapter starts from random numbers
-    policy = load_policy(config.policy, runtime, weights=checkpoint and checkpoint / "policy")
+    policy = load_policy(
+        config.policy, runtime, weights=checkpoint and checkpoint / "policy", stop_tokens=config.generation.stop_tokens
+    )
     budget = config.training.microbatch_tokens
     evaluator = config.evaluation.reward
     return Models(

@@ -35,17 +35,19 @@ def _backend(name: str) -> Callable[..., Rollout]:
 
 
 def decode(policy: Policy, rollout: Rollout, stop: list[str]) -> list[str]:
-    """The counted response tokens as text, special tokens and a closing stop string left out.
+    """The counted response tokens as text; special tokens, and the token or stop string that ended it, left out.
 
     Text is what the response adds to its decoded prompt: some tokenizers drop the space that begins a lone response.
     """
     prompts = [
         row[keep].tolist() for row, keep in zip(rollout.prompt_ids.cpu(), rollout.prompt_mask.cpu(), strict=True)
     ]
+    ends = set(policy.eos_token_ids)  # some are ordinary tokens to the tokenizer
+    token_ids = [ids[:-1] if ids[-1] in ends else ids for ids in rollout.token_ids()]
     before = policy.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-    whole = policy.tokenizer.batch_decode(rollout.token_ids(), skip_special_tokens=True)
+    whole = policy.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
     alone = policy.tokenizer.batch_decode(
-        [ids[len(prompt) :] for ids, prompt in zip(rollout.token_ids(), prompts, strict=True)], skip_special_tokens=True
+        [ids[len(prompt) :] for ids, prompt in zip(token_ids, prompts, strict=True)], skip_special_tokens=True
     )
     texts = [w[len(b) :] if w.startswith(b) else a for w, b, a in zip(whole, before, alone, strict=True)]
     return [_without_stop(text, stop) for text in texts]

@@ -25,11 +25,12 @@ from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.checkpoints.training_state import resume_state
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import PromptStream, check_room
+from apa_cli.data.prompts import PromptSet, PromptStream, check_room
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
 from apa_cli.models.device import Runtime, select_runtime
+from apa_cli.models.reward import RewardModel
 from apa_cli.models.roles import Models, load_models
 from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.secrets import redact
@@ -42,6 +43,12 @@ from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.state import TrainingState, initial_state
 
 CONFIG_FILE = "config.yaml"
+READS = {
+    "chat": "messages and response in its own chat template",
+    "policy": "the policy's own text, template and all",
+    "text": "prompt and response as plain text",
+    "pair": "prompt and response as two segments",
+}
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
 
@@ -116,6 +123,7 @@ def _prepare(
     tracker.note(f"training on {prompts.describe()}")
     if held_out.prompts:
         tracker.note(f"evaluating on {held_out.describe()}")
+    _say_how_it_is_read(models, prompts, tracker)
     stream = PromptStream(
         prompts.prompts,
         batch_size=config.rollout.prompts,
@@ -186,6 +194,20 @@ def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
         )
     if not models.policy.eos_token_ids and not generation.stop:
         tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")
+
+
+def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) -> None:
+    """What ends a response, and the text that reward models are given: both go wrong without a sign."""
+    if models.policy.ends:
+        tracker.note(f"a response ends at {models.policy.describe_ends()}")
+    if models.policy.tokenizer.chat_template and not prompts.chat:
+        tracker.note(
+            "the policy has a chat template, and these prompts do not go through it; "
+            "data.format=chat (HH dialogues: hh_chat) if they should"
+        )
+    for name, scorer in (("reward model", models.scorer), ("evaluator", models.evaluator)):
+        if isinstance(scorer, RewardModel) and (prompts.chat or scorer.tokenizer.chat_template):
+            tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}")
 
 
 def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:

@@ -151,14 +151,18 @@ def test_hh_ppo_follows_the_paper():
 
 
 def test_every_key_can_be_set_and_is_explained():
-    samples = {int: 7, float: 0.5, bool: True, str: "sample", list: ["a", "b"]}
+    samples = {int: 7, float: 0.5, bool: True, str: "sample", list: ["a", "b"], dict: {"a": 1}}
     values: dict[str, Any] = {}
     for key in all_keys().values():
         assert key.help, f"{key.name} has no help"
         values[key.name] = key.choices[-1] if key.choices else samples[key.type]
     values["optimizer.betas"] = [0.1, 0.2]
     overrides = [
-        f"{name}=[{value[0]},{value[1]}]" if isinstance(value, list) else f"{name}={value}"
+        f"{name}=[{value[0]},{value[1]}]"
+        if isinstance(value, list)
+        else f"{name}={{a:1}}"
+        if isinstance(value, dict)
+        else f"{name}={value}"
         for name, value in values.items()
     ]
     composed = compose_raw(overrides)

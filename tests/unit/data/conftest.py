@@ -47,6 +47,12 @@ def chat_tokenizer():
     return make_tokenizer(bos=True, template=TEMPLATE)
 
 
+@pytest.fixture(scope="session")
+def with_template():
+    """with_template(text): a tokenizer with this chat template, and no BOS of its own."""
+    return lambda template: make_tokenizer(template=template)
+
+
 @pytest.fixture
 def config():
     """A DataConfig with a path and whatever else a test sets."""

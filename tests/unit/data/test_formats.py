@@ -48,11 +48,62 @@ def test_chat_with_one_message_reads_as_that_message():
     assert rows[0].messages == (user("Hi"),)
 
 
-def test_chat_with_several_messages_reads_as_lines():
+def test_chat_with_several_messages_reads_as_paragraphs():
     messages = [{"role": "system", "content": "Be kind"}, {**user("Hi"), "name": None}]
     _, rows = parse({"prompt": messages})
-    assert rows[0].text == "system: Be kind\nuser: Hi"
+    assert rows[0].text == "system: Be kind\n\nuser: Hi"
     assert rows[0].messages == ({"role": "system", "content": "Be kind"}, user("Hi"))
+
+
+def assistant(content):
+    return {"role": "assistant", "content": content}
+
+
+def test_the_answer_at_the_end_is_left_out():
+    dialogue = [user("a"), assistant("b"), user("c"), assistant("d")]
+    _, rows = parse({"prompt": dialogue}, {"prompt": dialogue[:3]})
+    assert [row.messages for row in rows] == [tuple(dialogue[:3])] * 2
+    assert [row.answered for row in rows] == [True, False]
+    assert rows[0].text == "user: a\n\nassistant: b\n\nuser: c"
+
+
+def test_sharegpt_and_the_columns_that_usually_hold_messages():
+    turns = [("system", "S"), ("human", "a"), ("gpt", "b"), ("human", "c"), ("gpt", "d")]
+    format, rows = parse({"conversations": [{"from": who, "value": what} for who, what in turns], "id": 1})
+    assert format == "chat"
+    assert rows[0].messages == ({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
+    assert (rows[0].answered, rows[0].columns) == (True, {"id": 1})
+    assert parse({"messages": [user("a")]})[1][0].messages == (user("a"),)
+    assert parse({"messages": [user("a")], "prompt": "b"})[0] == "text"
+
+
+def test_system_prompts_come_from_the_dialogue_then_the_row_then_the_setting():
+    rows = [
+        {"prompt": [{"role": "system", "content": "own"}, user("a")], "system": "row's"},
+        {"prompt": [user("b")], "system": "row's"},
+        {"prompt": [user("c")], "system": None},
+    ]
+    table = Table(source="p", rows=rows, labels=["1", "2", "3"])
+    _, parsed = parse_rows(table, format="auto", prompt_column="prompt", system_prompt="setting's")
+    assert [row.messages[0]["content"] for row in parsed] == ["own", "row's", "setting's"]
+    assert [len(row.messages) for row in parsed] == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("row", "format"), [({"prompt": "a"}, "auto"), ({"chosen": DIALOGUE, "rejected": DIALOGUE}, "hh")]
+)
+def test_a_system_prompt_is_for_chats(row, format):
+    with pytest.raises(UserError, match=r"^data.system_prompt: set, but .* uses no template; add data.format="):
+        parse_rows(
+            Table(source="p", rows=[row], labels=["1"]), format=format, prompt_column="prompt", system_prompt="S"
+        )
+
+
+def test_hh_dialogues_as_messages():
+    dialogue = "\n\nHuman: a\n\nHuman: more\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
+    _, rows = parse({"chosen": dialogue, "rejected": "x"}, format="hh_chat")
+    assert rows[0].messages == (user("a\n\nmore"), assistant("b"), user("c"))
+    assert (rows[0].answered, rows[0].columns) == (False, {"chosen": dialogue, "rejected": "x"})
 
 
 def test_a_string_is_one_user_message_when_chat_is_asked_for():
@@ -75,7 +126,7 @@ REFUSED = [
         [{"promt": "a", "n": 1}],
         ["prompts.jsonl: has no column 'prompt'", "promt, n", "data.prompt_column=promt"],
     ),
-    ("auto", [{"messages": [user("a")]}], ["no column 'prompt'", "data.prompt_column=messages"]),
+    ("auto", [{"messages": "a"}], ["no column 'prompt'", "data.prompt_column=messages"]),
     ("auto", [{"zzz": "a"}], ["no column 'prompt'", "it has zzz"]),
     ("auto", [{}], ["no column 'prompt'", "it has no columns"]),
     ("auto", [{"chosen": "a", "rejected": "b"}], ["no column 'prompt'", "chosen, rejected"]),
@@ -94,11 +145,18 @@ REFUSED = [
     ("chat", [{"prompt": []}], ["line 1", "no messages"]),
     ("chat", [{"prompt": ["hi"]}], ["line 1", "message 1 is a string"]),
     ("chat", [{"prompt": '[{"role": "user", "content": "a"}]'}], ["line 1", "a string that holds messages"]),
-    ("chat", [{"prompt": [{"from": "human", "value": "a"}]}], ["message 1 has no 'role'", "from, value"]),
+    ("chat", [{"prompt": [{"from": "human", "text": "a"}]}], ["message 1 has no 'role'", "from, text"]),
+    ("chat", [{"prompt": [{"from": "narrator", "value": "a"}]}], ["message 1 is from 'narrator'", "human"]),
+    ("chat", [{"prompt": [{"from": ["human"], "value": "a"}]}], ["message 1 is from"]),
     ("chat", [{"prompt": [{"role": "human", "content": "a"}]}], ["the role 'human'", "user"]),
     ("chat", [{"prompt": [{"role": "user"}]}], ["message 1 has no 'content'"]),
     ("chat", [{"prompt": [{"role": "user", "content": None}]}], ["content of message 1 is null"]),
-    ("chat", [{"prompt": [user("a"), {"role": "assistant", "content": "b"}]}], ["from 'assistant', not from the user"]),
+    ("chat", [{"prompt": [assistant("b")]}], ["line 1", "no message before the assistant's"]),
+    ("chat", [{"prompt": [user("a"), assistant("b"), assistant("c")]}], ["before the answer is from 'assistant'"]),
+    ("chat", [{"prompt": [user("a"), {"role": "tool", "content": "b"}]}], ["from 'tool', not from the user"]),
+    ("hh_chat", [{"prompt": "a"}], ["no column 'chosen'", "data.format"]),
+    ("hh_chat", [{"chosen": "\n\nHuman:\n\nAssistant: hi"}], ["line 1", "message 1 is empty"]),
+    ("hh_chat", [{"chosen": "\n\nAssistant: hi"}], ["line 1"]),
     ("chat", [{"prompt": [user("  ")]}], ["line 1", "message 1 is empty"]),
 ]
 

@@ -84,16 +84,17 @@ def write_chats(path, *chats):
 
 def test_same_text_with_other_tokens_is_held_out(tmp_path, chat_tokenizer, config):
     path = write_chats(tmp_path / "a.jsonl", [("system", "x"), ("user", "hi")], [("user", "other")])
-    held_out = write_chats(tmp_path / "b.jsonl", [("user", "system: x\nuser: hi")])
+    held_out = write_chats(tmp_path / "b.jsonl", [("user", "system: x\n\nuser: hi")])
     settings = config(path, eval_path=str(held_out))
     training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=1, seed=0)
     assert texts(training) == ["other"]
 
 
 def test_same_tokens_with_other_text_is_held_out(tmp_path, chat_tokenizer, config):
-    path = write_chats(tmp_path / "a.jsonl", [("user", "one")], [("user", "two")])
-    held_out = write_chats(tmp_path / "b.jsonl", [("user", "stone")])
-    settings = config(path, eval_path=str(held_out), max_prompt_tokens=15)  # <s>, three letters, [assistant]
+    turn = ("user", "two")
+    path = write_chats(tmp_path / "a.jsonl", [("user", "a[user]one")], [turn])
+    held_out = write_chats(tmp_path / "b.jsonl", [("user", "a"), ("user", "one")])
+    settings = config(path, eval_path=str(held_out))
     training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=1, seed=0)
     assert texts(training) == ["two"]
 
@@ -108,15 +109,58 @@ def test_overlong_prompts_are_dropped(tmp_path, tokenizer, config):
         load_prompts(config(path, max_prompt_tokens=2, overlong="drop"), tokenizer, evaluation_prompts=0, seed=0)
 
 
-def test_chat_from_parquet_is_cut_in_tokens_and_keeps_its_messages(tmp_path, chat_tokenizer, config):
+def test_chat_from_parquet(tmp_path, chat_tokenizer, config):
     rows = [{"messages": [{"role": "user", "content": "hello"}], "n": 1}]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    settings = config(tmp_path / "a.parquet", prompt_column="messages", max_prompt_tokens=12)
+    settings = config(tmp_path / "a.parquet", prompt_column="messages")
     training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=0, seed=0)
     prompt = training.prompts[0]
-    assert chat_tokenizer.decode(prompt.token_ids) == "<s>[assistant]"
+    assert chat_tokenizer.decode(prompt.token_ids) == "<s>[user]hello[assistant]"
     assert (prompt.text, prompt.messages, prompt.columns) == ("hello", tuple(rows[0]["messages"]), {"n": 1})
-    assert training.cut == 1
+
+
+LONG = [("system", "S"), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2"), ("user", "three")]
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        (75, [0, 1, 2, 3, 4, 5]),  # <s>, 9 + 9 + 12 + 9 + 12 + 11, and 11 of [assistant]
+        (74, [0, 1, 2, 3, 4, 5]),
+        (73, [0, 3, 4, 5]),
+        (53, [0, 3, 4, 5]),
+        (52, [0, 5]),
+        (32, [0, 5]),
+    ],
+)
+def test_long_chats_lose_their_oldest_turns_whole(tmp_path, chat_tokenizer, config, limit, kept):
+    path = write_chats(tmp_path / "a.jsonl", LONG)
+    training, _ = load_prompts(config(path, max_prompt_tokens=limit), chat_tokenizer, evaluation_prompts=0, seed=0)
+    (prompt,) = training.prompts
+    turns = [LONG[i] for i in kept]
+    expected = "<s>" + "".join(f"[{role}]{content}" for role, content in turns) + "[assistant]"
+    assert chat_tokenizer.decode(prompt.token_ids) == expected
+    assert [tuple(message.values()) for message in prompt.messages] == turns
+    assert prompt.text == "\n\n".join(f"{role}: {content}" for role, content in turns)
+    assert training.cut == (len(kept) < 6)
+    assert ("without their oldest turns" in training.describe()) == (len(kept) < 6)
+
+
+def test_a_chat_whose_last_turn_is_too_long_is_dropped_and_counted(tmp_path, chat_tokenizer, config):
+    path = write_chats(tmp_path / "a.jsonl", LONG, [("user", "hi"), ("assistant", "no")])
+    training, _ = load_prompts(config(path, max_prompt_tokens=30), chat_tokenizer, evaluation_prompts=0, seed=0)
+    assert (texts(training), training.cut, training.dropped, training.answered) == (["hi"], 0, 1, 1)
+    assert "1 without the answer they end with" in training.describe()
+    with pytest.raises(UserError, match=r"longer than 9 tokens, its oldest turns left out; raise it$"):
+        load_prompts(config(path, max_prompt_tokens=9), chat_tokenizer, evaluation_prompts=0, seed=0)
+
+
+def test_template_arguments_are_for_chats(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", ["a"])
+    with pytest.raises(UserError, match=r"^data.template_arguments: .*holds no messages"):
+        load_prompts(config(path, template_arguments={"a": 1}), tokenizer, evaluation_prompts=0, seed=0)
+    unset = config(path, template_arguments={"a": None})
+    assert texts(load_prompts(unset, tokenizer, evaluation_prompts=0, seed=0)[0]) == ["a"]
 
 
 def test_csv_and_text_give_the_same_prompts(tmp_path, tokenizer, config):

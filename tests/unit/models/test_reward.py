@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_models import (
     CPU,
+    make_chat_tokenizer,
     make_config,
     make_tokenizer,
     save_encoder_reward,
@@ -59,7 +60,7 @@ def score_alone(folder, ids, label=0):
 def test_ids_pass_through_when_the_tokenizers_are_the_same(policy, reward_dir):
     """The sampled ids, which decoding and encoding would change."""
     scorer = load(reward_dir, policy)
-    assert scorer.passes_ids_through
+    assert scorer.passes_ids_through(chat=False)
     letters = [policy.tokenizer.convert_tokens_to_ids(c) for c in "thequick"]
     assert policy.tokenizer(policy.tokenizer.decode(letters))["input_ids"] != letters
     got = scorer(finished(policy, ["the"], ["quick"], ids=[letters]))
@@ -70,7 +71,7 @@ def test_text_is_tokenized_anew_when_the_tokenizers_differ(policy, tmp_path):
     tokenizer = make_tokenizer(["something else altogether, with other merges"], vocabulary=280)
     save_reward(tmp_path, tokenizer)
     scorer = load(tmp_path, policy)
-    assert not scorer.passes_ids_through
+    assert not scorer.passes_ids_through(chat=False)
     got = scorer(finished(policy, ids=[[7]] * 3))  # ids that it must not read
     expected = [score_alone(tmp_path, tokenizer(p + r)["input_ids"]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
     assert got == pytest.approx(expected, abs=1e-6)
@@ -113,7 +114,7 @@ def test_the_score_is_read_at_the_last_counted_token(policy_dir, tmp_path, kind)
     save_reward(tmp_path, tokenizer)
     policy = load_policy(make_config(policy_dir(pad=kind == "own pad")).policy, CPU)
     scorer = load(tmp_path, policy)
-    assert scorer.passes_ids_through
+    assert scorer.passes_ids_through(chat=False)
     assert (scorer._pad == eos) == (kind == "pad is eos")
     rows = [[40, 41, 42, 43, 44, 45, 46], [40, 41, eos], [40, 41], [40, 41, eos, eos], [eos], [eos, 40]]
     got = scorer(finished(policy, [""] * 6, [""] * 6, ids=rows))
@@ -175,7 +176,7 @@ def test_pairs_carry_their_segments(policy, tmp_path):
     )
     save_encoder_reward(tmp_path, tokenizer)
     scorer = load(tmp_path, policy, format="pair")
-    assert not scorer.passes_ids_through
+    assert not scorer.passes_ids_through(chat=False)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     expected = []
     for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
@@ -202,6 +203,96 @@ def test_a_chat_template_is_used_where_there_is_one(policy, chat_reward):
     assert got == pytest.approx([expected], abs=1e-5)
 
 
+DIALOGUE = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "and now?"},
+]
+POLICYS = "<|im_start|>user\nand now?<|im_end|>\n<|im_start|>assistant\nbye<|im_end|>"
+
+
+def chat_policy(tmp_path):
+    tokenizer = make_chat_tokenizer("chatml")
+    return load_policy(make_config(save_policy(tmp_path / "policy", tokenizer)).policy, CPU)
+
+
+def one_chat(policy, text=POLICYS, messages=DIALOGUE):
+    ids = policy.tokenizer(text)["input_ids"]
+    return finished(policy, ["user: hi"], ["bye"], messages=[messages], ids=[ids])
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "text"),
+    [
+        ("headers", {}, "own"),
+        ("headers", {"format": "chat"}, "own"),
+        ("headers", {"format": "policy"}, POLICYS),
+        ("headers", {"format": "text"}, "<|begin|>user: hi\n\nbye"),
+        ("none", {}, "user: hi\n\nbye"),
+        ("none", {"format": "policy"}, POLICYS),
+        ("chatml", {"format": "policy"}, POLICYS),
+        ("chatml", {"format": "text"}, "user: hi\n\nbye"),
+        ("chatml without its template", {}, POLICYS),
+        ("chatml without its template", {"format": "text"}, "user: hi\n\nbye"),
+    ],
+)
+def test_what_is_read_of_a_chat(tmp_path, family, settings, text):
+    policy = chat_policy(tmp_path)
+    tokenizer = (
+        make_tokenizer() if family == "none" else make_chat_tokenizer(family.split()[0], bos=family == "headers")
+    )
+    if "without" in family:
+        tokenizer.chat_template = None
+    folder = save_reward(tmp_path / "reward", tokenizer)
+    if text == "own":
+        turns = [("system", "S"), ("user", "hi"), ("assistant", "yes"), ("user", "and now?"), ("assistant", "bye")]
+        text = "<|begin|>" + "".join(f"<|header|>{who}<|end_header|>\n\n{what}<|eot|>" for who, what in turns)
+    expected = score_alone(folder, tokenizer(text, add_special_tokens=False)["input_ids"])
+    scorer = load(folder, policy, **settings)
+    assert scorer(one_chat(policy)) == pytest.approx([expected], abs=1e-5)
+    shares = family.startswith("chatml") and text == POLICYS
+    assert scorer.passes_ids_through(chat=True) == shares
+
+
+def test_the_same_tokenizer_with_another_template_shares_nothing(tmp_path):
+    policy = chat_policy(tmp_path)
+    tokenizer = make_chat_tokenizer("chatml")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    folder = save_reward(tmp_path / "reward", tokenizer)
+    assert same_tokenizer(tokenizer, policy.tokenizer)
+    expected = score_alone(
+        folder, tokenizer("S<|im_end|>hi<|im_end|>yes<|im_end|>and now?<|im_end|>bye<|im_end|>")["input_ids"]
+    )
+    assert load(folder, policy)(one_chat(policy)) == pytest.approx([expected], abs=1e-5)
+
+
+def test_a_long_dialogue_loses_its_oldest_turns_whole(tmp_path):
+    policy = chat_policy(tmp_path)
+    tokenizer = make_chat_tokenizer("headers")
+    folder = save_reward(tmp_path / "reward", tokenizer)
+    turns = [("system", "S"), ("user", "and now?"), ("assistant", "bye")]
+    text = "<|begin|>" + "".join(f"<|header|>{who}<|end_header|>\n\n{what}<|eot|>" for who, what in turns)
+    ids = tokenizer(text)["input_ids"]
+    scorer = load(folder, policy, max_tokens=len(ids) + 3)
+    assert scorer(one_chat(policy)) == pytest.approx([score_alone(folder, ids)], abs=1e-5)
+
+
+def test_functions_are_given_the_messages_by_name(policy):
+    def by_name(prompts, responses, messages):
+        return [float(len(messages[0]))]
+
+    def all_columns(prompts, responses, **columns):
+        return [float(len(columns["messages"][0]))]
+
+    def neither(prompts, responses):
+        return [0.5]
+
+    for function, expected in ((by_name, 4.0), (all_columns, 4.0), (neither, 0.5)):
+        scorer = RewardFunction(function, "f", key="reward.function")
+        assert scorer(finished(policy, ["p"], ["r"], messages=[DIALOGUE])) == [expected]
+
+
 def test_hh_prompts_become_messages(policy, chat_reward):
     folder, tokenizer = chat_reward
     prompt = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and now?\n\nAssistant:"
@@ -222,8 +313,8 @@ def test_a_shared_tokenizer_with_a_template_still_reads_chats(tmp_path):
     save_reward(tmp_path / "reward", tokenizer)
     save_policy(tmp_path / "policy", tokenizer)
     policy = load_policy(make_config(tmp_path / "policy").policy, CPU)
-    assert not load(tmp_path / "reward", policy).passes_ids_through
-    assert load(tmp_path / "reward", policy, format="text").passes_ids_through
+    assert not load(tmp_path / "reward", policy).passes_ids_through(chat=False)
+    assert load(tmp_path / "reward", policy, format="text").passes_ids_through(chat=False)
 
 
 def refused(policy, folder, key, *words, **settings):

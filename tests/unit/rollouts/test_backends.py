@@ -10,7 +10,7 @@ import fake_vllm
 import pytest
 import torch
 from scipy import stats
-from tiny_models import CPU, FAMILIES, make_config, save_adapter, uneven_batch
+from tiny_models import CPU, FAMILIES, make_chat_tokenizer, make_config, save_adapter, save_policy, uneven_batch
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -20,7 +20,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.policy import Policy
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.backends import cached, choice, hf, loop
-from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.generation import decode, sample
 
 FALSE_ALARM = 1e-3
 BACKENDS = ("hf", "static", "paged", "vllm")  # vllm: a stand-in with its call signatures
@@ -302,3 +302,38 @@ def test_a_prompt_that_is_repeated_is_read_once(policy_dir, kind, monkeypatch):
     assert rollout.response_mask.sum() > 100
     check_logprobs(policy, rollout)
     assert len({tuple(row.tolist()) for row in rollout.response_ids[:4]}) > 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_templates_end_of_turn_ends_a_response(tmp_path, backend):
+    """It is not EOS, and counts as one: in the mask, as an end, and not in the text."""
+    tokenizer = make_chat_tokenizer("chatml")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    save_policy(tmp_path, tokenizer, kind="llama")
+    model = LlamaForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer.eos_token_id] = -model.model.embed_tokens.weight[end]  # tied
+    model.save_pretrained(tmp_path)
+    policy, generation = load(tmp_path, generation__backend=backend, generation__max_new_tokens=40)
+    assert policy.eos_token_ids == [tokenizer.eos_token_id, end]
+    torch.manual_seed(1)
+    rollout = sample(policy, uneven_batch(policy, 64), generation)
+    last = torch.tensor([ids[mask][-1] for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)])
+    assert (last == end).sum() >= 3
+    for ids, mask, ended in zip(rollout.response_ids, rollout.response_mask, rollout.ended, strict=True):
+        inside = ids[mask]
+        assert not set(inside[:-1].tolist()) & {tokenizer.eos_token_id, end}
+        assert bool(ended) == (inside[-1] in (tokenizer.eos_token_id, end))
+    assert not any("<|im_end|>" in text for text in decode(policy, rollout, []))
+
+
+def test_an_end_that_is_an_ordinary_token_is_not_part_of_the_text(policy_dir, plain_tokenizer):
+    policy, generation = load(policy_dir(), generation__stop_tokens=["e"], generation__max_new_tokens=40)
+    rollout = sample(policy, uneven_batch(policy, 64), generation)
+    end = plain_tokenizer.convert_tokens_to_ids("e")
+    stopped = [i for i, ids in enumerate(rollout.token_ids()) if ids[-1] == end]
+    texts = decode(policy, rollout, [])
+    assert stopped
+    for i in stopped:
+        whole = plain_tokenizer.decode(rollout.response_ids[i][rollout.response_mask[i]], skip_special_tokens=True)
+        assert texts[i] + "e" == whole
