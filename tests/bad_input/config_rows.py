@@ -72,4 +72,6 @@ ROWS = [
     typed("an interpolation that would run something", "'output_dir=${python:1}'", "output_dir: Unsupported interpolation type python; …"),
     typed("a sweep with one bad value", "-m objective.kl_lambda=0.1,-1",
           "objective.kl_lambda: -1 is out of range; give a number greater than 0"),
+    typed("rows at once for a backend with caches of its own", "generation.rows=8 generation.backend=static",
+          "generation.rows: generation.backend=static has caches of its own; set it to null, or use generation.backend=hf"),
 ]  # fmt: skip

@@ -33,8 +33,9 @@ CPU_BLOCK = 1 << 22
 GPU_BLOCK = 1 << 25
 """The same on an accelerator: enough to hide the cost of starting kernels."""
 
-KEEP_BYTES = 1 << 28
-"""Logits that one call may hold for its backward."""
+KEEP_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}
+"""Logits that one call may hold for its backward: little beside what a trunk keeps, so that memory does not grow with
+the vocabulary."""
 
 
 def head_logprobs(
@@ -118,7 +119,7 @@ class _TrainedHead(torch.autograd.Function):
         chosen = torch.empty(ids.shape, dtype=_wide(hidden), device=hidden.device)  # (N,)
         normaliser = torch.empty_like(chosen)  # (N,)
         kept: dict[tuple[int, int], Tensor] = {}
-        room = KEEP_BYTES
+        room = KEEP_BYTES["cpu" if hidden.device.type == "cpu" else "cuda"]
         for tokens in _token_blocks(hidden):
             h, total = hidden[tokens], _RunningSum(chosen[tokens])
             for words in _word_blocks(h, weight):

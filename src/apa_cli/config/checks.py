@@ -260,6 +260,12 @@ def _check_best(config: TrainConfig) -> None:
 
 def _check_backend(config: TrainConfig) -> None:
     generation = config.generation
+    if generation.rows is not None and generation.backend != "hf":
+        raise UserError(
+            "generation.rows",
+            f"generation.backend={generation.backend} has caches of its own",
+            "set it to null, or use generation.backend=hf",
+        )
     if generation.backend == "paged":
         for key, given in (("stop", bool(generation.stop)), ("min_new_tokens", generation.min_new_tokens > 0)):
             if given:

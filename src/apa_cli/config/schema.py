@@ -168,6 +168,11 @@ class GenerationConfig:
         "paged = transformers' continuous batching; vllm = vLLM in this process",
         choices=("hf", "static", "paged", "vllm"),
     )
+    rows: Optional[int] = number(
+        None,
+        "hf: responses decoded at once, which bounds the KV cache; same tokens; null = 64 on a CPU, all on a GPU",
+        minimum=1,
+    )
     gpu_memory_fraction: float = number(
         0.4, "vllm: share of the GPU that vLLM may fill while it samples", above=0, below=1
     )

@@ -19,6 +19,7 @@ from apa_cli.models.policy import Policy, Reference
 from apa_cli.models.reward import FinishedResponses, Scorer, require_finite
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
 CHUNK = 128  # tokens of which the logits of both models exist at the same time
@@ -149,7 +150,7 @@ def response_exact_kl(
     Its mean over responses drawn from π_θ is KL(π_θ ‖ π_ref) of whole responses, with less noise than k1's.
     """
     total = torch.zeros(len(rollout.response_ids), device=rollout.response_ids.device)  # (B,)
-    for rows in rollout.microbatches(token_budget):
+    for rows in rollout.microbatches(pass_tokens(token_budget, rollout.response_ids.device.type)):
         part = rollout.select(rows)
         ours = policy.counted_logits(*part.batch)
         with reference.active() as frozen:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +39,12 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def give_back(self) -> None:
+        """Hand freed memory back to the system: glibc keeps what a phase of an iteration leaves, in pieces that the
+        next one, with tensors of other sizes, cannot use."""
+        if self.device.type == "cpu" and (trim := _malloc_trim()) is not None:
+            trim(0)
+
     def peak_bytes(self) -> int:
         """Peak memory of the device since the start: allocated on CUDA, resident on CPU."""
         if self.device.type == "cuda":
@@ -47,6 +56,15 @@ class Runtime:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         threads = "" if self.device.type == "cuda" else f", {torch.get_num_threads()} threads"
         return f"{name}{threads}, {'bf16' if self.bf16 else 'fp32'}"
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # no such thing as the process's own symbols
+        return None
+    return trim
 
 
 def trained_dtype(config: PolicyConfig) -> torch.dtype:

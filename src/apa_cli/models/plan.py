@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from apa_cli.errors import UserError
 
 LOGIT_COPIES = 3  # float32 logits of one step of generation: as sampled, for the log-prob, for the entropy
-HEAD_BYTES = 1 << 28  # logits that the update keeps for its backward
+HEAD_BYTES = {"cpu": 1 << 25, "cuda": 1 << 28}  # logits that the update keeps for its backward
 HIDDEN_KEPT = 12  # tensors of the hidden width that a layer keeps for its backward, token by token
 MLP_KEPT = {"plain": 2, "gated": 4, "gelu_new": 5}  # and tensors of the MLP's width; gelu_new is spelt out step by step
 BF16_EXTRA = 1.25  # norms compute in float32 under autocast, and keep it
@@ -96,9 +96,9 @@ def sampling_logits_bytes(shape: Shape, *, rows: int) -> int:
     return LOGIT_COPIES * rows * shape.vocabulary * 4
 
 
-def head_logits_bytes(shape: Shape, *, tokens: int) -> int:
+def head_logits_bytes(shape: Shape, *, tokens: int, device_type: str) -> int:
     """Logits that the update holds of one micro-batch's response tokens."""
-    return min(tokens * shape.vocabulary * 4, HEAD_BYTES)
+    return min(tokens * shape.vocabulary * 4, HEAD_BYTES[device_type])
 
 
 def check_fits(plan: Plan, *, remedies: Sequence[str]) -> str | None:

@@ -27,6 +27,7 @@ from apa_cli.models.plan import (
 )
 from apa_cli.models.policy import adapter_folder, attach_adapter
 from apa_cli.models.value import ValueHead, hidden_size
+from apa_cli.rollouts.microbatches import rows_at_once
 
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # bitsandbytes: numbers in a tensor from which it quantises, and by block
 
@@ -98,6 +99,8 @@ def _estimates(
     config: TrainConfig, runtime: Runtime, shape: Shape, element: int, residual: int
 ) -> tuple[Estimate, ...]:
     P, T, rows = config.data.max_prompt_tokens, config.generation.max_new_tokens, config.rollout.batch_size
+    if config.generation.backend == "hf":
+        rows = rows_at_once(config.generation.rows, rows, runtime.device.type)
     minibatch = config.training.minibatch_size
     tokens = max(P + T, min(config.training.microbatch_tokens, minibatch * (P + T)))
     responses = min(minibatch, max(1, tokens // (P + T)))
@@ -109,7 +112,7 @@ def _estimates(
         checkpointing=config.policy.gradient_checkpointing,
         residual_bytes=residual,
     )
-    logits = head_logits_bytes(shape, tokens=responses * T)
+    logits = head_logits_bytes(shape, tokens=responses * T, device_type=runtime.device.type)
     how = "checkpointed" if config.policy.gradient_checkpointing else "all layers kept"
     return (
         Estimate(

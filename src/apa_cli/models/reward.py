@@ -22,7 +22,7 @@ from apa_cli.models.device import Runtime
 from apa_cli.models.loading import check_vocabulary, freeze, load_config, load_pretrained, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.models.reward_function import RewardFunction, load_function
-from apa_cli.rollouts.microbatches import plan_microbatches
+from apa_cli.rollouts.microbatches import pass_tokens, plan_microbatches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,8 @@ class RewardModel:
         assert ids is not None
         scores = [0.0] * len(ids)
         lengths, device = [len(row) for row in ids], self.runtime.device.type
-        for rows in plan_microbatches(lengths, [0] * len(ids), self.microbatch_tokens, device_type=device):
+        budget = pass_tokens(self.microbatch_tokens, device)
+        for rows in plan_microbatches(lengths, [0] * len(ids), budget, device_type=device):
             part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
             for row, score in zip(rows, part.tolist(), strict=True):
                 scores[row] = score

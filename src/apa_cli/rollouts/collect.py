@@ -12,6 +12,7 @@ from apa_cli.models.policy import Policy, Reference
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.value import SharedValue, Value
 from apa_cli.rollouts.generation import decode
+from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
 
@@ -32,7 +33,7 @@ def add_passes(
     cache rounds differently). A shared critic reads the policy's hidden states, with or without the head behind them.
     """
     pieces: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
-    for rows in rollout.microbatches(token_budget):
+    for rows in rollout.microbatches(pass_tokens(token_budget, rollout.response_ids.device.type)):
         part = rollout.select(rows)
         values = logprobs = hidden = None
         if policy_pass:

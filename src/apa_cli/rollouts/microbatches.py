@@ -11,6 +11,21 @@ import numpy as np
 # 32 to 128 is as fast and 256 is 5 % slower. CUDA: an estimate, not measured yet.
 OVERHEAD_TOKENS = {"cpu": 128, "cuda": 1024}
 
+# On a CPU more at once is no faster, and memory would grow with the batch. A GPU reads all weights once more for each
+# piece; there the configuration bounds them.
+CPU_ROWS = 64  # responses decoded at once
+CPU_PASS_TOKENS = 4096  # of a pass without gradients
+
+
+def rows_at_once(configured: int | None, rows: int, device_type: str) -> int:
+    """How many of `rows` responses are decoded at the same time."""
+    return min(rows, configured or (CPU_ROWS if device_type == "cpu" else rows))
+
+
+def pass_tokens(token_budget: int, device_type: str) -> int:
+    """Tokens of a micro-batch that keeps nothing for a backward."""
+    return min(token_budget, CPU_PASS_TOKENS) if device_type == "cpu" else token_budget
+
 
 def plan_microbatches(
     prompt_lengths: Sequence[int], response_lengths: Sequence[int], token_budget: int, *, device_type: str = "cpu"

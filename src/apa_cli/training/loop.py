@@ -52,6 +52,7 @@ class Stopwatch:
         try:
             yield
             self.models.runtime.synchronize()
+            self.models.runtime.give_back()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

@@ -28,8 +28,10 @@ BLOCKS = {
 
 @pytest.fixture(params=BLOCKS)
 def blocks(request, monkeypatch):
-    for name, value in zip(("TOKENS", "CPU_BLOCK", "KEEP_BYTES"), BLOCKS[request.param], strict=True):
-        monkeypatch.setattr(head, name, value)
+    tokens, logits, keep = BLOCKS[request.param]
+    monkeypatch.setattr(head, "TOKENS", tokens)
+    monkeypatch.setattr(head, "CPU_BLOCK", logits)
+    monkeypatch.setitem(head.KEEP_BYTES, "cpu", keep)
 
 
 def tensors(tokens=11, width=5, vocabulary=17, dtype=torch.float64):
@@ -141,7 +143,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("trained", [True, False])
 def test_nothing_is_as_large_as_tokens_times_vocabulary(monkeypatch, trained):
     monkeypatch.setattr(head, "CPU_BLOCK", 1 << 10)
-    monkeypatch.setattr(head, "KEEP_BYTES", 0)
+    monkeypatch.setitem(head.KEEP_BYTES, "cpu", 0)
     hidden, weight, bias, ids, upstream = tensors(tokens=200, width=4, vocabulary=1000, dtype=torch.float32)
     hidden.requires_grad_(), weight.requires_grad_(trained)
     with Largest() as largest:
@@ -151,7 +153,7 @@ def test_nothing_is_as_large_as_tokens_times_vocabulary(monkeypatch, trained):
 
 def test_what_is_kept_is_bounded(monkeypatch):
     monkeypatch.setattr(head, "CPU_BLOCK", 1 << 10)
-    monkeypatch.setattr(head, "KEEP_BYTES", 10_000)
+    monkeypatch.setitem(head.KEEP_BYTES, "cpu", 10_000)
     hidden, weight, _, ids, _ = tensors(tokens=200, width=4, vocabulary=1000, dtype=torch.float32)
     kept = head_logprobs(hidden, weight.requires_grad_(), None, ids).grad_fn.kept
     assert 0 < sum(t.untyped_storage().nbytes() for t in kept.values()) <= 10_000

@@ -7,6 +7,7 @@ import torch
 from tiny_models import eight_bit, make_config
 from transformers import GPTNeoXConfig, GPTNeoXModel, LlamaConfig, LlamaModel
 
+from apa_cli.algorithms import head
 from apa_cli.errors import UserError
 from apa_cli.models import memory
 from apa_cli.models.device import Runtime
@@ -63,8 +64,23 @@ def test_kv_cache_by_hand():
 def test_logits_by_hand():
     shape = shape_of(PYTHIA_410M, gated=False)
     assert sampling_logits_bytes(shape, rows=64) == 3 * 64 * 50304 * 4
-    assert head_logits_bytes(shape, tokens=100) == 100 * 50304 * 4
-    assert head_logits_bytes(shape, tokens=10**6) == 1 << 28  # no more is ever kept
+    assert head_logits_bytes(shape, tokens=100, device_type="cpu") == 100 * 50304 * 4
+    # no more is ever kept
+    assert head_logits_bytes(shape, tokens=10**6, device_type="cpu") == head.KEEP_BYTES["cpu"] == 32 << 20
+    assert head_logits_bytes(shape, tokens=10**6, device_type="cuda") == head.KEEP_BYTES["cuda"] == 256 << 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows"), [({}, 64), ({"generation__rows": 10}, 10), ({"generation__backend": "static"}, 200)]
+)
+def test_generation_holds_the_rows_that_are_decoded_at_once(tmp_path, changes, rows):
+    folder = save_config(tmp_path / "model", PYTHIA_410M, "GPTNeoXForCausalLM")
+    config = make_config(
+        folder, rollout__batch_size=200, data__max_prompt_tokens=512, generation__max_new_tokens=128, **changes
+    )
+    generation = make_plan(config, runtime()).estimates[0]
+    assert generation.of.endswith(f"{rows} × up to 512 + 128 tokens")
+    assert generation.bytes == 2 * 24 * 1024 * rows * 640 * 4 + 3 * rows * 50304 * 4
 
 
 def test_pythia_410m_in_full(tmp_path):

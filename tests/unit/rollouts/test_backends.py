@@ -4,6 +4,7 @@ The chance that a statistical test here fails though all is right is FALSE_ALARM
 """
 
 import sys
+import weakref
 from collections import defaultdict
 
 import fake_vllm
@@ -123,6 +124,73 @@ def test_same_seed_same_tokens_whatever_the_backend_or_the_batches(policy_dir, m
         assert torch.equal(rollout.response_mask[:, :T], one.response_mask), name
         assert torch.equal(rollout.response_ids[:, :T], one.response_ids), name
         assert_close(rollout.rollout_logprobs[:, :T], one.rollout_logprobs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("race", [1024, 1])
+@pytest.mark.parametrize("eos_logit", [4.0, -100.0])
+def test_the_same_rollout_in_groups_of_rows(policy_dir, monkeypatch, race, eos_logit):
+    """However many rows are decoded at once: tokens, log-probs, entropy, and what is drawn after the rollout."""
+    monkeypatch.setattr(choice, "RACE_VOCABULARY", race)
+    folder = policy_dir(pad=False, eos_logit=eos_logit)
+    found = {}
+    for rows in (None, 48, 17, 1):
+        policy, generation = load(folder, generation__rows=rows, generation__max_new_tokens=24)
+        torch.manual_seed(5)
+        found[rows] = sample(policy, uneven_batch(policy, 48), generation), torch.rand(3)
+    whole, then = found[None]
+    lengths = whole.response_mask.sum(dim=1)
+    assert lengths.min() < 6 < lengths.max() or eos_logit < 0
+    for rows, (rollout, after) in found.items():
+        assert torch.equal(rollout.response_ids, whole.response_ids), rows
+        assert torch.equal(rollout.response_mask, whole.response_mask), rows
+        assert torch.equal(rollout.ended, whole.ended), rows
+        assert torch.equal(after, then), rows
+        assert_close(rollout.rollout_logprobs, whole.rollout_logprobs, atol=1e-5, rtol=0)
+        assert_close(rollout.entropy, whole.entropy, atol=1e-5, rtol=0)
+
+
+def test_no_more_rows_than_asked_for_hold_a_cache(policy_dir, monkeypatch):
+    """Keys that are alive at the same time, in rows, counted as each forward begins."""
+    layers = weakref.WeakSet()
+    init = cached.RoomyLayer.__init__
+
+    def noted(self, room):
+        init(self, room)
+        layers.add(self)
+
+    monkeypatch.setattr(cached.RoomyLayer, "__init__", noted)
+    policy, generation = load(policy_dir(kind="llama"), generation__rows=10, generation__max_new_tokens=6)
+    depth, most = policy.model.config.num_hidden_layers, []
+
+    def count(*_):
+        most.append(sum(len(layer.keys) for layer in layers if layer.keys is not None) / depth)
+
+    policy.model.register_forward_pre_hook(count)
+    sample(policy, uneven_batch(policy, 48), generation)
+    assert max(most) == 10
+
+
+def test_groups_hold_rows_of_like_length_and_no_prompt_in_two():
+    lengths = torch.tensor([5, 2, 2, 2, 5, 5, 3, 3])
+    mask = torch.arange(5) >= 5 - lengths[:, None]
+    ids = torch.where(mask, torch.tensor([7, 1, 1, 1, 8, 8, 9, 9])[:, None], 0)
+    plan = [rows.tolist() for rows in hf.plan_groups(ids, mask, 4)]
+    assert plan == [[0, 4, 5], [6, 7], [1, 2, 3]]
+    assert [rows.tolist() for rows in hf.plan_groups(ids, mask, 8)] == [list(range(8))]
+    alone = [rows.tolist() for rows in hf.plan_groups(ids, mask, 2)]  # three rows of one prompt are too many for two
+    assert alone == [[0], [4, 5], [6, 7], [1, 2], [3]]
+
+
+def test_a_choice_in_blocks_of_rows_is_the_choice_of_all(monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    logits, noise = torch.randn(7, 300, generator=generator), torch.rand(7, dtype=torch.float64, generator=generator)
+    chooser = choice.TokenChooser(GenerationConfig(temperature=0.7, top_k=20), [0], greedy=False)
+    whole = chooser(logits.clone(), noise, 0)
+    monkeypatch.setitem(choice.BLOCK, "cpu", 600)  # two rows
+    parts = chooser(logits.clone(), noise, 0)
+    assert torch.equal(parts.ids, whole.ids)
+    assert_close(parts.logprobs, whole.logprobs)
+    assert_close(parts.entropy, whole.entropy)
 
 
 def test_rows_that_have_ended_cost_nothing(policy_dir):

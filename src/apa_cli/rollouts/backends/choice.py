@@ -7,7 +7,8 @@ and an entropy of NaN: what a bad step means is decided elsewhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ RACE_VOCABULARY = 1024
 
 On a CPU those numbers are drawn one after the other: 62 ms a step for 64 rows of 50,304, half of all generation time.
 """
+BLOCK = {"cpu": 1 << 22, "cuda": 1 << 25}  # logits looked at together: each takes some more of their size
 CHUNK = 256  # tokens that the inverse CDF looks into after it has found their chunk
 
 
@@ -31,6 +33,10 @@ class Choice:
     ids: Tensor
     logprobs: Tensor
     entropy: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Choice]) -> Choice:
+        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
 
 class TokenChooser:
@@ -57,6 +63,15 @@ class TokenChooser:
 
     def __call__(self, logits: Tensor, noise: Tensor | None, step: int) -> Choice:
         """`logits` (n, V) may be overwritten. `step` counts the response tokens that are there already."""
+        n, V = logits.shape
+        size = max(1, BLOCK["cpu" if logits.device.type == "cpu" else "cuda"] // V)
+        parts = [
+            self._choose(logits[i : i + size], None if noise is None else noise[i : i + size], step)
+            for i in range(0, n, size)
+        ]
+        return parts[0] if len(parts) == 1 else Choice.joined(parts)
+
+    def _choose(self, logits: Tensor, noise: Tensor | None, step: int) -> Choice:
         before_end = self.eos_token_ids if step < self.min_new_tokens else []
         greedy_ids = None
         if noise is None:

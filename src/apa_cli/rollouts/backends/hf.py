@@ -8,7 +8,8 @@ from torch import Tensor
 from apa_cli.config import schema
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import DynamicBatch, base_model
-from apa_cli.rollouts.backends.loop import decode_loop
+from apa_cli.rollouts.backends.loop import Group, decode_loop
+from apa_cli.rollouts.microbatches import rows_at_once
 from apa_cli.rollouts.record import Rollout
 
 MOST_BATCHES = 4
@@ -21,13 +22,48 @@ def generate(
 ) -> Rollout:
     """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
     device = policy.runtime.device
-    ids, lengths, T = prompt_ids.to(device), prompt_mask.sum(dim=1), config.max_new_tokens
+    ids = prompt_ids.to(device)
+    at_once = rows_at_once(config.rows, len(ids), device.type)
+    groups = (
+        _group(policy, rows, prompt_ids, prompt_mask, config) for rows in plan_groups(prompt_ids, prompt_mask, at_once)
+    )
+    return decode_loop(policy, ids, prompt_mask.to(device), groups, config, greedy=greedy)
+
+
+def _group(
+    policy: Policy, rows: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, config: schema.GenerationConfig
+) -> Group:
+    device, T = policy.runtime.device, config.max_new_tokens
+    ids, mask = prompt_ids[rows], prompt_mask[rows]
     hidden = getattr(base_model(policy).config.get_text_config(), "hidden_size", None)
-    plan = [torch.arange(len(lengths))]
+    plan = [torch.arange(len(rows))]
     if device.type == "cpu" and hidden is not None:
-        plan = plan_batches(lengths, T, hidden)
-    batches = [DynamicBatch(policy, rows.to(device), ids[rows.to(device)], prompt_mask[rows], T) for rows in plan]
-    return decode_loop(policy, ids, prompt_mask.to(device), batches, config, greedy=greedy)
+        plan = plan_batches(mask.sum(dim=1), T, hidden)
+    batches = [DynamicBatch(policy, part.to(device), ids[part].to(device), mask[part], T) for part in plan]
+    return Group(rows=rows.to(device), batches=batches)
+
+
+def plan_groups(prompt_ids: Tensor, prompt_mask: Tensor, at_once: int) -> list[Tensor]:
+    """Rows, (n,) each, that hold a cache at the same time: at most `at_once`, of like length.
+
+    Rows of one prompt stay together, so that it is read once, unless they alone are too many.
+    """
+    B = len(prompt_ids)
+    if at_once >= B:
+        return [torch.arange(B)]
+    order = prompt_mask.sum(dim=1).argsort(descending=True, stable=True)
+    ids, mask = prompt_ids[order], prompt_mask[order]
+    begins = ((ids[1:] != ids[:-1]) | (mask[1:] != mask[:-1])).any(dim=1).nonzero().flatten() + 1  # of another prompt
+    most = -(-B // -(-B // at_once))  # groups of like size
+    groups, start = [], 0
+    while start < B:
+        end = min(start + most, B)
+        if end < B:
+            whole = begins[(begins > start) & (begins <= end)]
+            end = int(whole[-1]) if len(whole) else end
+        groups.append(order[start:end].sort().values)
+        start = end
+    return groups
 
 
 def plan_batches(prompt_lengths: Tensor, max_new_tokens: int, hidden: int) -> list[Tensor]:

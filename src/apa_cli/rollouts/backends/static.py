@@ -16,7 +16,7 @@ from transformers import StaticCache
 from apa_cli.config import schema
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import BUCKET, StaticBatch, base_model
-from apa_cli.rollouts.backends.loop import decode_loop
+from apa_cli.rollouts.backends.loop import Group, decode_loop
 from apa_cli.rollouts.record import Rollout
 
 
@@ -50,4 +50,4 @@ def generate(
     padded_ids = nn.functional.pad(ids, (left, 0), value=policy.pad_token_id)  # (B, a multiple of BUCKET)
     padded_mask = nn.functional.pad(mask, (left, 0), value=False)
     batch = StaticBatch(policy, padded_ids, padded_mask, kept.caches[size], kept.step)
-    return decode_loop(policy, ids, mask, [batch], config, greedy=greedy)
+    return decode_loop(policy, ids, mask, [Group(rows=batch.rows, batches=[batch])], config, greedy=greedy)
