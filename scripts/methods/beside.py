@@ -69,10 +69,13 @@ def draw_reward_over_kl(axes: Any, runs: Sequence[Run], label: str, colour: str)
     draw_lines(axes, points, label, colour)
 
 
-def draw_lines(axes: Any, points: Sequence[Sequence[tuple[float, float]]], label: str, colour: str) -> None:
-    for line in points:
+def draw_lines(
+    axes: Any, points: Sequence[Sequence[tuple[float, float]]], label: str, colour: str, *, seeds: bool = True
+) -> None:
+    for line in points if seeds else ():
         axes.plot([x for x, _ in line], [y for _, y in line], color=colour, linewidth=0.8, alpha=0.4)
     whole = [line for line in points if len(line) == max(map(len, points))]
     if whole:
         mean = [[statistics.fmean(values) for values in zip(*step, strict=True)] for step in zip(*whole, strict=True)]
-        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, marker="o", markersize=3, label=label)
+        marker = "o" if seeds else ""
+        axes.plot([x for x, _ in mean], [y for _, y in mean], color=colour, marker=marker, markersize=3, label=label)

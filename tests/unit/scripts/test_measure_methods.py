@@ -22,7 +22,7 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import beside, group, page, runs, stability, steer  # noqa: E402
+from methods import beside, critic, group, page, runs, stability, steer  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -171,6 +171,35 @@ def test_without_a_critic_less_is_planned():
     assert (critic, others) == ("18 MiB", "11 MiB")  # a second network of 0.47 million with gradients and two moments
 
 
+def test_the_best_start_of_a_critic_is_told_from_those_that_are_lower(tmp_path: Path):
+    found = runs.Found()
+    usual, warm, reward = list(critic.STARTS)[:3]
+
+    def put(start: str, rewards: tuple[float, ...], variances: list[float]) -> None:
+        found[critic.setting(start).name] = []
+        for seed, end in enumerate(rewards, start=1):
+            mine = run(seed, [4.0] * 12, [evaluation(0, 0, 0), evaluation(12, 4.0, end)])
+            for row in mine.rows[1:]:
+                row["value/explained_variance"] = variances[row["iteration"] - 1]  # type: ignore[index]
+            found[critic.setting(start).name].append(mine)
+
+    put(usual, (2.0, 4.0), [0.1] * 5 + [0.2] * 5 + [0.3, 0.4])
+    put(reward, (4.0, 6.0), [0.5] * 12)  # over training, the straight line from 0, half of the end: 1 more than usual
+    put(warm, (2.0, 7.0), [0.0] * 12)  # 1 and -0.5 less than the best
+    lines = critic.lines(found, SIZE, tmp_path)
+    assert lines[0] == (
+        f"Over training the evaluator's mean is highest with the critic *{reward}* (2.50). Lower beyond the interval: "
+        f"*{usual}* (1.50). Not told apart from it: *{warm}* (2.25)."
+    )
+    assert (
+        f"- evaluator, mean over training: {reward} is higher than {usual} by 1.00 ± 0.00 over 2 pairs of seeds."
+        in lines
+    )
+    row = next(cells(line) for line in lines if line.startswith(f"| {usual} |"))
+    assert row[1:5] == ["0.10 ± 0.00", "0.20 ± 0.00", "0.25 ± 0.00", "1.50 ± 6.35"]
+    assert (tmp_path / "methods_critic.png").stat().st_size > 5000
+
+
 def test_settings_that_two_studies_share_are_the_same():
     contents: dict[str, str] = {}
     for study in script.STUDIES.values():
@@ -200,7 +229,7 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
 
 
 def test_sizes_are_as_said():
-    for study, count in (("steer", 12), ("stability", 30), ("group", 7)):
+    for study, count in (("steer", 12), ("stability", 30), ("group", 7), ("critic", 5)):
         size = script.size_of(script.parse([study]))
         assert (len(script.STUDIES[study].settings(size)), list(size.seeds), size.iterations) == (count, [1, 2, 3], 60)
         quick = script.size_of(script.parse([study, "--quick"]))
