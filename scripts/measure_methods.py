@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from methods import critic, group, page, runs, stability, steer  # noqa: E402
+from methods import critic, group, grpo, page, runs, stability, steer  # noqa: E402
 from sweeps import at_least  # noqa: E402
 
 from apa_cli.config.compose import compose_train  # noqa: E402
@@ -28,7 +28,8 @@ from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
 PROGRAM = "measure_methods.py"
-STUDIES = {"steer": steer, "stability": stability, "group": group, "critic": critic}
+STUDIES = {"steer": steer, "stability": stability, "group": group, "critic": critic, "grpo": grpo}
+STAGED = {"grpo": grpo}  # which run some settings to choose others: they make and read their runs themselves
 PAGE = ROOT / "docs" / "methods.md"
 PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6
 
@@ -39,14 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     settings = {name: STUDIES[name].settings(size) for name in arguments.studies}
     try:
         if not arguments.report_only:
-            every = [setting for name in arguments.studies for setting in settings[name]]
-            runs.make(every, size, output, jobs=arguments.jobs, keep_weights=arguments.keep_weights)
+            make(arguments, settings, size, output)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(PAGE, target)
         for name in arguments.studies:
-            found = runs.read(settings[name], size, output)
-            said = [page.circumstances(found, size, planned=len(settings[name]) * len(size.seeds)), ""]
+            staged = STAGED.get(name)
+            found = staged.read(size, output) if staged else runs.read(settings[name], size, output)
+            planned = staged.planned(size) if staged else len(settings[name]) * len(size.seeds)
+            said = [page.circumstances(found, size, planned=planned), ""]
             page.write(target, name, said + STUDIES[name].lines(found, size, target.parent / "images"))
         print(f"Page      {shown(str(target))}")
     except UserError as error:
@@ -56,6 +58,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{PROGRAM}: interrupted; the same command goes on where it stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def make(arguments: argparse.Namespace, settings: dict[str, list[runs.Setting]], size: runs.Size, output: Path) -> None:
+    common = {"jobs": arguments.jobs, "keep_weights": arguments.keep_weights}
+    queue = [setting for name in arguments.studies if name not in STAGED for setting in settings[name]]
+    if queue:
+        runs.make(queue, size, output, **common)
+    for name in arguments.studies:
+        if name in STAGED:
+            STAGED[name].make(size, output, **common, trl_python=arguments.trl_python)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -73,6 +85,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--seeds", help="seeds of each setting, from 1 on (default: 3, with --quick 1)", type=at_least(1))
     add("--jobs", help="runs at a time (default: %(default)s)", type=at_least(1), default=2)
     add("--iterations", help="of each run (default: what the recipe says)", type=at_least(2))
+    add("--trl-python", help="grpo: a Python that has trl (default: this one)", default=sys.executable)
     add("--keep-weights", help="keep checkpoints and final models", action="store_true")
     arguments = parser.parse_args(argv)
     arguments.output = arguments.output or f"runs/methods{'_quick' if arguments.quick else ''}"

@@ -50,6 +50,15 @@ def paired(ours: tuple[str, Sequence[Run]], theirs: tuple[str, Sequence[Run]], w
     return compare(mine, other, what)
 
 
+def sentences(
+    ours: tuple[str, Sequence[Run]], theirs: tuple[str, Sequence[Run]], measures: Sequence[Measure]
+) -> list[str]:
+    """A line for each measure; [] where one of the two has a single seed, which has no interval."""
+    if min(len(ours[1]), len(theirs[1])) < 2:
+        return []
+    return [f"- {paired(ours, theirs, each).sentence()}" for each in measures]
+
+
 def same(difference: Difference) -> bool | None:
     """Whether the interval holds 0; None where there is no interval."""
     if difference.value is None or difference.value.half is None:

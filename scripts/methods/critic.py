@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apa_cli.evaluation.comparison import Difference, Measure, mean_height, reward_at_kl, reward_over_rollouts
+from apa_cli.evaluation.comparison import Measure, mean_height, reward_at_kl, reward_over_rollouts
 from apa_cli.evaluation.runs import Run
 from apa_cli.evaluation.settings import estimate
 from apa_cli.evaluation.sweep_report import spread
 from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy
 from methods import steer
-from methods.beside import common_level, draw_lines, measure, paired, same, save, tail, typical
+from methods.beside import common_level, draw_lines, measure, paired, same, save, sentences, tail, typical
 from methods.page import table
 from methods.runs import Found, Setting, Size
 
@@ -78,7 +78,7 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
     return [
         *_best(found),
         "",
-        *(f"- {difference.sentence()}" for each in judged for difference in _beside_the_usual(found, each)),
+        *_beside_the_usual(found, judged),
         "",
         f"![Explained variance and evaluator](images/{draw(found, pictures / 'methods_critic.png').name})",
         "",
@@ -116,10 +116,11 @@ def _best(found: Mapping[str, Sequence[Run]]) -> list[str]:
     return [" ".join(words)]
 
 
-def _beside_the_usual(found: Mapping[str, Sequence[Run]], what: Measure) -> list[Difference]:
-    if POLICY not in found:
-        return []
-    return [paired((start, runs), (POLICY, found[POLICY]), what) for start, runs in found.items() if start != POLICY]
+def _beside_the_usual(found: Mapping[str, Sequence[Run]], judged: Sequence[Measure]) -> list[str]:
+    usual = (POLICY, found.get(POLICY, []))
+    return [
+        line for each in judged for mine in found.items() if mine != usual for line in sentences(mine, usual, [each])
+    ]
 
 
 def draw(found: Mapping[str, Sequence[Run]], path: Path) -> Path:

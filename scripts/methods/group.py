@@ -17,7 +17,18 @@ from apa_cli.models.plan import gib
 from apa_cli.models.plan_roles import make_plan
 from apa_cli.tracking.report import format_number
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy
-from methods.beside import at_kl, common_level, draw_reward_over_kl, measure, paired, same, save, tail, typical
+from methods.beside import (
+    at_kl,
+    common_level,
+    draw_reward_over_kl,
+    measure,
+    paired,
+    same,
+    save,
+    sentences,
+    tail,
+    typical,
+)
 from methods.page import table
 from methods.runs import Found, Setting, Size
 
@@ -69,7 +80,7 @@ def settings(size: Size) -> list[Setting]:
 
 
 def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
-    rows, sentences, verdicts = [], [], []
+    rows, said, verdicts = [], [], []
     for objective in OBJECTIVES:
         critic = runs[objective.setting(CRITIC).name]
         for baseline in objective.baselines:
@@ -82,14 +93,14 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
             at_levels = _at_equal_kl(objective, baseline, mine, critic)
             names = [f"{objective.title}, {found.measure.name}, {baseline}" for found in at_levels]
             verdicts += zip(names, map(same, at_levels), strict=True)
-            sentences += [f"- {found.sentence()}" for found in at_levels]
-            sentences += _at_the_end_and_cost(objective, baseline, mine, critic)
+            said += [f"- {found.sentence()}" for found in at_levels if found.value and found.value.half is not None]
+            said += _at_the_end_and_cost(objective, baseline, mine, critic)
     header = ["objective", "baseline", "evaluator, last third", "KL, last third", "reward, last third",
               "different responses", "CPU seconds an iteration", "wall seconds", "models", "at the most"]  # fmt: skip
     return [
         _summary(verdicts),
         "",
-        *sentences,
+        *said,
         "",
         f"![Evaluator against KL](images/{draw(runs, pictures / 'methods_group.png').name})",
         "",
@@ -126,10 +137,9 @@ def _at_equal_kl(objective: Objective, baseline: str, mine: Sequence[Run], criti
 
 
 def _at_the_end_and_cost(objective: Objective, baseline: str, mine: Sequence[Run], critic: Sequence[Run]) -> list[str]:
-    both = _named(objective, baseline, mine, critic)
-    last = paired(*both, measure("evaluator, last third", lambda run: tail(run, "eval/evaluator")))
+    last = measure("evaluator, last third", lambda run: tail(run, "eval/evaluator"))
+    words = sentences(*_named(objective, baseline, mine, critic), [last])
     seconds, before = (estimate(typical(run, "time/cpu") for run in runs) for runs in (mine, critic))
-    words = [f"- {last.sentence()}"]
     if seconds and before:
         share = f"{seconds.mean / before.mean:.0%}"
         words.append(

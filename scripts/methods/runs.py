@@ -13,6 +13,7 @@ from sweeps import recipe, sweep, write_recipes
 from apa_cli.errors import UserError
 from apa_cli.evaluation.runs import FINISHED, Run, members, read_run
 
+RUNS, TRL = "runs", "trl"  # folders of the output: of apa-train's runs, and of TRL's in the same form
 EVALUATIONS = 6  # over a run, besides the one before it
 
 
@@ -51,7 +52,7 @@ def make(settings: Sequence[Setting], size: Size, output: Path, *, jobs: int, ke
     different = {setting.name: setting.content(size) for setting in settings}
     write_recipes(output / "settings", different)
     print(f"\n== {len(different) * len(size.seeds)} runs", flush=True)
-    places = {"settings": output / "settings", "runs": output / "runs"}
+    places = {"settings": output / "settings", "runs": output / RUNS}
     sweep(list(different), size.seeds, **places, jobs=jobs, keep_weights=keep_weights)
 
 
@@ -65,7 +66,7 @@ class Found(dict[str, list[Run]]):
 def read(settings: Sequence[Setting], size: Size, output: Path) -> Found:
     found = Found()
     wanted = {(f"config={s.name}", seed): s.name for s, seed in itertools.product(settings, size.seeds)}
-    for run in map(read_run, members(output / "runs")):
+    for run in map(read_run, (folder for place in (RUNS, TRL) for folder in members(output / place))):
         chosen = next((word for word in run.overrides if word.startswith("config=")), "")
         name = wanted.get((chosen, run.seed))
         if name is not None and run.status == FINISHED:

@@ -14,6 +14,7 @@ from apa_cli.evaluation.sweep_report import spread
 from apa_cli.tracking.report import format_number
 from apa_cli.tracking.style import new_figure
 from methods import steer
+from methods.beside import measure, paired, same
 from methods.page import table
 from methods.runs import Found, Setting, Size
 
@@ -29,6 +30,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "huber1": {"objective.huber_delta": 1.0},
 }
 TITLES = {"plain": "squared error", "bound3": "target_bound 3", "huber1": "huber_delta 1"}
+
+
+END = measure("evaluator at the end", lambda run: run.last("eval/evaluator"))
 
 
 def setting(variant: str, kl_lambda: float, rate: float) -> Setting:
@@ -83,6 +87,7 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         summary.append(
             f"- {TITLES[variant]}: no seed is lost in {len(stable)} of {len(cells)} cells; {where}{_cut(cells)}."
         )
+    summary += [line for variant in list(VARIANTS)[1:] if (line := _beside_plain(runs, variant))]
     picture = draw(runs, pictures / "methods_stability.png")
     return [
         f"A run is lost where it collapsed (at the end entropy under {COLLAPSED_ENTROPY:g} of its first value, or "
@@ -90,13 +95,60 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         "",
         *summary,
         "",
-        f"At λ {OPTIONS_BELOW:g} the options were not run: a target is seldom beyond 3 nats there. The area without "
-        "colour is not measured.",
-        "",
         f"![Share of seeds lost](images/{picture.name})",
+        "",
+        f"At λ {OPTIONS_BELOW:g} the options were not run: a target is seldom beyond 3 nats there. The highest "
+        "learning rate, of those that were run, up to which no seed is lost:",
+        "",
+        *table(["λ", *TITLES.values()], _limits(runs)),
+        "",
+        "All cells; evaluator and KL are at the end of training, ± half of a 95 % interval over seeds:",
         "",
         *table(header, rows),
     ]
+
+
+def _limits(runs: Found) -> list[list[str]]:
+    rows = []
+    for kl_lambda in LAMBDAS:
+        row = [f"{kl_lambda:g}"]
+        for variant in VARIANTS:
+            cells = [(rate, mine) for rate in RATES if (mine := runs[setting(variant, kl_lambda, rate).name])]
+            kept = [rate for rate, _ in itertools.takewhile(lambda cell: not any(map(lost, cell[1])), cells)]
+            row.append(f"{kept[-1]:g}" if kept else "none" if cells else "–")
+        rows.append(row)
+    return rows
+
+
+def _beside_plain(runs: Found, variant: str) -> str | None:
+    """Where the option keeps what the plain form loses, or loses what that keeps, and what it costs elsewhere."""
+    saved, broken, both, higher, lower = [], [], 0, 0, 0
+    for kl_lambda, rate in itertools.product(LAMBDAS, RATES):
+        plain, mine = (runs[setting(name, kl_lambda, rate).name] for name in ("plain", variant))
+        if not (plain and mine):
+            continue
+        cell = f"λ {kl_lambda:g} with {rate:g}"
+        if any(map(lost, plain)) and not any(map(lost, mine)):
+            saved.append(cell)
+        elif any(map(lost, mine)) and not any(map(lost, plain)):
+            broken.append(cell)
+        elif not any(map(lost, [*plain, *mine])):
+            both += 1
+            difference = paired((variant, mine), ("plain", plain), END)
+            if same(difference) is False and difference.value:
+                higher += difference.value.mean > 0
+                lower += difference.value.mean < 0
+    if not (saved or broken or both):
+        return None
+    return (
+        f"- {TITLES[variant]} beside the squared error: keeps every seed where that loses some in {_named(saved)}, "
+        f"loses some where that keeps all in {_named(broken)}. Where both keep all, the evaluator at the end is higher "
+        f"beyond the interval in {higher} of {both} cells, lower in {lower}."
+    )
+
+
+def _named(cells: Sequence[str]) -> str:
+    return f"{len(cells)} ({'; '.join(cells)})" if cells else "no cell"
 
 
 def _cut(cells: dict[tuple[float, float], list[Run]]) -> str:

@@ -22,7 +22,7 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import beside, critic, group, page, runs, stability, steer  # noqa: E402
+from methods import beside, critic, group, grpo, page, runs, stability, steer, trl_runs  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -119,6 +119,12 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
         "targets cut in the last iteration: 40% at λ 0.1."
     ) in lines
     assert "- huber_delta 1: no seed is lost in 0 of 0 cells; none." in lines
+    assert (
+        "- target_bound 3 beside the squared error: keeps every seed where that loses some in 1 (λ 0.1 with 0.0003), "
+        "loses some where that keeps all in no cell. Where both keep all, the evaluator at the end is higher beyond "
+        "the interval in 0 of 0 cells, lower in 0."
+    ) in lines
+    assert "| 0.1 | none | 0.0003 | – |" in lines
     row = next(cells(line) for line in lines if line.startswith("| 0.1 | 0.0003 |"))
     assert row[2:7] == ["1 of 2", "3.00 ± 0.00", "4.00 ± 0.00", "0 of 1", "2.00"]
     assert (tmp_path / "methods_stability.png").stat().st_size > 5000
@@ -212,6 +218,83 @@ def test_settings_that_two_studies_share_are_the_same():
     }
 
 
+def timed(seed: int, rewards: list[float], cpu: float) -> Run:
+    """Evaluated after every iteration of 10 responses, at 1 nat more each time."""
+    rows = [evaluation(i, float(i), reward) for i, reward in enumerate(rewards)]
+    mine = run(seed, [0.0] * (len(rewards) - 1), rows, **{"time/cpu": cpu})
+    return Run(folder=mine.folder, status=FINISHED, config={"seed": seed, "rollout.batch_size": 10}, rows=mine.rows)
+
+
+def test_reward_per_second_counts_training_alone():
+    mine = timed(1, [0.0, 1.0, 2.0], 3.0)
+    assert grpo.reward_over_seconds(mine) == [(0.0, 0.0), (3.0, 1.0), (6.0, 2.0)]
+    assert grpo.seconds_until(mine, 1.5) == 4.5
+    assert grpo.reward_after(mine, 2.0) == pytest.approx(2 / 3)
+    assert grpo.seconds_until(mine, 2.5) is None
+
+
+def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Path):
+    found = runs.Found()
+
+    def put(contestant: Any, cell: tuple[float, float], tuning: float, fresh: tuple[float, ...], cpu: float) -> None:
+        mine = [timed(0, [0.0, tuning], cpu)]
+        mine += [timed(seed, [0.0, end / 2, end], cpu) for seed, end in enumerate(fresh, start=1)]
+        found[contestant.name(*cell)] = mine
+
+    put(grpo.APA, (1e-4, 0.1), 1.0, (), 1.0)
+    put(grpo.APA, (3e-4, 0.3), 2.0, (2.0, 3.0), 1.0)
+    put(grpo.GRPO, (1e-3, 0.0), 5.0, (4.0, 5.0), 4.0)
+    assert grpo.choices(found, SIZE)["APA"].cell == (3e-4, 0.3)
+    lines = grpo.lines(found, SIZE, tmp_path)
+    assert lines[0] == (
+        "The evaluator's reward beside TRL's GRPO. Per rollout (mean over training): APA is lower; per second (after "
+        "the CPU seconds that the quickest run took in all): APA is not told apart; at equal KL: APA is lower."
+    )
+    # Ours took 2 CPU seconds in all and TRL's 8: after 2 s ours are at 2 (3), TRL's a quarter of the way, at 1 (1.25).
+    told = [line for line in lines if line.startswith("- evaluator after")]
+    assert told == ["- evaluator after 2 CPU seconds: APA − TRL's GRPO = +1.38 ± 4.76 over 2 pairs of seeds."]
+    # Over training, half of the end: 1 less with either seed. Until 1: 10 and 20/3 responses against 5 and 4.
+    lower = "APA is lower than TRL's GRPO by 1.00 ± 0.00 over 2 pairs of seeds."
+    assert f"- evaluator per rollout, mean over training: {lower}" in lines
+    row = next(cells(line) for line in lines if line.startswith("| APA | 0.0003 |"))
+    assert row[2:4] == ["λ 0.3", "2.50 ± 6.35"]
+    assert row[6:8] == ["8 ± 21", "12 ± 32"]
+    assert "| TRL's GRPO, β 0 | – | – | 5.00 (1.00) |" in lines
+    assert (tmp_path / "methods_grpo.png").stat().st_size > 5000
+
+
+def test_without_trl_ours_are_shown_alone(tmp_path: Path):
+    nothing = tmp_path / "python"
+    assert trl_runs.why_not(str(nothing)) == f"{nothing}: No such file or directory"
+    nothing.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'trl'\" >&2; exit 1\n", "utf-8")
+    nothing.chmod(0o755)
+    assert trl_runs.why_not(str(nothing)) == f"{nothing}: ModuleNotFoundError: No module named 'trl'"
+    found = runs.Found()
+    found[grpo.APA.name(1e-4, 0.1)] = [timed(seed, [0.0, 1.0], 1.0) for seed in (0, 1, 2)]
+    lines = grpo.lines(found, SIZE, tmp_path)
+    assert lines[0].startswith("TRL's GRPO was not run")
+    assert any(line.startswith("| APA | 0.0001 | λ 0.1 |") for line in lines)
+
+
+def test_trl_is_given_the_same_reward_prompts_and_judge(tmp_path: Path):
+    pytest.importorskip("trl", reason="trl is not installed: pip install 'apa-cli[bench]'")
+    size = runs.Size(quick=True, seeds=(3,), iterations=2, prompts=4)
+    cells_ = {"grpo_x": (1e-4, 0.04)}
+    trl_runs.make(cells_, size, tmp_path, evaluations=1, jobs=1, python=sys.executable)
+    ours = [runs.Setting(name="apa_x", recipe="reviews_apa_group", keys={}, evaluations=1)]
+    runs.make(ours, size, tmp_path, jobs=1, keep_weights=False)
+    theirs = [runs.Setting(name="grpo_x", recipe="", keys={})]
+    found = runs.read([*ours, *theirs], size, tmp_path)
+    (mine,), (other,) = found["apa_x"], found["grpo_x"]
+    assert [row["iteration"] for row in other.rows] == [0, 1, 2]
+    judged = ("eval/evaluator", "eval/reward", "eval/entropy", "eval/kl_exact")
+    assert [other.rows[0][name] for name in judged] == [mine.rows[0][name] for name in judged]
+    # 64 responses of the same policy to the same 16 prompts, under the same reward: means within chance of each other.
+    assert other.rows[1]["reward/mean"] == pytest.approx(mine.rows[1]["reward/mean"], abs=0.5)
+    assert all(row["time/cpu"] > 0 for row in other.rows[1:])
+    assert other.config["trl.num_generations"] == 4
+
+
 @pytest.mark.parametrize("study", script.STUDIES)
 def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Path):
     settings = script.STUDIES[study].settings(SIZE)
@@ -229,7 +312,7 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
 
 
 def test_sizes_are_as_said():
-    for study, count in (("steer", 12), ("stability", 30), ("group", 7), ("critic", 5)):
+    for study, count in (("steer", 12), ("stability", 30), ("group", 7), ("critic", 5), ("grpo", 18)):
         size = script.size_of(script.parse([study]))
         assert (len(script.STUDIES[study].settings(size)), list(size.seeds), size.iterations) == (count, [1, 2, 3], 60)
         quick = script.size_of(script.parse([study, "--quick"]))
