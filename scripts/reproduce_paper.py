@@ -149,7 +149,7 @@ def recipes_of(text: str) -> dict[str, str]:
     found = {}
     for name in names:
         config = compose_train([f"config={name}"])
-        if config.evaluation.reward.kind == "none":
+        if not config.evaluation.reward.given:
             raise UserError(f"--recipe {name}", "has no separate evaluator", "set evaluation.reward in it")
         found[config.objective.name] = name
     if set(found) != set(KNOBS) or len(names) != len(KNOBS):

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from apa_cli.config.checks import check_config
 from apa_cli.config.compose import compose_train
 from apa_cli.config.keys import all_keys
-from apa_cli.config.schema import TrainConfig
+from apa_cli.config.schema import ComponentConfig, TrainConfig
 from apa_cli.errors import UserError
 
 KEYS = all_keys()
@@ -68,6 +68,17 @@ def valid(name: str) -> st.SearchStrategy[Any]:
         )
     elif name == "optimizer.betas":
         values = st.lists(st.floats(0, 0.999), min_size=2, max_size=2)
+    elif key.type is dict and not name.endswith(".components"):
+        values = st.dictionaries(
+            st.sampled_from(["thinking", "a", "b"]), st.booleans() | st.integers(-5, 5), max_size=2
+        )
+    elif key.type is dict:
+        weights = st.floats(-5, 5, allow_nan=False).filter(bool)
+        values = st.dictionaries(
+            st.from_regex(r"[a-z][a-z0-9_-]{0,8}", fullmatch=True),
+            st.builds(ComponentConfig, path=words.filter(str.strip), weight=weights),
+            max_size=2,
+        )
     elif key.type is list:
         values = st.lists(words.filter(bool) | odd_words, max_size=3)
     elif name.endswith(".function"):
@@ -101,7 +112,7 @@ def test_any_value_passes_or_is_named(tmp_path: Path, name: str, value: Any):
     found: Any = config
     for part in name.split("."):
         found = getattr(found, part)
-    assert isinstance(found, (type(None), bool, int, float, str, list))
+    assert isinstance(found, (type(None), bool, int, float, str, list, dict))
 
 
 def set_in(config: TrainConfig, name: str, value: Any) -> None:

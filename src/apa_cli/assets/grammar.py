@@ -69,6 +69,11 @@ def parses(response: str) -> bool:
     return 0 < len(sentences) <= MAX_SENTENCES and all(_is_sentence(s, i == 0) for i, s in enumerate(sentences))
 
 
+def well_formed(prompts: list[str], responses: list[str], **columns: object) -> list[float]:
+    """1 for a response that `parses`, otherwise 0: a rule to reward beside a model."""
+    return [float(parses(response)) for response in responses]
+
+
 def sentiment(prompts: list[str], responses: list[str], **columns: object) -> list[float]:
     """Exact friendliness of each response; about 0 ± 1 for reviews of mixed mood, higher is friendlier.
 

@@ -65,7 +65,7 @@ def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[
         knob += f", target log-ratios within ± {objective.target_bound:g} nats"
     if objective.huber_delta is not None:
         knob += f", Huber's error beyond {objective.huber_delta:g} nats"
-    reward = config.reward.function if config.reward.kind == "function" else config.reward.path
+    reward = config.reward.source
     hub_id = not config.policy.path.startswith(("builtin:", ".", "/", "~")) and config.policy.path.count("/") <= 1
     hub_id = hub_id and not Path(config.policy.path).exists()
     front = [

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from apa_cli.checkpoints.find import TRAINER_STATE, checkpoint_iteration, checkpoints_in, newest_whole
 from apa_cli.checkpoints.manifest import check_manifest
-from apa_cli.config.keys import NAMING_KEY, groups
+from apa_cli.config.keys import NAMING_KEY, groups, is_component
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import quoted, shown
 from apa_cli.errors import UserError
@@ -23,6 +24,8 @@ KEY = "resume"
 AUTO = "auto"
 ALLOW = "resume_allow_changes"
 
+# How a reward is asked, which does not change what it says.
+_ASKING = ("timeout_seconds", "retries", "concurrency", "batch_size", "api_key_env")
 # Keys and groups that leave every number of training as it is.
 _HARMLESS = (
     "output_dir",
@@ -34,13 +37,13 @@ _HARMLESS = (
     "evaluation.every",
     "evaluation.resamples",
     "evaluation.judge",
-    "evaluation.reward.timeout_seconds",
-    "reward.timeout_seconds",
+    *(f"{reward}.{key}" for reward in ("reward", "evaluation.reward") for key in _ASKING),
     "training.max_skipped",
     "training.stop_if",
 )
 # What the checkpoint's own weights decide, whatever the configuration says.
 _FIXED = ("policy.adapter", "value.kind")
+_COMPONENT = re.compile(r"(?<=reward\.)components\.[^.]+\.")  # of which the keys are those of one reward
 _ITERATIONS = "training.iterations"  # harmless where the learning rate does not depend on it
 
 
@@ -175,6 +178,8 @@ def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
     if fixed:
         remedy = "set it back, or start a new run"
         raise UserError(KEY, f"the checkpoint's weights decide this: {', '.join(fixed)}", remedy)
+    different = _components(before) ^ _components(now)
+    differing |= {name: f"{name} {'gone' if name in _components(before) else 'new'}" for name in sorted(different)}
     harmful = [text for name, text in differing.items() if not _is_harmless(name, config)]
     if harmful and not config.resume_allow_changes:
         raise UserError(
@@ -185,6 +190,11 @@ def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
     return tuple(differing.values())
 
 
+def _components(config: Mapping[str, Any]) -> set[str]:
+    """Names of rewards, which the one configuration may have and the other not: reward.components.NAME."""
+    return {name.rpartition(".")[0] for name in config if is_component(name.rpartition(".")[0])}
+
+
 def _is_bookkeeping(name: str) -> bool:
     return name in ("output_dir", KEY, ALLOW)
 
@@ -192,7 +202,7 @@ def _is_bookkeeping(name: str) -> bool:
 def _is_harmless(name: str, config: TrainConfig) -> bool:
     if name == _ITERATIONS:
         return config.optimizer.schedule == "constant"
-    return _among(name, _HARMLESS)
+    return _among(_COMPONENT.sub("", name), _HARMLESS)
 
 
 def _among(name: str, keys: Sequence[str]) -> bool:

@@ -123,6 +123,7 @@ def _work_numbers(work: Work | None) -> dict[str, Any] | None:
         return None
     return {
         "scores": work.scores,
+        "reward_metrics": work.reward_metrics,
         "samples": [asdict(sample) for sample in work.samples],
         "progress": work.progress.state_dict(),
         "seconds": work.seconds,
@@ -145,6 +146,7 @@ def _work(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Work:
         rollout=Rollout(**part("rollout.")),
         targets=Targets(**part("targets.")),
         scores=numbers["scores"],
+        reward_metrics=numbers.get("reward_metrics", {}),
         samples=[Sample(**sample) for sample in numbers["samples"]],
         progress=UpdateProgress.from_state(numbers["progress"], None if order is None else order.cpu()),
         seconds=numbers["seconds"],

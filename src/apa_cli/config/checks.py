@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
 from apa_cli.config.critic_checks import check_advantage
-from apa_cli.config.schema import RewardConfig, TrainConfig
+from apa_cli.config.reward_checks import check_key_name, check_rewards
+from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 MISSING = "???"  # how OmegaConf writes a value that is not set
 
 
@@ -22,8 +21,7 @@ def check_config(config: TrainConfig) -> None:
     """Raise UserError, naming the key and what to do, for the first thing that is wrong."""
     check_fields(config)
     _check_policy(config)
-    check_reward(config.reward, "reward")
-    check_reward(config.evaluation.reward, "evaluation.reward")
+    check_rewards(config)
     _check_leftovers(config)
     _check_chat(config)
     _check_objective(config)
@@ -31,7 +29,7 @@ def check_config(config: TrainConfig) -> None:
     _check_best(config)
     _check_backend(config)
     _check_sizes(config)
-    check_key_name(config.evaluation.judge.api_key_env)
+    check_key_name(config.evaluation.judge.api_key_env, "evaluation.judge.api_key_env", example="OPENAI_API_KEY")
 
 
 def check_fields(config: Any, prefix: str = "") -> None:
@@ -64,6 +62,9 @@ def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any, dict[str, Any]
         key, value = f"{prefix}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _leaves(value, f"{key}.")
+        elif isinstance(value, dict) and all(map(dataclasses.is_dataclass, value.values())):
+            for name, section in value.items():
+                yield from _leaves(section, f"{key}.{name}.")
         else:
             yield key, value, dict(field.metadata)
 
@@ -124,36 +125,6 @@ def _check_policy(config: TrainConfig) -> None:
         raise UserError("value.path", what, "add value=separate, or value.path=null")
 
 
-def check_reward(reward: RewardConfig, key: str) -> None:
-    """`key` is where this reward stands in the configuration."""
-    if reward.kind == "model" and reward.path is None and reward.function is None:
-        raise UserError(f"{key}.path", f"not set, but {key}.kind=model needs it", f"give a model: {key}.path=MODEL")
-    if reward.kind != "function" and reward.function is not None:
-        raise UserError(
-            f"{key}.function", f"set, but {key}.kind={reward.kind}", f"add {key}.kind=function, or {key}.function=null"
-        )
-    if reward.kind == "function":
-        if reward.function is None:
-            raise UserError(
-                f"{key}.function",
-                f"not set, but {key}.kind=function needs it",
-                f"name one: {key}.function=package.module:name, or path/to/file.py:name",
-            )
-        check_function(reward.function, f"{key}.function")
-    if reward.kind == "none" and reward.path is not None:
-        raise UserError(f"{key}.path", f"set, but {key}.kind=none", f"add {key}.kind=model, or {key}.path=null")
-
-
-def check_key_name(name: str) -> None:
-    """A key itself in place of its variable's name would be written into the run's folder; so it is not repeated."""
-    if not _VARIABLE.fullmatch(name):
-        raise UserError(
-            "evaluation.judge.api_key_env",
-            "not the name of an environment variable (capitals, digits and _)",
-            "export the key under a name such as OPENAI_API_KEY and give that name, never the key itself",
-        )
-
-
 def _check_leftovers(config: TrainConfig) -> None:
     """The default recipe's prompts and evaluator say nothing about another task."""
     if config.data.path.startswith("builtin:"):
@@ -165,7 +136,8 @@ def _check_leftovers(config: TrainConfig) -> None:
             f"still the built-in task's prompts, while data.path={config.data.path}",
             f"set data.eval_path=null (rows are set aside) or your own; or {start}",
         )
-    if (config.evaluation.reward.function or "").startswith("apa_cli.assets."):
+    judge = config.evaluation.reward
+    if any((part.function or "").startswith("apa_cli.assets.") for part in (judge, *judge.components.values())):
         raise UserError(
             "evaluation.reward.function",
             f"still the built-in task's evaluator, while data.path={config.data.path}",
@@ -187,19 +159,6 @@ def _check_chat(config: TrainConfig) -> None:
     for argument in own:
         if argument in data.template_arguments:
             raise UserError("data.template_arguments", f"{argument} is not yours to set", "leave it out")
-
-
-def check_function(function: str, key: str) -> None:
-    """`module:name` or `path/to/file.py:name`; whether it exists is found out where it is loaded."""
-    place, colon, name = function.rpartition(":")
-    is_file = place.endswith(".py")
-    is_module = bool(place) and all(part.isidentifier() for part in place.split("."))
-    if not (colon and name.isidentifier() and (is_file or is_module)):
-        raise UserError(
-            key,
-            f"{function!r} does not name a function",
-            "write package.module:name, or path/to/file.py:name",
-        )
 
 
 def _check_objective(config: TrainConfig) -> None:
@@ -250,7 +209,7 @@ def _check_best(config: TrainConfig) -> None:
         )
     if config.evaluation.prompts == 0:
         raise UserError("checkpoint.best_metric", "set, but evaluation.prompts=0", "set evaluation.prompts, or null")
-    if metric.startswith("eval/evaluator") and config.evaluation.reward.kind == "none":
+    if metric.startswith("eval/evaluator") and not config.evaluation.reward.given:
         raise UserError(
             "checkpoint.best_metric",
             f"{metric}, but there is no evaluator",

@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from apa_cli.config import members, sources
+from apa_cli.config import components, members, sources
 from apa_cli.config.checks import check_config
 from apa_cli.config.help_text import register as register_help
 from apa_cli.config.hydra_code import refuse_code
-from apa_cli.config.keys import SWEEP, all_keys, groups, sections
+from apa_cli.config.keys import COMPONENTS, SWEEP, all_keys, find_key, groups, is_component, sections
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import PRIMARY, config_dir
 from apa_cli.config.translate import translate, unknown_key
@@ -28,7 +28,7 @@ def register() -> None:
     """Make Hydra know the schema, the user's files and the help; calling it again changes nothing."""
     schema = OmegaConf.structured(TrainConfig)
     for key in all_keys().values():
-        if key.type is dict:  # takes any names
+        if key.type is dict:  # names of the user's own choosing
             OmegaConf.set_struct(OmegaConf.select(schema, key.name), False)
     ConfigStore.instance().store(name="train_schema", node=schema, provider="apa-cli")
     sources.register()
@@ -49,7 +49,7 @@ def compose_raw(
     for override in overrides:
         if override.startswith("="):
             raise UserError(override, "no key before the =", "overrides look like objective.kl_lambda=0.1")
-    overrides = sources.absolute_paths(overrides)
+    overrides = components.begun(sources.absolute_paths(overrides))
     if extra_folder is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(extra_folder)}']"]
     try:
@@ -110,7 +110,8 @@ def _check_names(composed: DictConfig) -> None:
     """+new.key=1 and ~key get past the schema; nothing here reads the one or can do without the other."""
     names = set(_names(composed, ""))
     for name in sorted(names - set(all_keys()) - set(sections())):
-        raise unknown_key(name)
+        if not is_component(name) and find_key(name) is None:
+            raise unknown_key(name)
     for name in all_keys():
         if name not in names:
             raise UserError(name, "cannot be deleted", "leave out the ~; set it to null where it may be null")
@@ -121,7 +122,7 @@ def _names(node: DictConfig, prefix: str) -> list[str]:
     for key in node:
         name = f"{prefix}{key!s}"
         found.append(name)
-        if name in all_keys():  # a mapping, whose names are its own
+        if name in all_keys() and name not in COMPONENTS:  # a mapping, whose names are its own
             continue
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not isinstance(child, ListConfig) and not child._is_missing():

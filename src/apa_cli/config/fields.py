@@ -40,7 +40,7 @@ def items(default: list[Any] | None, help: str) -> Any:
 
 
 def mapping(default: dict[str, Any], help: str) -> Any:
-    """Names and values that are not known beforehand."""
+    """Names that are not known beforehand, and their values or, by the annotation, sections of one kind."""
     return _field(default, {"help": help})
 
 

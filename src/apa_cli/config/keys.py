@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from apa_cli.config.schema import TrainConfig
+from apa_cli.config.schema import ComponentConfig, TrainConfig
 
 # The key that a group's file names: what `objective: ppo` was probably meant to say.
 NAMING_KEY = {
@@ -21,6 +21,9 @@ NAMING_KEY = {
     "advantage": "advantage.name",
 }
 
+
+# Keys that hold rewards by name; `Key.type` is dict, as of mappings to plain values.
+COMPONENTS = ("reward.components", "evaluation.reward.components")
 
 # A group whose files set only what Hydra does with several runs: no key of a run.
 SWEEP = "sweep"
@@ -63,6 +66,25 @@ def _walk(schema: type, prefix: str) -> Iterator[Key]:
 
 
 @cache
+def component_keys() -> dict[str, Key]:
+    """Of each reward in a `components` key, by last part."""
+    return {key.name: key for key in _walk(ComponentConfig, "")}
+
+
+def find_key(name: str) -> Key | None:
+    """The key of this name, a component's among them: reward.components.NAME.weight."""
+    parent, _, leaf = name.rpartition(".")
+    if is_component(parent) and leaf in component_keys():
+        return dataclasses.replace(component_keys()[leaf], name=name)
+    return all_keys().get(name)
+
+
+def is_component(name: str) -> bool:
+    """Whether this is a section under a name of the user's: reward.components.NAME."""
+    return name.rpartition(".")[0] in COMPONENTS
+
+
+@cache
 def groups() -> tuple[str, ...]:
     """The top-level groups: policy, reference, ..."""
     return tuple(dict.fromkeys(name.split(".")[0] for name in all_keys() if "." in name))
@@ -86,6 +108,9 @@ def nearest_key(wrong: str) -> str:
     """The key that was probably meant: a key with this last part, one near it, or one near the whole name."""
     names = list(all_keys())
     parent, _, leaf = wrong.rpartition(".")
+    if is_component(parent):
+        own = get_close_matches(leaf, component_keys(), n=1)
+        return f"did you mean {parent}.{own[0]}?" if own else f"a reward has {', '.join(component_keys())}"
     same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
     if len(same_leaf) == 1:
         return f"did you mean {same_leaf[0]}?"
@@ -106,7 +131,10 @@ def _near_leaf(leaf: str, names: list[str]) -> str:
 
 def expected(name: str) -> str:
     """What a value of this key looks like, in words."""
-    key = all_keys()[name]
+    key = find_key(name)
+    assert key is not None
+    if name in COMPONENTS:
+        return "names with keys below them, such as {NAME:{path:MODEL,weight:0.5}}"
     words = {
         int: "a whole number",
         float: "a number",

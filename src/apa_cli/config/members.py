@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
+from apa_cli.config import components
+
 LONGEST = 120  # characters; file systems end at 255 bytes
 ELSEWHERE = (
     "output_dir",
@@ -36,6 +38,8 @@ def member_name(overrides: Sequence[str]) -> str:
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+")
+        if components.only_begins(override):
+            continue
         if key not in ELSEWHERE and not key.startswith(("hydra.", "hydra/", "tracking.")):
             chosen[key] = value.strip("'\"")
     if not chosen:

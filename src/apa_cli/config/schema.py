@@ -49,13 +49,29 @@ class ReferenceConfig:
 
 
 @dataclass(kw_only=True)
-class RewardConfig:
-    kind: str = choice("model", "a sequence-classification model, or a Python function", choices=("model", "function"))
+class ScorerConfig:
+    """One reward."""
+
+    kind: str = choice(
+        "model",
+        "a sequence-classification model, a Python function, or a reward served over HTTP",
+        choices=("model", "function", "http"),
+    )
     path: Optional[str] = text(None, "reward model: local folder, Hub id, or builtin:reviews/reward")
     revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
     function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
+    url: Optional[str] = text(None, "http: what takes prompts and responses and answers scores: http://HOST:PORT/PATH")
+    api_key_env: Optional[str] = text(
+        None, "http: environment variable with a bearer token (not the token itself); null = none is sent"
+    )
+    batch_size: int = number(64, "http: responses a request", minimum=1)
+    concurrency: int = number(2, "http: requests at a time", minimum=1, maximum=64)
+    retries: int = number(8, "http: further tries after 429, 5xx or a lost connection", minimum=0, maximum=20)
     timeout_seconds: Optional[float] = number(
-        1800.0, "longest wait for a call of the reward function, seconds; null = for ever, in the main thread", above=0
+        1800.0,
+        "longest wait for a call of the reward function, or for an answer over HTTP with all tries, seconds; "
+        "null = for ever, the function in the main thread",
+        above=0,
     )
     label: Optional[int] = number(None, "which output is the score, for a model with several", minimum=0)
     format: str = choice(
@@ -66,16 +82,54 @@ class RewardConfig:
     )
     max_tokens: Optional[int] = number(None, "longest text scored, cut on the left; null = the model's own", minimum=1)
 
+    @property
+    def source(self) -> str:
+        """What makes the scores, for people."""
+        return {"function": self.function, "http": self.url}.get(self.kind, self.path) or "nothing"
+
 
 @dataclass(kw_only=True)
-class EvaluatorConfig(RewardConfig):
+class ComponentConfig(ScorerConfig):
+    """One of several rewards."""
+
+    weight: float = number(1.0, "what its score is multiplied by; not 0")
+
+
+@dataclass(kw_only=True)
+class SeveralConfig(ScorerConfig):
+    """One reward, or the weighted sum of several."""
+
+    components: dict[str, ComponentConfig] = mapping(
+        {},
+        "several rewards in place of one, by name: weight (1), and kind, path, function, url … as above, of each",
+    )
+
+    @property
+    def source(self) -> str:
+        if not self.components:
+            return super().source
+        return " + ".join(f"{part.weight:g} × {name} ({part.source})" for name, part in self.components.items())
+
+
+@dataclass(kw_only=True)
+class RewardConfig(SeveralConfig):
+    length_penalty: float = number(0.0, "taken from the score for each token beyond length_target; 0 = off", minimum=0)
+    length_target: Optional[int] = number(None, "longest response that costs nothing, tokens", minimum=0)
+
+
+@dataclass(kw_only=True)
+class EvaluatorConfig(SeveralConfig):
     """A second reward that judges and never trains."""
 
     kind: str = choice(
         "none",
-        "separate evaluator that training never sees: a model or a function",
-        choices=("none", "model", "function"),
+        "separate evaluator that training never sees: a model, a function, or served over HTTP",
+        choices=("none", "model", "function", "http"),
     )
+
+    @property
+    def given(self) -> bool:
+        return self.kind != "none" or bool(self.components)
 
 
 @dataclass(kw_only=True)

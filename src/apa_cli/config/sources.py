@@ -22,7 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from apa_cli.config.keys import NAMING_KEY, SWEEP, groups, nearest
+from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, nearest, sections
 from apa_cli.errors import UserError
 
 PRIMARY = "train"  # configs/train.yaml
@@ -107,6 +107,7 @@ class UserFileSource(ConfigSource):
         body = spread(content, shown(path))
         for key, value in body.items():
             _refuse_group_as_value(shown(path), key, value)
+        _refuse_other_shapes(shown(path), body)
         body["defaults"] = complete_defaults(defaults, path)
         return ConfigResult(
             provider=self.provider,
@@ -190,6 +191,20 @@ def _refuse_group_as_value(where: str, key: str, value: Any) -> None:
     naming = NAMING_KEY.get(key)
     remedy = f"write `{naming}: {value}`" if naming else f"write `{key}:` with keys below it"
     raise UserError(f"{where}: {key}", f"{value!r} stands where a group of keys belongs", remedy)
+
+
+def _refuse_other_shapes(where: str, body: dict[str, Any], parent: str = "") -> None:
+    """Keys below a list, and a list where keys belong: OmegaConf says of neither where it stands."""
+    for key, value in body.items():
+        name = f"{parent}{key}"
+        known = all_keys().get(name)
+        if known is not None and known.type is list and isinstance(value, dict):
+            raise UserError(f"{where}: {name}", "a list, and holds no keys", f"give {expected(name)}")
+        if isinstance(value, list) and (name in sections() or (known is not None and known.type is dict)):
+            remedy = f"give {expected(name)}" if known is not None else f"write `{name}:` with keys below it"
+            raise UserError(f"{where}: {name}", "holds keys, and is no list", remedy)
+        if isinstance(value, dict) and known is None:
+            _refuse_other_shapes(where, value, f"{name}.")
 
 
 def complete_defaults(defaults: Any, path: str) -> list[Any]:

@@ -17,7 +17,18 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, nearest, nearest_key, sections
+from apa_cli.config.keys import (
+    NAMING_KEY,
+    SWEEP,
+    all_keys,
+    expected,
+    find_key,
+    groups,
+    is_component,
+    nearest,
+    nearest_key,
+    sections,
+)
 from apa_cli.config.sources import is_path, recipes, shown
 from apa_cli.errors import UserError
 
@@ -131,10 +142,10 @@ def _of_omegaconf(error: OmegaConfBaseException, file: str, typed: str) -> UserE
     key = str(error.full_key or error.key or "")
     key = typed if typed.startswith(f"{key}.") else key
     if isinstance(error, ConfigKeyError | ConfigAttributeError):
-        if key in all_keys() or not key:
+        if find_key(key) or not key:
             return None
         parent = key.rpartition(".")[0]
-        if parent in all_keys():  # seed.x=1
+        if find_key(parent) and not is_component(key):  # seed.x=1
             return UserError(_at(file, key), f"{parent} is a value and holds no keys", f"write {parent}=VALUE")
         return unknown_key(key, file)
     if isinstance(error, MissingMandatoryValue):
@@ -154,7 +165,11 @@ def _wrong_type(key: str, error: ValidationError, file: str) -> UserError:
     if key in sections():
         return wrong_group(key, value or "null", file)
     whole = re.sub(r"\[\d+\]$", "", key)
-    if whole not in all_keys():
+    if is_component(key):
+        shown_value = f" ({value})" if value else ""
+        remedy = "write the keys below it, such as path or weight" if file else f"write {key}.KEY=VALUE"
+        return UserError(_at(file, key), f"holds keys, and is no value{shown_value}", remedy)
+    if find_key(whole) is None:
         return UserError(_at(file, key), message)
     if whole != key:
         return UserError(_at(file, whole), f"holds {value or 'null'!r}, of the wrong type", f"give {expected(whole)}")
@@ -167,13 +182,10 @@ def _wrong_type(key: str, error: ValidationError, file: str) -> UserError:
 
 
 def _wanted(key: str) -> str:
-    return {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        list: "a list",
-        dict: "names and values",
-    }.get(all_keys()[key].type, "text")
+    found = find_key(key)
+    assert found is not None
+    names = {int: "a whole number", float: "a number", bool: "true or false", list: "a list", dict: "names and values"}
+    return names.get(found.type, "text")
 
 
 def _composition(message: str, file: str) -> UserError:

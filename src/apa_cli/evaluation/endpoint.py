@@ -21,7 +21,6 @@ from apa_cli.evaluation.endpoint_errors import (
     NotACompletionError,
     check_judge,
     explain,
-    read_key,
     require_client,
 )
 from apa_cli.evaluation.pairwise import (
@@ -34,6 +33,7 @@ from apa_cli.evaluation.pairwise import (
     write_messages,
 )
 from apa_cli.evaluation.spending import Spending
+from apa_cli.tracking.api_keys import read_key
 from apa_cli.tracking.secrets import REDACTED, redact_text
 
 Progress = Callable[[int, int], None]  # pairs done, pairs in all
@@ -104,7 +104,7 @@ class EndpointJudge:
         progress: Progress | None,
     ) -> None:
         """Fill `done`. Workers are daemons, so that Ctrl-C need not wait for an answer on its way."""
-        key = read_key(self.config)
+        key = read_key(self.config.api_key_env, f"{WHERE}.api_key_env")
         client = _connect(self.config, key)
         asker = _Asker(client, self.config, self._spending)
         results: queue.SimpleQueue[Verdict | Exception | None] = queue.SimpleQueue()

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import re
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from apa_cli.config.checks import check_key_name
+from apa_cli.config.reward_checks import check_key_name, check_url
 from apa_cli.config.schema import JudgeConfig
 from apa_cli.errors import UserError
-from apa_cli.tracking.secrets import REDACTED, redact_text
+from apa_cli.tracking.api_keys import excerpt
 
 WHERE = "evaluation.judge"
-
-_KEY = re.compile(r"[!-~]+")  # what a header can carry
-_EXCERPT = 200  # characters of a server's own message
 
 
 class NotACompletionError(Exception):
@@ -34,7 +29,7 @@ def check_judge(judge: JudgeConfig) -> None:
     _check_url(judge.base_url)
     if judge.model is None:
         raise UserError(f"{WHERE}.model", "not set", f"name a model that the endpoint serves: {WHERE}.model=NAME")
-    check_key_name(judge.api_key_env)
+    check_key_name(judge.api_key_env, f"{WHERE}.api_key_env", example="OPENAI_API_KEY")
     prices = {
         "price_per_million_input": judge.price_per_million_input,
         "price_per_million_output": judge.price_per_million_output,
@@ -49,25 +44,8 @@ def check_judge(judge: JudgeConfig) -> None:
 
 
 def _check_url(url: str) -> None:
-    try:
-        parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        valid = valid and url.isprintable() and " " not in url
-    except ValueError:
-        valid = False
-    if valid and ("@" in parts.netloc or parts.query or parts.fragment):
-        raise UserError(
-            f"{WHERE}.base_url",
-            "holds a user name, a password, a query or a fragment",
-            f"give the plain address; the key goes into the environment variable that {WHERE}.api_key_env names",
-        )
-    if not valid:
-        raise UserError(
-            f"{WHERE}.base_url",
-            f"{redact_text(url)!r} is not a web address",
-            "write it like http://127.0.0.1:8000/v1",
-        )
-    if parts.path.rstrip("/").endswith("/completions"):
+    check_url(url, f"{WHERE}.base_url", f"{WHERE}.api_key_env", example="http://127.0.0.1:8000/v1")
+    if urlsplit(url).path.rstrip("/").endswith("/completions"):
         raise UserError(
             f"{WHERE}.base_url", f"{url} is too long", "leave out /chat/completions, the client adds it itself"
         )
@@ -80,18 +58,6 @@ def require_client() -> ModuleType:
     except ImportError:
         raise UserError(f"{WHERE}.base_url", "needs the extra", "pip install 'apa-cli[judge]'") from None
     return openai
-
-
-def read_key(judge: JudgeConfig) -> str | None:
-    """The key, from the environment and only when it is about to be used; None where there is none."""
-    key = os.environ.get(judge.api_key_env, "").strip()
-    if key and not _KEY.fullmatch(key):
-        raise UserError(
-            f"{WHERE}.api_key_env",
-            f"the key in {judge.api_key_env} has characters that no key has (blanks, line ends, accents)",
-            "export it again",
-        )
-    return key or None
 
 
 def explain(error: Exception, judge: JudgeConfig, key: str | None) -> UserError | None:
@@ -113,7 +79,7 @@ def explain(error: Exception, judge: JudgeConfig, key: str | None) -> UserError 
     if isinstance(error, openai.APIConnectionError):
         return UserError(
             f"{WHERE}.base_url",
-            f"cannot reach {judge.base_url} in {tries}{_excerpt(error.__cause__, key)}",
+            f"cannot reach {judge.base_url} in {tries}{excerpt(error.__cause__, key)}",
             "start the server or correct the address, or set it to null to go without a judge",
         )
     if isinstance(error, openai.APIStatusError):
@@ -123,7 +89,7 @@ def explain(error: Exception, judge: JudgeConfig, key: str | None) -> UserError 
 
 def _explain_status(error: Any, judge: JudgeConfig, key: str | None, tries: str) -> UserError:
     status = error.status_code
-    said = _excerpt(_message(error.body), key)
+    said = excerpt(_message(error.body), key)
     if status == 401:  # the server's message is left out: it tends to quote the key
         if key is None:
             return UserError(
@@ -170,11 +136,3 @@ def _message(body: Any) -> Any:
         if isinstance(body, dict) and body.get(name):
             body = body[name]
     return body
-
-
-def _excerpt(message: Any, key: str | None) -> str:
-    """`: message`, short, printable and without the key; nothing for an empty one."""
-    text = "" if message is None else str(message)
-    text = redact_text(text.replace(key, REDACTED) if key else text)
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return f": {text[:_EXCERPT]}{'…' if len(text) > _EXCERPT else ''}" if text else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
-from apa_cli.evaluation.measures import LABELS
+from apa_cli.evaluation.measures import LABELS, in_order, label_of
 from apa_cli.evaluation.samples_page import samples_page
 from apa_cli.tracking.secrets import redact, redact_text
 from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
@@ -74,10 +74,10 @@ def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     policies = evaluation.policies
     header = ["", *(policy.name for policy in policies)]
     table = []
-    for name, (label, unit, digits) in LABELS.items():
+    for name in in_order(dict.fromkeys(name for policy in policies for name in policy.figures)):
+        label, unit, digits = label_of(name)
         figures = [policy.figures.get(name) for policy in policies]
-        if any(figure is not None for figure in figures):
-            table.append([f"{label}{f', {unit}' if unit else ''}", *(shown(figure, digits) for figure in figures)])
+        table.append([f"{label}{f', {unit}' if unit else ''}", *(shown(figure, digits) for figure in figures)])
     return header, table
 
 

@@ -19,8 +19,9 @@ from apa_cli.evaluation.measures import measure, verdict_rates
 from apa_cli.evaluation.pairwise import Pair
 from apa_cli.evaluation.respond import JudgedResponse, respond
 from apa_cli.models.device import Runtime, select_runtime
+from apa_cli.models.http_reward import probe_served
 from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
-from apa_cli.models.reward import Scorer, load_reward
+from apa_cli.models.reward import Loaded, Scorer, load_reward
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many of how many
 OUTCOMES = {"win": 1, "tie": 0, "lose": -1}
@@ -87,6 +88,7 @@ def evaluate_checkpoints(
     if config.evaluation.prompts == 0:
         raise UserError("evaluation.prompts", "0, so there is nothing to evaluate on", "set it, for instance to 128")
     runtime = select_runtime(config.device, config.precision)
+    probe_served(config)
     judge = EndpointJudge(config.evaluation.judge) if config.evaluation.judge.base_url is not None else None
     bench: _Bench | None = None
     frozen: Reference | None = None
@@ -145,11 +147,14 @@ def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Pr
     )
     check_room(held_out.prompts, max_new_tokens=config.generation.max_new_tokens, room=policy.room)
     budget, evaluator = config.training.microbatch_tokens, config.evaluation.reward
+    loaded: Loaded = {}
     bench = _Bench(
-        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget),
-        evaluator=None
-        if evaluator.kind == "none"
-        else load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget),
+        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded),
+        evaluator=load_reward(
+            evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget, loaded=loaded
+        )
+        if evaluator.given
+        else None,
         prompts=held_out.prompts,
         config=config,
         progress=progress,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, jackknife
 from apa_cli.evaluation.respond import JudgedResponse
@@ -36,6 +36,21 @@ LABELS = {
     "judge_tie_rate": ("ties, endpoint judge", "fraction", 3),
     "judge_lose_rate": ("losses, endpoint judge", "fraction", 3),
 }
+
+
+def label_of(name: str) -> tuple[str, str, int]:
+    """What a figure is; `reward/NAME` is one of several rewards."""
+    if name in LABELS:
+        return LABELS[name]
+    group, _, part = name.partition("/")
+    label, unit, digits = LABELS[group]
+    return f"{label}, {part}", unit, digits
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """As the table has them: each of several rewards after their sum."""
+    order = list(LABELS)
+    return sorted(names, key=lambda name: order.index(name.partition("/")[0]))
 
 
 def measure(
@@ -76,6 +91,12 @@ def measure(
         "unique_fraction": diversity([[row] for row in ids]),
         "repetition": mean([repetition(row) for row in ids]),
     }
+    for group, parts in (
+        ("reward", [r.score_parts for r in responses]),
+        ("evaluator", [r.evaluator_parts for r in responses]),
+    ):
+        for name in parts[0] if parts else ():
+            figures[f"{group}/{name}"] = score_mean([row[name] for row in parts])
     judged = [r.evaluator for r in responses if r.evaluator is not None]
     if judged:
         figures["evaluator"] = score_mean(judged)

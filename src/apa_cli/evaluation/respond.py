@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from apa_cli.data.prompts import Prompt, collate
 from apa_cli.models.device import Runtime
 from apa_cli.models.policy import Policy, Reference
 from apa_cli.models.reward import FinishedResponses, Scorer, require_finite
+from apa_cli.models.weighted_rewards import score
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.microbatches import pass_tokens
@@ -36,6 +37,8 @@ class JudgedResponse:
     ended: bool
     score: float  # under the training reward
     evaluator: float | None  # under the separate evaluator
+    score_parts: dict[str, float] = field(default_factory=dict)  # of several rewards, by name, without weights
+    evaluator_parts: dict[str, float] = field(default_factory=dict)
     kl: float  # k1 of the tokens drawn
     kl_k3: float
     kl_exact: float  # over the whole vocabulary at every position
@@ -111,12 +114,12 @@ def _respond_batch(
         policy_pass=False,
     )
     finished: FinishedResponses = finished_responses(policy, batch, rollout, config.generation.stop)
-    scores = scorer(finished)
-    judgements = evaluator(finished) if evaluator is not None else None
+    scored = score(scorer, finished)
+    judged = score(evaluator, finished) if evaluator is not None else None
     if not lenient:
-        require_finite(scorer, scores)
-        if evaluator is not None and judgements is not None:
-            require_finite(evaluator, judgements)
+        require_finite(scorer, scored)
+        if evaluator is not None and judged is not None:
+            require_finite(evaluator, judged)
     mask = rollout.response_mask
     assert rollout.reference_logprobs is not None
     k1 = per_response(kl_k1(rollout.rollout_logprobs, rollout.reference_logprobs, mask), mask).tolist()
@@ -130,14 +133,16 @@ def _respond_batch(
             response=finished.responses[i],
             token_ids=tuple(ids[i]),
             ended=bool(rollout.ended[i]),
-            score=scores[i],
-            evaluator=judgements[i] if judgements is not None else None,
+            score=scored.scores[i],
+            evaluator=judged.scores[i] if judged is not None else None,
+            score_parts=scored.parts_of(i),
+            evaluator_parts=judged.parts_of(i) if judged is not None else {},
             kl=k1[i],
             kl_k3=k3[i],
             kl_exact=exact[i],
             entropy=entropy[i],
         )
-        for i in range(len(scores))
+        for i in range(len(scored.scores))
     ]
 
 

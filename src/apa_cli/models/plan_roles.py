@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from apa_cli.config.schema import RewardConfig, TrainConfig
+from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER, cast_adapters
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
@@ -46,9 +46,7 @@ def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
             ),
             _reference(config, runtime, policy, model),
         ]
-        roles += [_value(config, policy, model), _scorer("reward", "reward.path", config.reward, runtime)]
-        if config.evaluation.reward.kind != "none":
-            roles.append(_scorer("evaluator", "evaluation.reward.path", config.evaluation.reward, runtime))
+        roles += [_value(config, policy, model), *_rewards(config, runtime)]
     shape = shape_of(model.config.get_text_config(), gated=any("gate" in name for name, _ in model.named_parameters()))
     element = 2 if runtime.bf16 else 4
     return Plan(
@@ -178,9 +176,30 @@ def _value(config: TrainConfig, policy: Any, model: Any) -> Role:
     return _role("value", "the policy's base, an adapter and a head of its own", [*own, *head], optimizer)
 
 
-def _scorer(name: str, key: str, config: RewardConfig, runtime: Runtime) -> Role:
-    if config.kind == "function":
-        return Role(name=name, weights=f"none: {config.function}")
+def _rewards(config: TrainConfig, runtime: Runtime) -> list[Role]:
+    """Of a model that several name, the first holds the weights."""
+    roles: list[Role] = []
+    holders: dict[tuple[str | None, str | None], str] = {}
+    rewards: list[tuple[str, str, SeveralConfig]] = [("reward", "reward", config.reward)]
+    if config.evaluation.reward.given:
+        rewards.append(("evaluator", "evaluation.reward", config.evaluation.reward))
+    for name, key, reward in rewards:
+        parts: dict[str, tuple[str, ScorerConfig]]
+        parts = {f"{name}.{part}": (f"{key}.components.{part}", own) for part, own in reward.components.items()}
+        for role, (where, one) in (parts or {name: (key, reward)}).items():
+            model = (one.path, one.revision)
+            if one.kind == "model" and model in holders:
+                roles.append(Role(name=role, weights=f"those of {holders[model]}"))
+                continue
+            roles.append(_scorer(role, f"{where}.path", one, runtime))
+            if one.kind == "model":
+                holders[model] = role
+    return roles
+
+
+def _scorer(name: str, key: str, config: ScorerConfig, runtime: Runtime) -> Role:
+    if config.kind in ("function", "http"):
+        return Role(name=name, weights=f"none: {config.source}")
     from transformers import AutoModelForSequenceClassification
 
     assert config.path is not None

@@ -1,4 +1,4 @@
-"""Rewards: a sequence-classification model with its own tokenizer, or the user's Python function.
+"""Rewards: a sequence-classification model with its own tokenizer, the user's Python function, a server, or several.
 
 Both are called as `scores(FinishedResponses) -> list[float]`, one score per finished response.
 """
@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from apa_cli.config.schema import RewardConfig
+from apa_cli.config.schema import ScorerConfig, SeveralConfig
 from apa_cli.data.dialogues import hh_messages
 from apa_cli.data.messages import without_oldest_turn
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
+from apa_cli.models.http_reward import HttpReward
 from apa_cli.models.loading import check_vocabulary, freeze, load_config, load_pretrained, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.models.reward_function import RewardFunction, load_function
+from apa_cli.models.weighted_rewards import Scored, WeightedRewards, complaint
 from apa_cli.rollouts.microbatches import pass_tokens, plan_microbatches
 
 
@@ -36,6 +37,12 @@ class FinishedResponses:
     token_ids: list[list[int]]  # prompt and counted response tokens, in the policy's ids
 
 
+def whole_texts(finished: FinishedResponses) -> list[str]:
+    """Prompt and response in one."""
+    between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a message, complete in itself
+    return [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
+
+
 class Scorer(Protocol):
     def __call__(self, finished: FinishedResponses) -> list[float]:
         """One score a response. It may be NaN or infinite: what is to happen then is the caller's to say."""
@@ -44,12 +51,11 @@ class Scorer(Protocol):
         """The complaint about such a score."""
 
 
-def require_finite(scorer: Scorer, scores: Sequence[float]) -> list[float]:
-    """The scores. Raises the scorer's complaint about the first that is not finite."""
-    for row, score in enumerate(scores):
+def require_finite(scorer: Scorer, scored: Scored) -> None:
+    """Raises the scorer's complaint about the first score that is not finite."""
+    for row, score in enumerate(scored.scores):
         if not math.isfinite(score):
-            raise scorer.not_finite(row, score)
-    return list(scores)
+            raise complaint(scorer, scored, row)
 
 
 class RewardModel:
@@ -59,7 +65,7 @@ class RewardModel:
         self,
         model: Any,
         tokenizer: Any,
-        config: RewardConfig,
+        config: ScorerConfig,
         runtime: Runtime,
         *,
         key: str,
@@ -143,9 +149,7 @@ class RewardModel:
         if reads == "pair":
             pairs = self.tokenizer(finished.prompts, finished.responses)
             return pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
-        between = "\n\n" if chat else ""  # a chat's prompt is a message, complete in itself
-        texts = [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
-        return self.tokenizer(texts)["input_ids"], None
+        return self.tokenizer(whole_texts(finished))["input_ids"], None
 
     def _chat_ids(self, dialogues: list[list[dict[str, str]]]) -> list[list[int]]:
         """Ids of each dialogue in the model's own template; of one too long the oldest turns are left out, whole."""
@@ -190,31 +194,50 @@ class RewardModel:
         return logits[:, self.label].float()
 
 
+Loaded = dict[tuple[str, str | None], tuple[Any, Any]]  # model and tokenizer by path and revision
+
+
 def load_reward(
-    config: RewardConfig, policy: Policy, runtime: Runtime, *, key: str = "reward", microbatch_tokens: int
+    config: ScorerConfig,
+    policy: Policy,
+    runtime: Runtime,
+    *,
+    key: str = "reward",
+    microbatch_tokens: int,
+    loaded: Loaded | None = None,
 ) -> Scorer:
-    """The scorer that `config` describes; `key` is the group's name in messages."""
+    """The scorer that `config` describes; `key` is the group's name in messages.
+
+    A model that is in `loaded` already is taken from there.
+    """
+    loaded = {} if loaded is None else loaded
+    if isinstance(config, SeveralConfig) and config.components:
+        scorers = {
+            name: load_reward(
+                part,
+                policy,
+                runtime,
+                key=f"{key}.components.{name}",
+                microbatch_tokens=microbatch_tokens,
+                loaded=loaded,
+            )
+            for name, part in config.components.items()
+        }
+        return WeightedRewards(scorers, {name: part.weight for name, part in config.components.items()})
     if config.kind == "function":
         assert config.function is not None  # check_config has seen to it
         function = load_function(config.function, f"{key}.function")
         return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
-    from transformers import AutoModelForSequenceClassification
-
+    if config.kind == "http":
+        return HttpReward(config, key=key)
     assert config.path is not None
-    where = f"{key}.path"
-    model = load_pretrained(
-        AutoModelForSequenceClassification,
-        where,
-        config.path,
-        revision=config.revision,
-        config=load_config(where, config.path, revision=config.revision),
-        dtype=runtime.frozen_dtype,
-    )
-    tokenizer = load_tokenizer(where, config.path, revision=config.revision)
-    check_vocabulary(where, config.path, model, tokenizer)
+    place = (config.path, config.revision)
+    if place not in loaded:
+        loaded[place] = load_classifier(config.path, config.revision, runtime, f"{key}.path")
+    model, tokenizer = loaded[place]
     sizes = [m.config.get_text_config().vocab_size for m in (model, policy.model)]  # a policy may sample any of its ids
     return RewardModel(
-        freeze(model.to(runtime.device)),
+        model,
         tokenizer,
         config,
         runtime,
@@ -223,6 +246,23 @@ def load_reward(
         microbatch_tokens=microbatch_tokens,
         policy_tokenizer=policy.tokenizer,
     )
+
+
+def load_classifier(path: str, revision: str | None, runtime: Runtime, where: str) -> tuple[Any, Any]:
+    """A reward model, frozen and on its device, and its tokenizer; `where` is the key that names it."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = load_pretrained(
+        AutoModelForSequenceClassification,
+        where,
+        path,
+        revision=revision,
+        config=load_config(where, path, revision=revision),
+        dtype=runtime.frozen_dtype,
+    )
+    tokenizer = load_tokenizer(where, path, revision=revision)
+    check_vocabulary(where, path, model, tokenizer)
+    return freeze(model.to(runtime.device)), tokenizer
 
 
 def same_tokenizer(a: Any, b: Any) -> bool:

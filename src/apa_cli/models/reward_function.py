@@ -63,7 +63,7 @@ class RewardFunction:
             if self.timeout is not None and _MAIN_THREAD.search(raised):
                 remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
             raise UserError(self.key, problem, remedy) from _their_frames(error)
-        return _checked(scores, len(finished.responses), self.name, self.key)
+        return checked(scores, len(finished.responses), self.name, self.key)
 
     @property
     def _timeout_key(self) -> str:
@@ -132,7 +132,8 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {short}" if short else type(error).__name__
 
 
-def _checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
+def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
+    """What `name` answered as one float a response. Raises UserError."""
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu().tolist()
     elif hasattr(scores, "tolist"):

@@ -12,8 +12,9 @@ from torch import nn
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
 from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
-from apa_cli.models.reward import RewardModel, Scorer, load_reward
+from apa_cli.models.reward import Loaded, RewardModel, Scorer, load_reward
 from apa_cli.models.value import Value, load_value
+from apa_cli.models.weighted_rewards import by_role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +39,18 @@ class Models:
             "policy": self.policy.model,
             "reference": frozen.model if frozen else None,
             "value": getattr(self.value, "trunk", None),
-            "reward": getattr(self.scorer, "model", None),
-            "evaluator": getattr(self.evaluator, "model", None),
         }
+        for role, scorer in (("reward", self.scorer), ("evaluator", self.evaluator)):
+            models |= {name: getattr(part, "model", None) for name, part in by_role(role, scorer).items()}
         found = {role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()}
         return {f"{role}_commit": commit for role, commit in found.items() if commit}
 
     def within(self, token_budget: int) -> Models:
         """These models, the reward models among them with micro-batches of no more tokens than this."""
         for scorer in (self.scorer, self.evaluator):
-            if isinstance(scorer, RewardModel):
-                scorer.microbatch_tokens = min(scorer.microbatch_tokens, token_budget)
+            for part in by_role("", scorer).values():
+                if isinstance(part, RewardModel):
+                    part.microbatch_tokens = min(part.microbatch_tokens, token_budget)
         return self
 
 
@@ -60,15 +62,16 @@ def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | Non
     )
     budget = config.training.microbatch_tokens
     evaluator = config.evaluation.reward
+    loaded: Loaded = {}  # a reward model that two roles name
     return Models(
         policy=policy,
         reference=load_reference(config.reference, config.policy, policy, runtime),
         value=load_value(config.value, config.policy, policy, runtime, weights=checkpoint and checkpoint / "value"),
-        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget),
+        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded),
         evaluator=(
-            None
-            if evaluator.kind == "none"
-            else load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget)
+            load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget, loaded=loaded)
+            if evaluator.given
+            else None
         ),
         runtime=runtime,
     )

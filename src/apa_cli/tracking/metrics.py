@@ -38,8 +38,8 @@ CONTRACT_METRICS = (
     "memory/peak_bytes",
 )
 """Names that others rely on. `objective/target_residual` is APA's alone; without a critic `objective/value_loss` and
-`value/explained_variance` are absent; evaluations add `eval/…`. `time/cpu` is processor time of this process, all
-threads together."""
+`value/explained_variance` are absent; evaluations add `eval/…`, several rewards `reward/NAME` and `reward/NAME_std`, a
+length penalty `reward/length_penalty`. `time/cpu` is processor time of this process, all threads together."""
 
 
 class MetricsFile:

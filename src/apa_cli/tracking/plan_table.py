@@ -24,11 +24,12 @@ def plan_rows(plan: Plan) -> list[tuple[str, ...]]:
 def plan_lines(plan: Plan) -> list[str]:
     """One line a role."""
     lines = []
+    width = max(10, *(len(role.name) for role in plan.roles))
     for name, weights, parameters, trained, held, gradients, states in plan_rows(plan):
         sizes = [] if parameters == "–" else [f"{parameters} parameters", held]
         if trained != "–":
             sizes += [f"{trained} trained", f"gradients {gradients}", f"optimizer {states}"]
-        lines.append(f"{name:<10} {', '.join([weights, *sizes])}")
+        lines.append(f"{name:<{width}} {', '.join([weights, *sizes])}")
     return lines
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,11 +32,15 @@ class Outcome:
     unique_fraction: float | None = None
     response_length: float | None = None
     eos_rate: float | None = None
+    parts: Mapping[str, float | None] = field(default_factory=dict)  # of several rewards, by name
 
     @classmethod
     def from_evaluation(cls, metrics: Mapping[str, float | None]) -> Outcome:
         """From the names that begin with `eval/`."""
-        return cls(**{name: metrics.get(f"eval/{name}") for name in cls.__dataclass_fields__})
+        single = {name: metrics.get(f"eval/{name}") for name in cls.__dataclass_fields__ if name != "parts"}
+        start = "eval/reward/"
+        parts = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
+        return cls(**single, parts=parts)
 
     @classmethod
     def from_rollout(cls, metrics: Mapping[str, float | None]) -> Outcome:
@@ -95,6 +99,10 @@ def measured_rows(before: Outcome, after: Outcome) -> list[tuple[str, str, str, 
         a, b = getattr(before, attribute), getattr(after, attribute)
         if a is not None or b is not None:
             rows.append((title, format_number(a, digits), format_number(b, digits), unit))
+        if attribute == "reward":
+            for name in dict.fromkeys((*before.parts, *after.parts)):
+                a, b = before.parts.get(name), after.parts.get(name)
+                rows.append((f"reward, {name}", format_number(a, digits), format_number(b, digits), unit))
     return rows
 
 
@@ -185,12 +193,11 @@ def _settings(config: TrainConfig) -> list[tuple[str, object]]:
     )
     if objective.kl_target is not None:
         knob += f" at first, steered to a KL of {objective.kl_target:g} nats"
-    reward = config.reward.path if config.reward.kind == "model" else config.reward.function
     adapter = f", LoRA rank {config.policy.adapter.r}" if config.policy.adapter.r else ""
     return [
         ("objective", f"{objective.name}, {knob}"),
         ("policy", f"{config.policy.path}{adapter}"),
-        ("reward", reward),
+        ("reward", _reward(config)),
         ("prompts", config.data.path),
         ("responses an iteration", config.rollout.batch_size),
         ("passes × minibatch", f"{config.training.epochs_per_rollout} × {config.training.minibatch_size}"),
@@ -201,6 +208,13 @@ def _settings(config: TrainConfig) -> list[tuple[str, object]]:
         ),
         ("seed, precision", f"{config.seed}, {config.precision}"),
     ]
+
+
+def _reward(config: TrainConfig) -> str:
+    reward = config.reward
+    if reward.length_penalty == 0:
+        return reward.source
+    return f"{reward.source}, less {reward.length_penalty:g} a token beyond {reward.length_target}"
 
 
 def _versions(run_dir: Path) -> dict[str, str]:

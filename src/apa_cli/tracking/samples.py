@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from apa_cli.tracking.jsonl import JsonLines
@@ -21,6 +21,7 @@ class Sample:
     score: float
     kl: float
     evaluator: float | None = None
+    parts: dict[str, float] = field(default_factory=dict)  # of several rewards, each without its weight
 
 
 class SamplesFile:
@@ -32,8 +33,9 @@ class SamplesFile:
     def write(self, iteration: int, samples: Sequence[Sample], *, source: str) -> None:
         for sample in samples:
             record = {"iteration": iteration, "source": source, **asdict(sample)}
-            if sample.evaluator is None:
-                del record["evaluator"]
+            for name in ("evaluator", "parts"):
+                if record[name] in (None, {}):
+                    del record[name]
             self.lines.write(record)
 
     def sync(self) -> bool:

@@ -47,7 +47,7 @@ class Tracker:
                 choose_console(config.tracking.console),
                 iterations=config.training.iterations,
                 start_iteration=start_iteration or 0,
-                columns=columns_of(held_out=held_out, evaluator=held_out and config.evaluation.reward.kind != "none"),
+                columns=columns_of(held_out=held_out, evaluator=held_out and config.evaluation.reward.given),
             )
             self._run_log = opened.enter_context(open_run_log(run_dir, self._terminal, trouble))
             opened.enter_context(self._terminal)
@@ -126,7 +126,9 @@ class Tracker:
             _log.warning("no pictures or report: %s", error)
             _log.debug("", exc_info=True)
         for when, outcome in (("before", summary.before), ("after", summary.after)):
-            self._wandb.summarise({f"{when}/{name}": value for name, value in asdict(outcome).items()})
+            figures = asdict(outcome)
+            figures |= {f"reward/{name}": value for name, value in figures.pop("parts").items()}
+            self._wandb.summarise({f"{when}/{name}": value for name, value in figures.items()})
         lines = summary_lines(summary)
         for line in lines:
             _log.info(line, extra={"terminal": False})

@@ -109,9 +109,14 @@ def write_summary(run_dir: Path, summary: Summary) -> None:
         "stopped": summary.stopped,
     }
     outcomes = {
-        when: {
-            name: value if value is None or math.isfinite(value) else None for name, value in asdict(outcome).items()
-        }
+        when: {name: _finite(value) for name, value in asdict(outcome).items()}
         for when, outcome in (("before", summary.before), ("after", summary.after))
     }
     write_text(run_dir / SUMMARY_FILE, json.dumps({**facts, **outcomes}, indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """Without what JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return value if value is None or math.isfinite(value) else None

@@ -18,6 +18,7 @@ from apa_cli.data.prompts import Prompt
 from apa_cli.evaluation.judge import Judgement, evaluate
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.roles import Models
+from apa_cli.models.weighted_rewards import Scored, complaint, score
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.record import Rollout
@@ -31,7 +32,7 @@ from apa_cli.training.memory import enough_memory, within_memory
 from apa_cli.training.optimizer import learning_rate_factor, set_learning_rate
 from apa_cli.training.random_states import RandomStates
 from apa_cli.training.state import RolloutStart, TrainingState, Work
-from apa_cli.training.targets import estimate_targets, shape_scores
+from apa_cli.training.targets import estimate_targets, length_penalties, shape_scores
 from apa_cli.training.update import update
 
 
@@ -89,7 +90,7 @@ class Collected:
 
     rollout: Rollout
     finished: FinishedResponses
-    scores: list[float]
+    scored: Scored
 
 
 def training_loop(run: Run, state: TrainingState) -> Judgement | None:
@@ -169,19 +170,20 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
             where="the reference's and the critic's pass",
         )
     with watch.phase("score"):
-        scores = within_memory(
-            lambda tokens: models.within(tokens).scorer(finished), budget, rollout.microbatches, where="scoring"
+        scored = within_memory(
+            lambda tokens: score(models.within(tokens).scorer, finished), budget, rollout.microbatches, where="scoring"
         )
-    _warn_of_scores(run, state.iteration + 1, scores)
-    return Collected(rollout=rollout, finished=finished, scores=scores)
+    _warn_of_scores(run, state.iteration + 1, scored)
+    return Collected(rollout=rollout, finished=finished, scored=scored)
 
 
 def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, watch: Stopwatch) -> Work:
     """What the update aims at. From here on a checkpoint keeps the work."""
-    rollout, raw_scores = collected.rollout, collected.scores
+    rollout, raw_scores = collected.rollout, collected.scored.scores
     scores = torch.tensor(raw_scores, device=rollout.response_ids.device)  # (B,)
     usable = usable_rows(rollout, scores)
-    shaped = shape_scores(scores, rollout.ended, state.moments, config.objective, usable)
+    penalties = length_penalties(rollout.response_mask, config.reward)  # (B,)
+    shaped = shape_scores(scores, rollout.ended, state.moments, config.objective, usable, length_penalties=penalties)
     kl_coef = state.steered(config).objective.kl_coef if config.objective.name == "ppo" else None
     targets = estimate_targets(
         rollout,
@@ -192,9 +194,16 @@ def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, 
         group_size=config.rollout.responses_per_prompt,
         usable=usable,
     )
-    samples = _samples(collected.finished, raw_scores, response_kl(rollout), config.tracking.samples)
+    samples = _samples(collected.finished, collected.scored, response_kl(rollout), config.tracking.samples)
     state.start = None
-    return Work(rollout=rollout, targets=targets, scores=raw_scores, samples=samples, seconds=watch.seconds)
+    return Work(
+        rollout=rollout,
+        targets=targets,
+        scores=raw_scores,
+        samples=samples,
+        reward_metrics=reward_metrics(collected.scored, penalties),
+        seconds=watch.seconds,
+    )
 
 
 def evaluation_due(config: TrainConfig, iteration: int) -> bool:
@@ -244,7 +253,9 @@ def judge(run: Run, state: TrainingState, iteration: int, *, log: bool = True) -
         run.tracker.warn(f"evaluation after iteration {iteration}: scores are not finite, so {keys} is missing")
     if log:
         samples = [
-            Sample(prompt=r.prompt, response=r.response, score=r.score, kl=r.kl, evaluator=r.evaluator)
+            Sample(
+                prompt=r.prompt, response=r.response, score=r.score, kl=r.kl, evaluator=r.evaluator, parts=r.score_parts
+            )
             for r in judgement.responses[: run.config.tracking.samples]
         ]
         run.tracker.log_evaluation(iteration, judgement.metrics, samples)
@@ -258,6 +269,7 @@ def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str,
     metrics = {
         "reward/mean": scores.mean().item(),
         "reward/std": scores.std(correction=0).item() if len(scores) else nan,
+        **work.reward_metrics,
         **rollout_statistics(rollout if usable is None else sound_part(rollout)),
     }
     if rollout.values is not None and work.targets.returns is not None:
@@ -279,14 +291,29 @@ def _setting(config: TrainConfig, state: TrainingState, work: Work) -> str:
     return describe_setting(state.iteration + 1, knob, torch.tensor(work.scores))
 
 
-def _warn_of_scores(run: Run, iteration: int, scores: Sequence[float]) -> None:
-    bad = [row for row, score in enumerate(scores) if not isfinite(score)]
+def reward_metrics(scored: Scored, penalties: Tensor | None) -> dict[str, float]:
+    """Mean and deviation of each of several rewards where it is finite, and the mean length penalty."""
+    metrics: dict[str, float] = {}
+    for name, part in scored.parts.items():
+        finite = torch.tensor([value for value in part if isfinite(value)])
+        metrics[f"reward/{name}"] = finite.mean().item()
+        metrics[f"reward/{name}_std"] = finite.std(correction=0).item() if len(finite) else nan
+    if penalties is not None:
+        metrics["reward/length_penalty"] = penalties.mean().item()
+    return metrics
+
+
+def _warn_of_scores(run: Run, iteration: int, scored: Scored) -> None:
+    bad = [row for row, score in enumerate(scored.scores) if not isfinite(score)]
     if bad:
-        complaint = run.models.scorer.not_finite(bad[0], scores[bad[0]])
-        count = f"{len(bad)} of {len(scores)} rows" if len(bad) > 1 else "this row"
-        run.tracker.warn(f"iteration {iteration}: {complaint}; the minibatches with {count} are skipped")
+        said = complaint(run.models.scorer, scored, bad[0])
+        count = f"{len(bad)} of {len(scored.scores)} rows" if len(bad) > 1 else "this row"
+        run.tracker.warn(f"iteration {iteration}: {said}; the minibatches with {count} are skipped")
 
 
-def _samples(finished: FinishedResponses, scores: Sequence[float], kl: Tensor, count: int) -> list[Sample]:
-    rows = zip(finished.prompts, finished.responses, scores, kl.tolist(), strict=True)
-    return [Sample(prompt=p, response=r, score=s, kl=k) for (p, r, s, k), _ in zip(rows, range(count), strict=False)]
+def _samples(finished: FinishedResponses, scored: Scored, kl: Tensor, count: int) -> list[Sample]:
+    rows = zip(finished.prompts, finished.responses, scored.scores, kl.tolist(), strict=True)
+    return [
+        Sample(prompt=p, response=r, score=s, kl=k, parts=scored.parts_of(row))
+        for row, (p, r, s, k) in zip(range(count), rows, strict=False)
+    ]

@@ -30,8 +30,10 @@ from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
 from apa_cli.models.device import Runtime, select_runtime
+from apa_cli.models.http_reward import probe_served
 from apa_cli.models.reward import RewardModel
 from apa_cli.models.roles import Models, load_models
+from apa_cli.models.weighted_rewards import by_role
 from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.tracker import Tracker
@@ -74,6 +76,7 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
         if resumption is not None and resumption.finished:
             print(f"{run_dir}: finished before, nothing to go on with", flush=True)
             return
+        probe_served(config)
         if resumption is not None:
             begin_from(resumption, run_dir)
         start = resumption.iteration if resumption is not None and resumption.checkpoint is not None else None
@@ -176,7 +179,9 @@ def seed_everything(seed: int) -> None:
 def check_best_metric(config: TrainConfig) -> None:
     """Raise UserError when checkpoint.best_metric is nothing that evaluations measure."""
     metric = config.checkpoint.best_metric
-    names = [f"eval/{name}" for name in LABELS]
+    parts = (("reward", config.reward), ("evaluator", config.evaluation.reward))
+    several = [f"{group}/{name}" for group, reward in parts for name in reward.components]
+    names = [f"eval/{name}" for name in (*LABELS, *several)]
     if metric is not None and metric not in names:
         near = difflib.get_close_matches(metric, names, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
@@ -205,7 +210,8 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
             "the policy has a chat template, and these prompts do not go through it; "
             "data.format=chat (HH dialogues: hh_chat) if they should"
         )
-    for name, scorer in (("reward model", models.scorer), ("evaluator", models.evaluator)):
+    scorers = {**by_role("reward model", models.scorer), **by_role("evaluator", models.evaluator)}
+    for name, scorer in scorers.items():
         if isinstance(scorer, RewardModel) and (prompts.chat or scorer.tokenizer.chat_template):
             tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}")
 

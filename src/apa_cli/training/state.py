@@ -37,6 +37,7 @@ class Work:
     targets: Targets
     scores: list[float]  # raw, one a response
     samples: list[Sample]  # for samples.jsonl
+    reward_metrics: dict[str, float] = field(default_factory=dict)  # of several rewards, and of the length penalty
     progress: UpdateProgress = field(default_factory=UpdateProgress)
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of this iteration
 

@@ -18,7 +18,7 @@ from apa_cli.algorithms import (
     whiten,
     zero_masked,
 )
-from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig
+from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig, RewardConfig
 from apa_cli.rollouts.record import Rollout
 
 
@@ -30,20 +30,35 @@ class Targets:
 
 
 def shape_scores(
-    scores: Tensor, ended: Tensor, moments: RunningMoments, config: ObjectiveConfig, usable: Tensor | None = None
+    scores: Tensor,
+    ended: Tensor,
+    moments: RunningMoments,
+    config: ObjectiveConfig,
+    usable: Tensor | None = None,
+    *,
+    length_penalties: Tensor | None = None,
 ) -> Tensor:
-    """Scores (B,) as the objective sees them: less the missing-EOS penalty, over the running deviation, clipped.
+    """Scores (B,) as the objective sees them: less both penalties, over the running deviation, clipped.
 
-    The moments are of the scores as given, this rollout's included. Rows that are not `usable` (B,) stay out of them
-    and score 0.
+    `length_penalties` (B,) come off beside the missing-EOS penalty. The moments are of the scores as given, this
+    rollout's included. Rows that are not `usable` (B,) stay out of them and score 0.
     """
     if usable is not None:
         scores = torch.where(usable, scores, 0.0)
     moments.update(scores if usable is None else scores[usable])
     if config.missing_eos_penalty is not None:
         scores = torch.where(ended, scores, scores - config.missing_eos_penalty)
+    if length_penalties is not None:
+        scores = scores - length_penalties
     std = moments.std if config.score_scaling == "running" else 1.0
     return scale_scores(scores, std=std, clip=config.score_clip)
+
+
+def length_penalties(response_mask: Tensor, config: RewardConfig) -> Tensor | None:
+    """(B,) penalty · max(0, tokens − target), of the counted tokens; None where it is off."""
+    if config.length_penalty == 0 or config.length_target is None:
+        return None
+    return config.length_penalty * (response_mask.sum(dim=1) - config.length_target).clamp(min=0).float()
 
 
 def estimate_targets(

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from apa_cli.config.compose import compose_raw, compose_train
-from apa_cli.config.keys import SWEEP, all_keys, groups
+from apa_cli.config.keys import COMPONENTS, SWEEP, all_keys, groups
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import config_dir, recipes
 from apa_cli.errors import UserError
@@ -157,10 +157,11 @@ def test_every_key_can_be_set_and_is_explained():
         assert key.help, f"{key.name} has no help"
         values[key.name] = key.choices[-1] if key.choices else samples[key.type]
     values["optimizer.betas"] = [0.1, 0.2]
+    values = {name: {} if name in COMPONENTS else value for name, value in values.items()}
     overrides = [
         f"{name}=[{value[0]},{value[1]}]"
         if isinstance(value, list)
-        else f"{name}={{a:1}}"
+        else f"{name}={{{'a:1' if value else ''}}}"
         if isinstance(value, dict)
         else f"{name}={value}"
         for name, value in values.items()

@@ -22,6 +22,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.policy import load_policy
 from apa_cli.models.reward import FinishedResponses, load_reward, require_finite, same_tokenizer
 from apa_cli.models.reward_function import RewardFunction, load_function
+from apa_cli.models.weighted_rewards import Scored
 from apa_cli.rollouts.collect import finished_responses
 from apa_cli.rollouts.generation import sample
 
@@ -465,12 +466,12 @@ def test_a_score_that_is_not_finite_is_passed_on_and_can_be_refused(policy, rewa
     scores = scorer(finished(policy))
     assert all(map(math.isnan, scores))
     with pytest.raises(UserError, match=r"reward\.path: .* scored response 0 as nan; try precision=fp32"):
-        require_finite(scorer, scores)
+        require_finite(scorer, Scored(scores=scores))
 
     for bad in (math.nan, math.inf, -math.inf):
         function = RewardFunction(lambda prompts, responses, bad=bad: [1, bad, 2], "mine:f", key="reward.function")
         scores = function(finished(policy))
         assert [scores[0], scores[2]] == [1.0, 2.0]
         with pytest.raises(UserError, match=rf"^reward\.function: mine:f returned {bad} for row 1; return finite"):
-            require_finite(function, scores)
-    assert require_finite(function, [1.0, 2.0]) == [1.0, 2.0]
+            require_finite(function, Scored(scores=scores))
+    require_finite(function, Scored(scores=[1.0, 2.0]))

@@ -7,9 +7,9 @@ import torch
 from torch.testing import assert_close
 
 from apa_cli.algorithms import RunningMoments
-from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig
+from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig, RewardConfig
 from apa_cli.rollouts.record import Rollout
-from apa_cli.training.targets import estimate_targets, shape_scores
+from apa_cli.training.targets import estimate_targets, length_penalties, shape_scores
 
 ENDED = torch.tensor([True, False, True, False])
 
@@ -169,3 +169,25 @@ def test_a_bad_row_leaves_its_group_alone(kl_coef):
     assert targets.advantages[1].tolist() == [0.0, 0.0]
     assert bool(targets.advantages.isfinite().all())
     assert targets.usable is usable
+
+
+def test_length_penalty_by_hand():
+    """Of 3 and 1 counted tokens with a target of 1: 2 × 0.25 and nothing; it adds to the missing-EOS penalty."""
+    reward = RewardConfig(length_penalty=0.25, length_target=1)
+    penalties = length_penalties(rollout().response_mask, reward)
+    assert penalties.tolist() == [0.5, 0.0]
+    config = objective(missing_eos_penalty=1.0, score_scaling="running", score_clip=0.5)
+    moments = RunningMoments()
+    shaped = shape_scores(torch.tensor([3.0, 1.0]), rollout().ended, moments, config, length_penalties=penalties)
+    # Deviation of 3 and 1, as given, is √2: (3 − 1 − 0.5) / √2 is clipped, 1 / √2 too; at 2 neither is.
+    assert shaped.tolist() == [0.5, 0.5]
+    config = objective(missing_eos_penalty=1.0, score_scaling="running", score_clip=2.0)
+    shaped = shape_scores(
+        torch.tensor([3.0, 1.0]), rollout().ended, RunningMoments(), config, length_penalties=penalties
+    )
+    assert_close(shaped, torch.tensor([1.5, 1.0]) / math.sqrt(2))
+
+
+def test_no_length_penalty_unless_asked():
+    assert length_penalties(rollout().response_mask, RewardConfig()) is None
+    assert length_penalties(rollout().response_mask, RewardConfig(length_target=0)) is None

@@ -1,0 +1,136 @@
+"""Do the keys of a reward fit each other? Of one, of several with weights, of one that is served. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit
+
+from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
+from apa_cli.errors import UserError
+from apa_cli.tracking.secrets import redact_text
+
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_TAKEN = ("mean", "std", "length_penalty")  # reward/… already
+
+
+def check_rewards(config: TrainConfig) -> None:
+    """Raise UserError, naming the key and what to do, for the first thing that is wrong."""
+    check_reward(config.reward, "reward")
+    check_reward(config.evaluation.reward, "evaluation.reward")
+    _check_length(config)
+
+
+def check_reward(reward: SeveralConfig, key: str) -> None:
+    """`key` is where this reward stands in the configuration."""
+    if not reward.components:
+        _check_one(reward, key, several=True)
+        return
+    _check_alone(reward, key)
+    for name, part in reward.components.items():
+        where = f"{key}.components.{name}"
+        _check_name(name, list(reward.components), where)
+        if part.weight == 0:
+            remedy = f"give it a weight, or take it out: ~{where}"
+            raise UserError(f"{where}.weight", "0, so that it counts for nothing", remedy)
+        _check_one(part, where)
+
+
+def _check_alone(reward: SeveralConfig, key: str) -> None:
+    """Several rewards leave no place for one beside them."""
+    for name in ("path", "function", "url"):
+        if getattr(reward, name) is not None:
+            remedy = f"add {key}.{name}=null, or move it to a component: {key}.components.NAME.{name}"
+            raise UserError(f"{key}.{name}", f"set, but the rewards are in {key}.components", remedy)
+    default = type(reward)().kind
+    if reward.kind != default:
+        remedy = f"add {key}.kind={default}; each component has a kind of its own"
+        raise UserError(f"{key}.kind", f"{reward.kind}, but the rewards are in {key}.components", remedy)
+
+
+def _check_name(name: str, names: list[str], where: str) -> None:
+    if not _NAME.fullmatch(name):
+        remedy = "name it with letters, digits, _ and -, a letter first, such as brevity"
+        raise UserError(where, "not a name that a metric can have", remedy)
+    if name in _TAKEN or (name.endswith("_std") and name.removesuffix("_std") in names):
+        raise UserError(where, f"reward/{name} is another metric", "name it otherwise")
+
+
+def _check_one(reward: ScorerConfig, key: str, *, several: bool = False) -> None:
+    if reward.kind == "model" and reward.path is None and reward.function is None and reward.url is None:
+        remedy = f"give a model: {key}.path=MODEL" + (f", or several rewards: {key}.components" if several else "")
+        raise UserError(f"{key}.path", f"not set, but {key}.kind=model needs it", remedy)
+    for name, kind in (("function", "function"), ("url", "http"), ("api_key_env", "http")):
+        if reward.kind != kind and getattr(reward, name) is not None:
+            remedy = f"add {key}.kind={kind}, or {key}.{name}=null"
+            raise UserError(f"{key}.{name}", f"set, but {key}.kind={reward.kind}", remedy)
+    if reward.kind == "function":
+        if reward.function is None:
+            raise UserError(
+                f"{key}.function",
+                f"not set, but {key}.kind=function needs it",
+                f"name one: {key}.function=package.module:name, or path/to/file.py:name",
+            )
+        check_function(reward.function, f"{key}.function")
+    if reward.kind == "http":
+        if reward.url is None:
+            remedy = f"give its address: {key}.url=http://HOST:PORT/PATH"
+            raise UserError(f"{key}.url", f"not set, but {key}.kind=http needs it", remedy)
+        check_url(reward.url, f"{key}.url", f"{key}.api_key_env", example="http://127.0.0.1:5000/score")
+        if reward.api_key_env is not None:
+            check_key_name(reward.api_key_env, f"{key}.api_key_env", example="REWARD_TOKEN")
+    if reward.kind == "none" and reward.path is not None:
+        raise UserError(f"{key}.path", f"set, but {key}.kind=none", f"add {key}.kind=model, or {key}.path=null")
+
+
+def _check_length(config: TrainConfig) -> None:
+    reward, longest = config.reward, config.generation.max_new_tokens
+    if reward.length_penalty == 0:
+        return
+    if reward.length_target is None:
+        remedy = "say from how many tokens on: reward.length_target=TOKENS, or set reward.length_penalty=0"
+        raise UserError("reward.length_target", f"not set, but reward.length_penalty={reward.length_penalty:g}", remedy)
+    if reward.length_target >= longest:
+        problem = f"{reward.length_target}, but no response is longer than generation.max_new_tokens={longest}"
+        raise UserError("reward.length_target", problem, "lower it, or set reward.length_penalty=0")
+
+
+def check_function(function: str, key: str) -> None:
+    """`module:name` or `path/to/file.py:name`; whether it exists is found out where it is loaded."""
+    place, colon, name = function.rpartition(":")
+    is_file = place.endswith(".py")
+    is_module = bool(place) and all(part.isidentifier() for part in place.split("."))
+    if not (colon and name.isidentifier() and (is_file or is_module)):
+        raise UserError(
+            key,
+            f"{function!r} does not name a function",
+            "write package.module:name, or path/to/file.py:name",
+        )
+
+
+def check_key_name(name: str, key: str, *, example: str) -> None:
+    """A key itself in place of its variable's name would be written into the run's folder; so it is not repeated."""
+    if not _VARIABLE.fullmatch(name):
+        raise UserError(
+            key,
+            "not the name of an environment variable (capitals, digits and _)",
+            f"export the key under a name such as {example} and give that name, never the key itself",
+        )
+
+
+def check_url(url: str, key: str, key_of_secret: str, *, example: str) -> None:
+    """A plain web address, without anything secret in it."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = valid and url.isprintable() and " " not in url
+    except ValueError:
+        valid = False
+    if valid and ("@" in parts.netloc or parts.query or parts.fragment):
+        raise UserError(
+            key,
+            "holds a user name, a password, a query or a fragment",
+            f"give the plain address; the key goes into the environment variable that {key_of_secret} names",
+        )
+    if not valid:
+        raise UserError(key, f"{redact_text(url)!r} is not a web address", f"write it like {example}")

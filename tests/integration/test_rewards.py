@@ -1,0 +1,98 @@
+"""Several rewards and a length penalty through the real commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command import apa_train, environment
+
+SMALL = (
+    *("rollout.batch_size=8", "training.minibatch_size=8", "training.iterations=2", "evaluation.prompts=4"),
+    *("evaluation.resamples=10", "tracking.wandb.mode=disabled", "tracking.samples=8", "checkpoint.every=1"),
+)
+FUNCTIONS = """
+def letters(prompts, responses):
+    return [float(len(response)) for response in responses]
+
+
+def missing(prompts, responses):
+    return [float("nan") if row == 2 else 1.0 for row in range(len(responses))]
+"""
+
+
+@pytest.fixture
+def functions(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(FUNCTIONS, encoding="utf-8")
+    return file
+
+
+def test_by_name_everywhere(tmp_path: Path, functions: Path):
+    run = apa_train(
+        tmp_path / "run",
+        *("config=reviews_apa_rewards", "reward.components.sentiment.weight=2", "reward.length_target=10"),
+        *("reward.components.letters.kind=function", f"reward.components.letters.function={functions}:letters"),
+        *("reward.components.letters.weight=-0.01", *SMALL),
+    )
+    assert run.code == 0, run.errors
+    weights = {"sentiment": 2.0, "form": 0.5, "letters": -0.01}
+    samples = [json.loads(line) for line in (run.folder / "samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        parts = sample["parts"]
+        assert parts["letters"] == len(sample["response"])
+        assert sample["score"] == pytest.approx(sum(weights[name] * parts[name] for name in weights), abs=1e-6)
+    for line in run.metrics:
+        mine = [s for s in samples if s["iteration"] == line["iteration"] and s["source"] == "training"]
+        assert len(mine) == 8
+        for name, weight in weights.items():
+            values = [s["parts"][name] for s in mine]
+            mean = sum(values) / 8
+            assert line[f"reward/{name}"] == pytest.approx(mean, abs=1e-5), weight
+            deviation = (sum((value - mean) ** 2 for value in values) / 8) ** 0.5
+            assert line[f"reward/{name}_std"] == pytest.approx(deviation, abs=1e-4)
+        total = sum(weight * line[f"reward/{name}"] for name, weight in weights.items())
+        assert line["reward/mean"] == pytest.approx(total, abs=1e-5)
+        assert 0 < line["reward/length_penalty"] < 0.05 * 22
+    assert {f"eval/reward/{name}" for name in weights} <= set(run.metrics[-1])
+    report = (run.folder / "report.md").read_text(encoding="utf-8")
+    assert "| reward, letters |" in report
+    assert "+ -0.01 × letters" in report
+    assert "less 0.05 a token beyond 10" in report
+    assert json.loads((run.folder / "summary.json").read_text())["after"]["parts"].keys() == weights.keys()
+
+    command = [str(Path(sys.executable).parent / "apa-eval"), f"checkpoint={run.folder}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "training reward, letters" in done.stdout
+
+    more = apa_train(run.folder, f"resume={run.folder}", "training.iterations=3", "reward.components.form.weight=1")
+    assert more.code == 2
+    assert "the configuration is not the run's: reward.components.form.weight 0.5 → 1" in more.errors
+    more = apa_train(run.folder, f"resume={run.folder}", "training.iterations=3", "~reward.components.form")
+    assert more.code == 2
+    assert "reward.components.form gone" in more.errors
+    timeout = "reward.components.letters.timeout_seconds=5"
+    more = apa_train(run.folder, f"resume={run.folder}", "training.iterations=3", timeout)
+    assert more.code == 0, more.errors
+    assert len(more.metrics) == 3
+
+
+def test_a_component_without_a_score(tmp_path: Path, functions: Path):
+    """That response is not trained on; the others of the component make its mean."""
+    run = apa_train(
+        tmp_path / "run",
+        *("reward.path=null", "reward.components.a.path=builtin:reviews/reward", "reward.components.b.kind=function"),
+        *(f"reward.components.b.function={functions}:missing", *SMALL),
+        *("training.minibatch_size=4", "evaluation.prompts=0"),
+    )
+    assert run.code == 0, run.errors
+    assert (
+        f"warning: iteration 1: reward.components.b.function: {functions}:missing returned nan for row 2"
+        in run.errors + run.output
+    )
+    assert [line["reward/b"] for line in run.metrics] == [1.0, 1.0]
+    assert all(line["optim/skipped_minibatches"] > 0 for line in run.metrics)
