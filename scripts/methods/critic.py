@@ -19,7 +19,7 @@ from methods.page import table
 from methods.runs import Found, Setting, Size
 
 TITLE = "where a critic starts: policy, reward model, warm-up, shared trunk"
-DURATION = "15 runs (3 of them shared with steer), about 15 minutes on two CPU cores"
+DURATION = "15 runs (3 of them shared with steer), about 15 minutes of one CPU core"
 KL_LAMBDA = 0.3
 WARMUP = 5
 POLICY = "separate, from the policy"

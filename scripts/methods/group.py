@@ -33,7 +33,7 @@ from methods.page import table
 from methods.runs import Found, Setting, Size
 
 TITLE = "APA, AWR and PPO without a critic, beside themselves with one"
-DURATION = "21 runs, about 20 minutes on two CPU cores"
+DURATION = "21 runs, about 20 minutes of one CPU core"
 EVALUATIONS = 12
 GROUP: dict[str, Any] = {"advantage.name": "group", "value.kind": "none", "rollout.responses_per_prompt": 4}
 LOW = 2.0  # nats: a level that every run passes early
@@ -110,7 +110,8 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         "over the evaluations of the last third of training. ± is half of a 95 % interval over seeds. Seconds are "
         "medians over iterations, evaluations left out; wall seconds are of a machine that does other work too. Memory "
         "is planned, not measured (`apa-train plan_only=true`): models are weights, gradients and optimizer states, "
-        "and at the most adds what sampling or the update needs.",
+        "and at the most adds what sampling or the update needs. Measured speed and memory of larger models are in "
+        "[performance.md](performance.md).",
     ]
 
 

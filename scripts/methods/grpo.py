@@ -45,7 +45,7 @@ from methods.page import table
 from methods.runs import Found, Setting, Size
 
 TITLE = "APA and PPO without a critic beside TRL's GRPO: reward per rollout and per second"
-DURATION = "27 runs, 9 of them TRL's, about 25 minutes of one CPU core; needs trl (--trl-python)"
+DURATION = "27 runs, 9 of them TRL's, about 30 minutes of one CPU core; needs trl, here or by --trl-python"
 EVALUATIONS = 12
 TUNING_SEED = 0
 RATES = (1e-4, 3e-4, 1e-3)

@@ -19,7 +19,7 @@ from methods.page import table
 from methods.runs import Found, Setting, Size
 
 TITLE = "which (λ, learning rate) collapse, without and with a bound or Huber's form"
-DURATION = "90 runs (9 of them shared with steer), about 80 minutes on two CPU cores"
+DURATION = "90 runs (9 of them shared with steer), about 80 minutes of one CPU core"
 RECIPE = "reviews_apa"
 LAMBDAS = (0.03, 0.1, 0.3, 1.0)
 RATES = (1e-4, 3e-4, 1e-3)

@@ -17,7 +17,7 @@ from methods.page import table
 from methods.runs import Found, Setting, Size
 
 TITLE = "KL steered to 2, 5 and 10 nats, and fixed λ to compare with"
-DURATION = "36 runs, about 35 minutes on two CPU cores"
+DURATION = "36 runs, about 40 minutes of one CPU core"
 RECIPE = "reviews_apa"
 TARGETS = (2.0, 5.0, 10.0)
 STARTS = {"too high": 3.0, "too low": 0.06}
