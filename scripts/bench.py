@@ -1,11 +1,13 @@
 """Measure apa-train beside TRL's trainers and beside the bare parts, and write docs/performance.md.
 
     python scripts/bench.py                    everything this machine can run: about 25 minutes on two CPU cores
-    python scripts/bench.py --jobs hh          one job
+    python scripts/bench.py --jobs hh          one job: its figures on the page are new, the others' stay
+    python scripts/bench.py --rewrite          none: the page, from what was measured
     python scripts/bench.py --quick            small sizes, to see that it runs: two minutes, figures without meaning
 
-Contestants take turns, one iteration each; medians over rounds. What is finished is kept in --output and not measured
-again unless the code, the sizes or the versions changed. TRL takes part where it is installed (pip install .[bench]).
+Contestants take turns, one iteration each; medians over rounds. What was measured of each job is kept in a folder
+beside the page, with hardware, versions, date and commit, and not measured again unless the code, the sizes or the
+versions changed. TRL takes part where it is installed (pip install .[bench]).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
-from benchmark import gpu, growth, page, summary  # noqa: E402
+from benchmark import gpu, growth, page, records, summary  # noqa: E402
 from benchmark.jobs import JOBS, Contestant, Job, contestants, quick  # noqa: E402
+from benchmark.records import Record  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 HH = (ROOT.parent / "shared/data/hh/harmless-base-test.jsonl.gz", ROOT / "tests/data/hh_sample.jsonl")
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = _device(arguments.device)
     here = [job for job in JOBS if device == "cuda" or not job.cuda or arguments.quick]
     names = arguments.jobs or (QUICK if arguments.quick else [*(job.name for job in here), GROWTH])
-    finished: dict[str, tuple[Job, dict[str, Any]]] = {}
+    names = [] if arguments.rewrite else names
     for job in JOBS:
         if job.name not in names:
             continue
@@ -51,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{job.name} needs a GPU: not measured", file=sys.stderr)
             continue
         sized = quick(job) if arguments.quick else job
-        finished[job.name] = sized, run(sized, chosen(sized, arguments.only), arguments, device)
-        print("\n".join(["", job.title, *page.table(summary.rows(*finished[job.name])), ""]), flush=True)
-    points = grow(arguments, device) if GROWTH in names else {}
-    report(arguments, finished, points, device)
+        record = run(sized, chosen(sized, arguments.only), arguments, device)
+        print("\n".join(["", job.title, *page.table(summary.rows(sized, record.results)), ""]), flush=True)
+    if GROWTH in names:
+        grow(arguments, device)
+    report(arguments)
     return 0
 
 
@@ -76,11 +80,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         default=next(p for p in HH if p.exists()),
     )
-    add("--output", "folder for results, models and logs (default: runs/bench)", type=Path)
-    add("--page", "the page to write (default: docs/performance.md, of a part or --quick: in --output)", type=Path)
+    add("--output", "folder for models and logs (default: runs/bench)", type=Path)
+    add("--page", "the page to write (default: docs/performance.md; with --only or --quick: in --output)", type=Path)
     add("--device", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", "of each contestant (default: all cores)", type=int, default=os.cpu_count() or 1)
     add("--fresh", "measure again what is finished", action="store_true")
+    add("--rewrite", "measure nothing: write the page from what was measured before", action="store_true")
     add("--quick", "small sizes and one round, GPU jobs too", action="store_true")
     arguments = parser.parse_args(argv)
     unknown = set(arguments.jobs or ()) - {job.name for job in JOBS} - {GROWTH}
@@ -90,7 +95,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--rounds is from 2 to {ITERATIONS - 1}")
     arguments.data = arguments.data.resolve()
     arguments.output = (arguments.output or ROOT / "runs" / ("bench_quick" if arguments.quick else "bench")).resolve()
-    whole = not (arguments.quick or arguments.jobs or arguments.only)
+    whole = not (arguments.quick or arguments.only)
     arguments.page = arguments.page or (PAGE if whole else arguments.output / "performance.md")
     return arguments
 
@@ -102,17 +107,15 @@ def chosen(job: Job, only: Sequence[str] | None) -> list[Contestant]:
     return [contestant for contestant in everyone if only is None or contestant.name in only]
 
 
-def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, device: str) -> dict[str, Any]:
-    """The job's raw results, from its file when nothing changed since they were measured."""
+def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, device: str) -> Record:
+    """What is measured of the job, or was when nothing changed since."""
     from benchmark import materials, rounds
 
-    file = arguments.output / f"{job.name}.json"
     key = fingerprint(job, people, arguments, device)
-    if file.exists() and not arguments.fresh:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        if saved["key"] == key:
-            print(f"{job.name}: measured before, kept in {file}", flush=True)
-            return dict(saved["results"])
+    saved = records.load(arguments.page, job)
+    if saved is not None and saved.key == key and not arguments.fresh:
+        print(f"{job.name}: measured before, {saved.when}", flush=True)
+        return saved
     folder = arguments.output / job.name
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{job.name}: models, tokenizer and prompts", flush=True)
@@ -129,87 +132,90 @@ def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, d
         minutes=arguments.minutes,
         say=lambda line: print(f"{time.perf_counter() - began:6.0f} s  {line}", flush=True),
     )
-    lengths = [[len(row["ids"]) for row in batch] for batch in json.loads((folder / "batches.json").read_text())]
-    if not any("error" in result for result in results.values()):  # a failure is tried again
-        record = {"key": key, "job": asdict(job), "prompt_lengths": lengths, "results": results}
-        file.write_text(json.dumps(record), encoding="utf-8")
+    failed = any("error" in result for result in results.values())
+    record = Record(
+        key="" if failed else key,  # a failure is tried again
+        job=job,
+        prompt_lengths=[[len(row["ids"]) for row in b] for b in json.loads((folder / "batches.json").read_text())],
+        results=results,
+        facts=facts(device, arguments.threads),
+        commit=records.commit(ROOT),
+        gpu={"bandwidth": gpu.copy_bandwidth(), "rate": gpu.matrix_rate()} if device == "cuda" else None,
+    )
+    records.save(arguments.page, record)
+    if not failed:
         for name in ("policy", "reward"):
             shutil.rmtree(folder / name)
-    return results
+    return record
 
 
-def grow(arguments: argparse.Namespace, device: str) -> dict[str, list[growth.Point]]:
+def grow(arguments: argparse.Namespace, device: str) -> None:
     arguments = argparse.Namespace(**{**vars(arguments), "rounds": 2})
-    points: dict[str, list[growth.Point]] = {}
     for axis, sizes in growth.AXES.items():
         for size in sizes[:1] if arguments.quick else sizes:
-            job = growth.case(axis, size)
-            result = run(job, [growth.contestant()], arguments, device)["apa-shared"]
-            if "error" not in result:
-                points.setdefault(axis, []).append(growth.point(job, size, result))
-        print("\n".join(["", *page.growth_table(axis, points.get(axis, [])), ""]), flush=True)
-    return points
+            run(growth.case(axis, size), [growth.contestant()], arguments, device)
 
 
-def report(
-    arguments: argparse.Namespace,
-    finished: Mapping[str, tuple[Job, dict[str, Any]]],
-    points: Mapping[str, Sequence[growth.Point]],
-    device: str,
-) -> None:
-    """Verdicts on the terminal, the page, and results.json beside the raw files."""
-    tables = {name: summary.rows(job, results) for name, (job, results) in finished.items()}
-    # nothing is judged by small sizes
-    judged, along = ({}, {}) if arguments.quick else (tables, points)
-    verdicts = [*summary.verdicts(judged), *growth.verdicts(along)]
-    lines, shares = hardware(arguments, finished, device)
-    verdicts += shares
+def report(arguments: argparse.Namespace) -> None:
+    """Verdicts on the terminal, the page from everything that was measured, and results.json in --output."""
+    jobs = [quick(job) for job in JOBS] if arguments.quick else JOBS
+    measured = [record for job in jobs if (record := records.load(arguments.page, job)) is not None]
+    points, along = growth.measured(arguments.page)
+    tables = {record.job.name: summary.rows(record.job, record.results) for record in measured}
+    lines, shares = hardware(measured)
+    if arguments.quick:  # nothing is judged by small sizes
+        verdicts = [*summary.verdicts({}), *growth.verdicts({}), *shares]
+    else:
+        verdicts = [*summary.verdicts(tables), *growth.verdicts(points), *shares]
+    for axis, found in points.items():
+        print("\n".join(["", *page.growth_table(axis, found), ""]))
     print("\n".join(page.verdict_table(verdicts)))
-    told = facts(device, arguments.threads)
+    told = records.together([*measured, *along])
     if arguments.quick:
         told["sizes"] = "small ones, to see that it runs: the figures mean nothing"
     page.write(
         arguments.page,
-        jobs=list(finished.values()),
+        records=measured,
         growth=points,
+        growth_records=along,
         verdicts=verdicts,
         facts=told,
-        unmeasured=[job for job in JOBS if job.cuda and job.name not in finished],
+        unmeasured=[job for job in JOBS if job.name not in tables],
         hardware=lines,
     )
-    record = {
+    results = arguments.output / "results.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    everything = {
         "facts": told,
         "jobs": {name: [asdict(row) for row in rows] for name, rows in tables.items()},
-        "growth": {axis: [asdict(point) for point in along] for axis, along in points.items()},
+        "growth": {axis: [asdict(point) for point in found] for axis, found in points.items()},
         "targets": [{**asdict(verdict), "verdict": verdict.word} for verdict in verdicts],
     }
-    results = arguments.output / "results.json"
-    results.write_text(json.dumps(record, indent=2), encoding="utf-8")
-    print(f"Page      {arguments.page}\nFigures   {results}")
+    results.write_text(json.dumps(everything, indent=2), encoding="utf-8")
+    print(f"Page      {arguments.page}\nMeasured  {records.folder(arguments.page)}\nFigures   {results}")
 
 
-def hardware(
-    arguments: argparse.Namespace, finished: Mapping[str, tuple[Job, dict[str, Any]]], device: str
-) -> tuple[list[list[str]], list[summary.Verdict]]:
+def hardware(measured: Sequence[Record]) -> tuple[list[list[str]], list[summary.Verdict]]:
     """Decoding against copy bandwidth and the update against the matrix rate; nothing without a GPU."""
     wanted = ("GPU: decoding, share of copy bandwidth", 0.5), ("GPU: update, share of the bf16 matrix rate", 0.4)
-    if device != "cuda":
-        none = [summary.Verdict(what=w, target=f"≥ {least:g}", measured=None, met=None) for w, least in wanted]
-        return [], none
-    bandwidth, rate = gpu.copy_bandwidth(), gpu.matrix_rate()
     lines, best = [], [0.0, 0.0]
-    for name, (job, results) in finished.items():
-        if not job.cuda:
+    for record in measured:
+        if record.gpu is None:
             continue
-        lengths = json.loads((arguments.output / f"{name}.json").read_text())["prompt_lengths"][1]
-        for row in summary.rows(job, results):
+        job, lengths = record.job, record.prompt_lengths[1]
+        for row in summary.rows(job, record.results):
             contestant = next((c for c in chosen(job, [row.name]) if c.kind == "ours"), None)
             if contestant is None:
                 continue
-            decode = gpu.decode_bytes(job.shape, lengths, job.response_tokens) / row.phases["generate"] / bandwidth
-            update = gpu.update_flops(job, contestant, lengths) / row.phases["update"] / rate
-            best = [max(best[0], decode), max(best[1], update)]
-            lines.append([job.title, row.name, f"{decode:.2f}", f"{update:.2f}"])
+            bytes_read = gpu.decode_bytes(job.shape, lengths, job.response_tokens)
+            decode = bytes_read / row.phases["generate"] / record.gpu["bandwidth"]
+            update = gpu.update_flops(job, contestant, lengths) / row.phases["update"] / record.gpu["rate"]
+            if job.cuda:
+                best = [max(best[0], decode), max(best[1], update)]
+                lines.append([job.title, row.name, f"{decode:.2f}", f"{update:.2f}"])
+    if not lines:
+        none = [summary.Verdict(what=w, target=f"≥ {least:g}", measured=None, met=None) for w, least in wanted]
+        return [], none
     return lines, [
         summary.Verdict(what=what, target=f"≥ {least:g}", measured=share, met=share >= least)
         for (what, least), share in zip(wanted, best, strict=True)
@@ -246,11 +252,6 @@ def fingerprint(job: Job, people: Sequence[Contestant], arguments: argparse.Name
 
 def has_trl() -> bool:
     return importlib.util.find_spec("trl") is not None
-
-
-def _dialogues() -> Path:
-    """The real file where a copy lies beside the repository, otherwise our own few dialogues in the same format."""
-    return next(path for path in HH if path.exists())
 
 
 def _names(text: str) -> list[str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmark import records
 from benchmark.jobs import SMALL, Contestant, Job
+from benchmark.records import Record
 from benchmark.summary import Verdict
 
 BASE = Job(
@@ -62,6 +65,25 @@ def point(job: Job, size: int, result: Mapping[str, Any]) -> Point:
         seconds=median(step["seconds"] for step in steps),
         working_bytes=max(step["beyond_bytes"] for step in steps) - COPIES * result["trained_bytes"],
     )
+
+
+def measured(page: Path) -> tuple[dict[str, list[Point]], list[Record]]:
+    """Points by axis, and their records; only what was measured where the smallest size was."""
+    base = records.load(page, case("batch", AXES["batch"][0]))
+    points: dict[str, list[Point]] = {}
+    used: dict[str, Record] = {}
+    for axis, sizes in AXES.items():
+        for size in sizes:
+            record = records.load(page, case(axis, size))
+            result = (record.results if record else {}).get(contestant().name, {})
+            if base is None or record is None or "error" in result or not result:
+                continue
+            if not record.comparable(base):
+                print(f"{record.job.name} was measured elsewhere than {base.job.name}: left out, measure it again")
+                continue
+            points.setdefault(axis, []).append(point(record.job, size, result))
+            used[record.job.name] = record
+    return points, list(used.values())
 
 
 def verdicts(points: Mapping[str, Sequence[Point]]) -> list[Verdict]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmark import summary
 from benchmark.growth import Point
 from benchmark.jobs import GROUP, KL_COEF, LORA_RANK, Job
+from benchmark.records import Record, apart
 from benchmark.summary import PHASES, Row, Verdict
 
 KEPT = ("<!-- tried: kept by scripts/bench.py -->", "<!-- end of tried -->")
@@ -61,8 +61,9 @@ def growth_table(axis: str, points: Sequence[Point]) -> list[str]:
 def write(
     path: Path,
     *,
-    jobs: Sequence[tuple[Job, Mapping[str, Any]]],
+    records: Sequence[Record],
     growth: Mapping[str, Sequence[Point]],
+    growth_records: Sequence[Record],
     verdicts: Sequence[Verdict],
     facts: Mapping[str, str],
     unmeasured: Sequence[Job],
@@ -74,7 +75,8 @@ def write(
         "",
         "Written by `scripts/bench.py` (`make bench`). Contestants take turns, an iteration each, every one in a",
         "process of its own, on the same models (random weights), prompts and settings. Ratios are medians over rounds",
-        "of the ratio within the round.",
+        "of the ratio within the round. What was measured of each job, and when, is in the folder performance/ beside",
+        "this page; measuring one job anew leaves the others as they were.",
         "",
         *markdown(("", ""), [[name, value] for name, value in facts.items()]),
         "",
@@ -83,16 +85,18 @@ def write(
         *verdict_table(verdicts),
         "",
     ]
-    for job, results in jobs:
-        lines += [f"## {job.title}", "", _sizes(job), "", *table(summary.rows(job, results)), ""]
+    for record in records:
+        job, results = record.job, record.results
+        lines += [f"## {job.title}", "", _sizes(job), apart(record, facts), ""]
+        lines += [*table(summary.rows(job, results)), ""]
         failed = {name: result["error"] for name, result in results.items() if "error" in result}
         lines += [*(f"{name} failed: {error}" for name, error in failed.items()), ""] if failed else []
     if hardware:
         header = ("job", "contestant", "decode, share of copy bandwidth", "update, share of bf16 matrix rate")
         lines += ["## Against the GPU itself", "", *markdown(header, hardware), ""]
     if unmeasured:
-        lines += ["## Not measured yet", "", "These jobs need a GPU:", ""]
-        lines += [*(f"- {job.title}" for job in unmeasured), ""]
+        lines += ["## Not measured yet", ""]
+        lines += [*(f"- {job.title}{' (needs a GPU)' if job.cuda else ''}" for job in unmeasured), ""]
     if growth:
         lines += [
             "## Growth",
@@ -100,6 +104,7 @@ def write(
             "APA with a shared critic, 16 responses of 64 + 64 tokens, vocabulary 8,192, one size changed.",
         ]
         lines += ["Working memory is the peak beyond the weights, their gradients and the optimizer's two moments.", ""]
+        lines += [*dict.fromkeys(apart(record, facts) for record in growth_records), ""]
         for axis, points in growth.items():
             lines += [*growth_table(axis, points), ""]
     lines += [*METHOD, "", "## Tried, and did not pay", "", KEPT[0], kept(path), KEPT[1]]

@@ -189,18 +189,101 @@ def test_only_a_gpu_runs_the_large_shapes():
     assert [job.name for job in jobs.JOBS if not job.cuda] == ["fixed-2k", "fixed-50k", "hh"]
 
 
+def record(job: Any, results: dict[str, Any], **facts: str) -> Any:
+    told = {
+        "hardware": "an abacus",
+        "threads": "2",
+        "system": "S",
+        "versions": "torch 0",
+        "date": "2020-01-02",
+        **facts,
+    }
+    lengths = [[job.prompt_tokens] * job.responses]
+    return part("records").Record(
+        key="k", job=job, prompt_lengths=lengths, results=results, facts=told, commit="abc1234"
+    )
+
+
+def job_named(name: str) -> Any:
+    return next(job for job in part("jobs").JOBS if job.name == name)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return importlib.import_module("bench")
+
+
+def test_a_record_comes_back_as_it_was_and_only_for_its_own_sizes(tmp_path: Path, measured: dict[str, Any]):
+    records, job = part("records"), job_named("hh")
+    page = tmp_path / "performance.md"
+    assert records.load(page, job) is None
+    saved = record(job, measured)
+    assert records.save(page, saved) == tmp_path / "performance" / "hh.json"
+    assert records.load(page, job) == saved
+    assert records.load(page, replace(job, responses=32)) is None
+
+
+def test_one_job_measured_anew_leaves_the_others_as_they_were(
+    tmp_path: Path, measured: dict[str, Any], bench: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """`--jobs hh` where fixed-2k was measured before, by others: both are on the page, each with its own date."""
+    records, rounds, materials = part("records"), part("rounds"), part("materials")
+    page = tmp_path / "performance.md"
+    before = record(job_named("fixed-2k"), measured, date="2019-05-06", versions="torch older")
+    records.save(page, before)
+
+    def build(job: Any, folder: Path, *_: Any, **__: Any) -> Path:
+        for name in ("policy", "reward"):
+            (folder / name).mkdir(parents=True)
+        (folder / "batches.json").write_text(json.dumps([[{"ids": [1, 2]}]]), encoding="utf-8")
+        return folder / "prompts.jsonl"
+
+    asked = []
+    monkeypatch.setattr(materials, "build", build)
+    monkeypatch.setattr(rounds, "measure", lambda job, *_, **__: asked.append(job.name) or measured)
+    words = ["--jobs", "hh", "--device", "cpu", "--page", str(page), "--output", str(tmp_path / "out")]
+    assert bench.main(words) == 0
+    assert asked == ["hh"]
+    text = page.read_text(encoding="utf-8")
+    old = text.split("## 64 + 64 tokens, vocabulary 2,048")[1].split("##")[0]
+    new = text.split("## HH prompts up to 384")[1].split("##")[0]
+    assert "Measured 2019-05-06, commit abc1234, on hardware an abacus" in old and "versions torch older" in old
+    assert f"Measured {bench.time.strftime('%Y-%m-%d')}, commit " in new and "2019" not in new
+    assert "| ppo-separate | 6.40 " in old and "| ppo-separate | 6.40 " in new
+    assert records.load(page, before.job) == before
+    assert bench.main(words) == 0  # nothing has changed since
+    assert asked == ["hh"]
+    page.unlink()
+    assert bench.main([*words, "--rewrite"]) == 0
+    assert page.read_text(encoding="utf-8") == text and asked == ["hh"]
+
+
+def test_growth_is_not_read_across_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    growth, records = part("growth"), part("records")
+    page = tmp_path / "performance.md"
+    for size, hardware in ((16, "an abacus"), (64, "an abacus"), (256, "another")):
+        results = {"apa-shared": result(step(1.0, 200))}
+        records.save(page, record(growth.case("batch", size), results, hardware=hardware))
+    points, used = growth.measured(page)
+    assert [point.size for point in points["batch"]] == [16, 64]
+    assert [point.size for point in points["vocabulary"]] == [8192]
+    assert {r.job.name for r in used} == {"growth-base", "growth-batch-64"}
+    assert "growth-batch-256 was measured elsewhere" in capsys.readouterr().out
+
+
 def test_the_page_keeps_what_was_tried(tmp_path: Path, measured: dict[str, Any]):
     jobs, page, summary = part("jobs"), part("page"), part("summary")
     file = tmp_path / "docs" / "performance.md"
-    job = next(j for j in jobs.JOBS if j.name == "hh")
 
     def write() -> str:
+        one = record(job_named("hh"), {**measured, "trl-grpo": {"error": "it broke"}})
         page.write(
             file,
-            jobs=[(job, {**measured, "trl-grpo": {"error": "it broke"}})],
+            records=[one],
             growth={},
+            growth_records=[],
             verdicts=summary.verdicts({"hh": list(rows(measured).values())}),
-            facts={"hardware": "an abacus"},
+            facts=part("records").together([one]),
             unmeasured=[j for j in jobs.JOBS if j.cuda],
             hardware=[],
         )
