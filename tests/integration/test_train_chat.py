@@ -6,6 +6,7 @@ Expected texts are written out by hand; what the reward model was given is told 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from command import Finished, apa_train, environment
+from hh_data import hh_file
 from tiny_models import make_chat_tokenizer, save_policy, save_reward
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -157,6 +159,25 @@ def test_a_run_that_goes_on_gets_there_too(work: Path, run: Finished):
     for ours, theirs in zip(longer.metrics, run.metrics, strict=True):
         for name in ("reward/mean", "kl/to_init", "objective/policy_loss", "policy/response_length"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-6), name
+
+
+def test_hh_dialogues_through_both_templates(work: Path):
+    """On real dialogues where they are there: the file is read in place."""
+    hh = [f"data.path={hh_file()}", "data.format=hh_chat", "data.system_prompt=null", "data.max_prompt_tokens=400"]
+    done = apa_train(work / "hh", f"config={work / 'mine.yaml'}", *hh, "training.iterations=1")
+    assert done.code == 0, done.errors
+    lines = (done.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    several = 0
+    for sample in (sample for sample in map(json.loads, lines) if sample["source"] == "training"):
+        said = re.split(r"(?:^|\n\n)(user|assistant): ", sample["prompt"])[1:] or ["user", sample["prompt"]]
+        several += len(said) > 2
+        turns = "".join(
+            f"<|header|>{who}<|end_header|>\n\n{what.strip()}<|eot|>"
+            for who, what in zip(said[::2], said[1::2], strict=True)
+        )
+        dialogue = "<|begin|>" + turns + ANSWER.format(sample["response"].strip())
+        assert sample["score"] == pytest.approx(score(work, dialogue), abs=1e-4)
+    assert several >= 2
 
 
 def test_apa_eval_and_the_policy_it_leaves(work: Path, run: Finished):

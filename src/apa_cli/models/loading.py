@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.weight_files import refuse_pickles
 
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # as they appear in names of configuration fields
+_LAYER = re.compile(r"(.+?)\.(\d+)\.")
 LONGEST_REASON = 240  # characters of a library's own words
 
 
@@ -75,10 +76,27 @@ def _check_weights(key: str, path: str, model: Any, info: dict[str, Any]) -> Non
             f"{path} lacks weights of this model ({len(missing)} missing, first {missing[0]})",
             "give a folder saved from the same kind of model",
         )
+    spare = _spare_layers(model, info["unexpected_keys"])
+    if spare:
+        problem = f"{path} has weights of more layers than its config.json ({len(spare)} more, first {spare[0]})"
+        raise UserError(key, problem, "give a folder saved in one piece, or correct num_hidden_layers")
     for name, weights in model.named_parameters():
         # both ends of a tensor tell of NaN and infinity, without a mask of its size
         if weights.is_floating_point() and not all(end.isfinite() for end in weights.detach().aminmax()):
             raise UserError(key, f"{path} holds numbers that are not finite, in {name}", "give another copy of it")
+
+
+def _spare_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Layers, by name, that the weights have and the model has not, in a list of which it has others."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+
+    def layers(names: Iterable[str]) -> set[tuple[str, int]]:
+        found = (_LAYER.match(name.removeprefix(prefix)) for name in names)
+        return {(match[1], int(match[2])) for match in found if match}
+
+    ours = layers(name for name, _ in model.named_parameters())
+    lists = {name for name, _ in ours}
+    return [f"{name}.{number}" for name, number in sorted(layers(unexpected) - ours) if name in lists]
 
 
 def load_tokenizer(key: str, path: str, **options: Any) -> Any:

@@ -1,7 +1,9 @@
 """What a row means, and which rows are refused."""
 
 import pytest
+from hh_data import hh_file
 
+from apa_cli.data.files import read_file
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
@@ -104,6 +106,16 @@ def test_hh_dialogues_as_messages():
     _, rows = parse({"chosen": dialogue, "rejected": "x"}, format="hh_chat")
     assert rows[0].messages == (user("a\n\nmore"), assistant("b"), user("c"))
     assert (rows[0].answered, rows[0].columns) == (False, {"chosen": dialogue, "rejected": "x"})
+
+
+def test_every_dialogue_of_a_file_becomes_alternating_messages():
+    rows = read_file(str(hh_file()), source="hh", prompt_column="prompt")
+    _, parsed = parse_rows(rows, format="hh_chat", prompt_column="prompt")
+    assert len(parsed) == len(rows.rows) > 80
+    for row in parsed:
+        roles = [message["role"] for message in row.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
+        assert row.messages[-1]["content"] in row.columns["chosen"]
 
 
 def test_a_string_is_one_user_message_when_chat_is_asked_for():
