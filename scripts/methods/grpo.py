@@ -48,7 +48,7 @@ TITLE = "APA and PPO without a critic beside TRL's GRPO: reward per rollout and 
 DURATION = "27 runs, 9 of them TRL's, about 30 minutes of one CPU core; needs trl, here or by --trl-python"
 EVALUATIONS = 12
 TUNING_SEED = 0
-RATES = (1e-4, 3e-4, 1e-3)
+RATES = (1e-4, 3e-4)
 QUESTIONS = {
     "evaluator per rollout": "Per rollout (mean over training)",
     "evaluator after": "per second (after the CPU seconds that the quickest run took in all)",
@@ -76,11 +76,15 @@ class Contestant:
         )
 
 
-APA = Contestant(title="APA", knob="λ", key="objective.kl_lambda", values=(0.1, 0.3), recipe="reviews_apa", colour=BLUE)
-PPO = Contestant(
-    title="PPO", knob="β", key="objective.kl_coef", values=(0.02, 0.05), recipe="reviews_ppo", colour=GREEN
+APA = Contestant(
+    title="APA", knob="λ", key="objective.kl_lambda", values=(0.1, 0.3, 1.0), recipe="reviews_apa", colour=BLUE
 )
-GRPO = Contestant(title="TRL's GRPO", knob="β", key="objective.kl_coef", values=(0.0, 0.04), recipe=None, colour=ORANGE)
+PPO = Contestant(
+    title="PPO", knob="β", key="objective.kl_coef", values=(0.02, 0.05, 0.2), recipe="reviews_ppo", colour=GREEN
+)
+GRPO = Contestant(
+    title="TRL's GRPO", knob="β", key="objective.kl_coef", values=(0.0, 0.04, 0.2), recipe=None, colour=ORANGE
+)
 CONTESTANTS = (APA, PPO, GRPO)
 
 

@@ -243,7 +243,7 @@ def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Pa
 
     put(grpo.APA, (1e-4, 0.1), 1.0, (), 1.0)
     put(grpo.APA, (3e-4, 0.3), 2.0, (2.0, 3.0), 1.0)
-    put(grpo.GRPO, (1e-3, 0.0), 5.0, (4.0, 5.0), 4.0)
+    put(grpo.GRPO, (3e-4, 0.0), 5.0, (4.0, 5.0), 4.0)
     assert grpo.choices(found, SIZE)["APA"].cell == (3e-4, 0.3)
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0] == (
@@ -259,7 +259,7 @@ def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Pa
     row = next(cells(line) for line in lines if line.startswith("| APA | 0.0003 |"))
     assert row[2:4] == ["λ 0.3", "2.50 ± 6.35"]
     assert row[6:8] == ["8 ± 21", "12 ± 32"]
-    assert "| TRL's GRPO, β 0 | – | – | 5.00 (1.00) |" in lines
+    assert "| TRL's GRPO, β 0 | – | 5.00 (1.00) |" in lines
     assert (tmp_path / "methods_grpo.png").stat().st_size > 5000
 
 
