@@ -4,7 +4,8 @@
 
 trains a byte-level BPE tokenizer on the text, a GPT-NeoX policy on the chosen dialogues, and a GPT-NeoX reward model on
 chosen against rejected (Bradley-Terry). A few minutes on two cores with the defaults; --sft-steps 0 --reward-steps 0
-leaves the weights random. The results are plumbing for examples and tests, not models to use.
+leaves the weights random. --chat writes the dialogues in a chat template (ChatML, as Qwen has it), which the tokenizer
+then carries: for data=hh_chat. The results are plumbing for examples and tests, not models to use.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from apa_cli.data.dialogues import hh_messages
+
 LONGEST = 256
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def read_pairs(path: Path) -> list[tuple[str, str]]:
@@ -38,20 +45,27 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return [(row["chosen"], row["rejected"]) for row in rows]
 
 
-def train_tokenizer(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocabulary: int, *, chat: bool) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=["<|endoftext|>", "<|pad|>"],
+        special_tokens=["<|endoftext|>", "<|pad|>", *(["<|im_start|>", "<|im_end|>"] if chat else [])],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token="<|endoftext|>", pad_token="<|pad|>", model_max_length=1024
     )
+    if chat:
+        tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def in_template(tokenizer: PreTrainedTokenizerFast, dialogue: str) -> str:
+    return str(tokenizer.apply_chat_template(hh_messages(dialogue), tokenize=False))
 
 
 def batches(
@@ -108,12 +122,15 @@ def main() -> None:
     parser.add_argument("--sft-steps", type=int, default=300)
     parser.add_argument("--reward-steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chat", action="store_true", help="dialogues in a chat template")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     random.seed(options.seed)
     torch.manual_seed(options.seed)
     pairs = read_pairs(options.data)
-    tokenizer = train_tokenizer([text for pair in pairs for text in pair], options.vocabulary)
+    tokenizer = train_tokenizer([text for pair in pairs for text in pair], options.vocabulary, chat=options.chat)
+    if options.chat:
+        pairs = [(in_template(tokenizer, one), in_template(tokenizer, other)) for one, other in pairs]
     chosen, rejected = (
         [[*ids, tokenizer.eos_token_id][-LONGEST:] for ids in tokenizer(list(texts))["input_ids"]]
         for texts in zip(*pairs, strict=True)
