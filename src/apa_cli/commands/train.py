@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,6 +38,7 @@ class _Session:
 
     full_error: bool  # HYDRA_FULL_ERROR=1: tracebacks for the user's errors too
     codes: list[int] = field(default_factory=list)  # exit codes of the runs that failed
+    old_folders: set[str] = field(default_factory=set)  # that were there before Hydra made any
 
 
 _session: _Session | None = None
@@ -88,6 +89,8 @@ def _command(argv: list[str]) -> None:
     for overrides in planned(arguments):
         config = compose.to_train_config(_compose(arguments, overrides))
         _check_folder(config.output_dir)
+        if _session is not None and os.path.lexists(config.output_dir):
+            _session.old_folders.add(os.path.abspath(config.output_dir))
         if config.plan_only and is_sweep(arguments):
             raise UserError("plan_only", "plans one run, and -m begins many", "leave out -m")
     if not is_sweep(arguments):
@@ -137,6 +140,9 @@ def run_job(composed: DictConfig) -> None:
         assert _session is not None
         report_error(PROGRAM, error, run_dir=Path(composed.output_dir), full=_session.full_error)
         _session.codes.append(exit_code(error))
+        if os.path.abspath(composed.output_dir) not in _session.old_folders:
+            with suppress(OSError):  # it holds something
+                os.rmdir(composed.output_dir)
 
 
 class _Parser:

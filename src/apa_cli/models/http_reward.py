@@ -13,7 +13,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -58,9 +58,11 @@ class HttpReward:
         Raises UserError.
         """
         body = {"prompts": ["Hello"], "responses": [" there."], "query": ["Hello there."], "token_ids": [[]]}
-        self._ask_all([({**body, "columns": {}}, 1)], min(self.config.retries, _PROBE_RETRIES))
+        self._ask_all([({**body, "columns": {}}, 1)], min(self.config.retries, _PROBE_RETRIES), quiet=True)
 
-    def _ask_all(self, bodies: Sequence[tuple[dict[str, Any], int]], retries: int) -> list[list[float]]:
+    def _ask_all(
+        self, bodies: Sequence[tuple[dict[str, Any], int]], retries: int, *, quiet: bool = False
+    ) -> list[list[float]]:
         """Scores of every body, (request, responses in it). Workers are daemons: a signal need not wait for answers."""
         key = self._read_key()
         todo: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -68,12 +70,19 @@ class HttpReward:
             todo.put(number)
         results: queue.SimpleQueue[tuple[int, list[float]] | BaseException | str] = queue.SimpleQueue()
         stop = threading.Event()
+        said: list[str] = []
+
+        def say(line: str) -> None:
+            """Of several batches that meet the same trouble, the first."""
+            if not said:
+                said.append(line)
+                results.put(line)
 
         def work() -> None:
             try:
                 while not stop.is_set():
                     number = todo.get_nowait()
-                    results.put((number, self._ask(*bodies[number], retries, key, stop, results.put)))
+                    results.put((number, self._ask(*bodies[number], retries, key, stop, say)))
             except (queue.Empty, _StoppedError):
                 pass
             except BaseException as error:
@@ -86,7 +95,8 @@ class HttpReward:
             while len(answers) < len(bodies):
                 result = results.get()
                 if isinstance(result, str):
-                    _log.warning(result)
+                    if not quiet:
+                        _log.warning(result)
                 elif isinstance(result, BaseException):
                     raise result
                 else:
@@ -96,7 +106,13 @@ class HttpReward:
         return [answers[number] for number in range(len(bodies))]
 
     def _ask(
-        self, body: dict[str, Any], count: int, retries: int, key: str | None, stop: threading.Event, say: Any
+        self,
+        body: dict[str, Any],
+        count: int,
+        retries: int,
+        key: str | None,
+        stop: threading.Event,
+        say: Callable[[str], None],
     ) -> list[float]:
         """Scores of one batch. Raises UserError once trying again is of no use."""
         seconds = self.config.timeout_seconds

@@ -1,0 +1,153 @@
+"""Serve a reward model over HTTP, for reward.kind=http: any sequence classifier in Hugging Face format.
+
+    python scripts/serve_reward.py --model path/to/reward-model --port 5000
+    apa-train config=mine.yaml reward.kind=http reward.url=http://127.0.0.1:5000/score
+
+A small server to begin with, and to see the protocol: one process, one model, one batch at a time. A token in the
+environment variable REWARD_TOKEN is asked of every request.
+
+    POST /score  {"prompts": [...], "responses": [...], "token_ids": [...], "messages": [...]}  ->  {"scores": [...]}
+    GET  /       {"model": ...}
+"""
+
+from __future__ import annotations
+
+import argparse
+import hmac
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "REWARD_TOKEN"
+LARGEST = 64 << 20  # bytes of a request
+
+Score = Callable[[dict[str, Any]], list[float]]
+
+
+def load(arguments: argparse.Namespace) -> Score:
+    """The model, as a function of a request. Raises UserError."""
+    from apa_cli.config.schema import ScorerConfig
+    from apa_cli.models.device import select_runtime
+    from apa_cli.models.reward import FinishedResponses, RewardModel, load_classifier
+
+    runtime = select_runtime(arguments.device, arguments.precision)
+    model, tokenizer = load_classifier(arguments.model, None, runtime, "--model")
+    scorer = RewardModel(
+        model,
+        tokenizer,
+        ScorerConfig(path=arguments.model, format=arguments.format, label=arguments.label),
+        runtime,
+        key="--model",
+        shares_tokenizer=arguments.token_ids,
+        microbatch_tokens=arguments.batch_tokens,
+        policy_tokenizer=tokenizer,
+    )
+    lock = threading.Lock()
+
+    def score(request: dict[str, Any]) -> list[float]:
+        finished = FinishedResponses(
+            prompts=request["prompts"],
+            responses=request["responses"],
+            messages=request.get("messages"),
+            columns={},
+            token_ids=request.get("token_ids", []),
+        )
+        probed = arguments.token_ids and not any(finished.token_ids)
+        if probed:  # apa-train's first question has no tokens
+            return [0.0] * len(finished.responses)
+        with lock:
+            return scorer(finished)
+
+    return score
+
+
+def handler(score: Score, token: str | None, name: str) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(200, {"model": name})
+
+        def do_POST(self) -> None:
+            try:
+                length = int(self.headers.get("Content-Length", ""))
+            except ValueError:
+                return self._answer(411, {"error": "send a Content-Length"})
+            if length > LARGEST:
+                self.close_connection = True
+                return self._answer(413, {"error": f"more than {LARGEST >> 20} MiB: lower reward.batch_size"})
+            body = self.rfile.read(length)
+            sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            if token is not None and not hmac.compare_digest(sent.encode(), token.encode()):
+                return self._answer(401, {"error": "another token is needed"})
+            try:
+                request = json.loads(body)
+                prompts, responses = request["prompts"], request["responses"]
+                if len(prompts) != len(responses):
+                    raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
+            except (ValueError, KeyError, TypeError) as error:
+                return self._answer(400, {"error": f"not a request for scores: {type(error).__name__}: {error}"})
+            try:
+                return self._answer(200, {"scores": score(request)})
+            except Exception as error:
+                return self._answer(500, {"error": f"{type(error).__name__}: {error}"})
+
+        def _answer(self, status: int, content: dict[str, Any]) -> None:
+            body = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            print(f"{self.log_date_time_string()} {format % args}", file=sys.stderr, flush=True)
+
+    return Handler
+
+
+def main(argv: list[str] | None = None) -> int:
+    from apa_cli.errors import UserError
+
+    arguments = parse(argv)
+    try:
+        score = load(arguments)
+        served = handler(score, os.environ.get(TOKEN) or None, arguments.model)
+        server = ThreadingHTTPServer((arguments.host, arguments.port), served)
+    except (UserError, OSError) as error:
+        print(f"serve_reward.py: error: {error}", file=sys.stderr)
+        return 2
+    host, port = server.server_address[:2]
+    print(f"serving {arguments.model}: reward.url=http://{host!s}:{port}/score", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    described = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="serve_reward.py", description=__doc__, formatter_class=described)
+    parser.add_argument("--model", required=True, help="folder, Hub id, or builtin:reviews/reward")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=5000, help="0 = any that is free (default: %(default)s)")
+    parser.add_argument("--format", choices=("auto", "text", "pair", "chat"), default="auto", help="as reward.format")
+    parser.add_argument("--label", type=int, help="as reward.label")
+    parser.add_argument(
+        "--token-ids",
+        action="store_true",
+        help="the policy has this model's tokenizer: score its token ids, as reward.kind=model does",
+    )
+    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens, padding included, in one forward")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
