@@ -40,6 +40,7 @@ ROWS = [
           "data.system_prompt: set, but data.format=hh uses no chat template; add data.format=hh_chat, or unset it"),
     typed("a template argument for plain text", "data.format=text data.template_arguments={a:1}",
           "data.template_arguments: set, but data.format=text uses no chat template; add data.format=chat, or unset it"),
+    typed("a revision of no model", "reference.revision=main", "reference.revision: set, but reference.path is not; set reference.path, or leave it null"),
     typed("a template argument of our own", "data.template_arguments={tokenize:true}",
           "data.template_arguments: tokenize is not yours to set; leave it out"),
     yaml("a list for text", "policy.path: [a, b]\n", "mine.yaml: policy.path: the value is not text; give text"),

@@ -21,6 +21,7 @@ def check_config(config: TrainConfig) -> None:
     """Raise UserError, naming the key and what to do, for the first thing that is wrong."""
     check_fields(config)
     _check_policy(config)
+    _check_revisions(config)
     check_rewards(config)
     _check_leftovers(config)
     _check_chat(config)
@@ -143,6 +144,16 @@ def _check_leftovers(config: TrainConfig) -> None:
             f"still the built-in task's evaluator, while data.path={config.data.path}",
             f"set it to null and evaluation.reward.kind=none, or to your own; or {start}",
         )
+
+
+def _check_revisions(config: TrainConfig) -> None:
+    for key, path, revision in (
+        ("policy.adapter", config.policy.adapter.path, config.policy.adapter.revision),
+        ("reference", config.reference.path, config.reference.revision),
+        ("value", config.value.path, config.value.revision),
+    ):
+        if revision is not None and path is None:
+            raise UserError(f"{key}.revision", f"set, but {key}.path is not", f"set {key}.path, or leave it null")
 
 
 def _check_chat(config: TrainConfig) -> None:

@@ -20,6 +20,7 @@ class AdapterConfig:
     dropout: float = number(0.0, "dropout inside the adapter, active in the update only", minimum=0, below=1)
     target_modules: Optional[list[str]] = items(None, "layers to adapt, by name; null = peft's choice for the model")
     path: Optional[str] = text(None, "start from this trained PEFT adapter, which is then the reference too")
+    revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.adapter.path")
 
     @property
     def enabled(self) -> bool:
@@ -46,6 +47,7 @@ class PolicyConfig:
 @dataclass(kw_only=True)
 class ReferenceConfig:
     path: Optional[str] = text(None, "frozen model that KL is measured from; null = the policy as it starts")
+    revision: Optional[str] = text(None, "Hub branch, tag or commit of reference.path")
 
 
 @dataclass(kw_only=True)
@@ -174,6 +176,7 @@ class ValueConfig:
         choices=("separate", "shared", "adapter", "none"),
     )
     path: Optional[str] = text(None, "where a separate critic starts, may be a reward model; null = from the policy")
+    revision: Optional[str] = text(None, "Hub branch, tag or commit of value.path")
     warmup_iterations: int = number(0, "first iterations, in which the critic alone learns", minimum=0)
     keep: bool = switch(False, "write the trained critic to final/value/ too")
 
@@ -181,6 +184,9 @@ class ValueConfig:
 @dataclass(kw_only=True)
 class DataConfig:
     path: str = required("prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a Hub id, or builtin:…")
+    revision: Optional[str] = text(
+        None, "Hub branch, tag or commit of data.path, and of data.eval_path where it is the same data set"
+    )
     subset: Optional[str] = text(None, "Hub data set's configuration name")
     split: str = text("train", "split of a Hub data set")
     prompt_column: str = text(

@@ -17,7 +17,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 logger = logging.getLogger(__name__)
 
 
-def read_hub(path: str, *, key: str, subset: str | None, split: str, split_key: str) -> Table:
+def read_hub(
+    path: str, *, key: str, subset: str | None, split: str, split_key: str, revision: str | None = None
+) -> Table:
     """All rows of one split. Data only: `datasets` runs no code from a repository, and none is asked for here.
 
     Raises UserError, naming the key at fault, when the data set, subset or split is missing or cannot be reached.
@@ -30,7 +32,7 @@ def read_hub(path: str, *, key: str, subset: str | None, split: str, split_key: 
     logger.info("reading %s, split %s, from the Hub", path, split)
     try:
         with _quiet():
-            data = datasets.load_dataset(path, name=subset, split=split)
+            data = datasets.load_dataset(path, name=subset, split=split, revision=revision)
             rows = data.to_list()
     except Exception as error:  # network, authentication, format: each layer has its own types
         raise _as_user_error(error, path, key, split, split_key) from None

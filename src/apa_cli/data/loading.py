@@ -78,6 +78,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         split=config.eval_split if evaluation else config.split,
         split_key=split_key,
         prompt_column=config.prompt_column,
+        revision=config.revision if not evaluation or config.eval_path == config.path else None,
     )
     system_prompt = config.system_prompt
     arguments = {name: value for name, value in config.template_arguments.items() if value is not None}

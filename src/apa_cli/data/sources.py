@@ -19,7 +19,16 @@ FOREIGN_SUFFIXES = (
 )
 
 
-def read_source(path: str, *, key: str, subset: str | None, split: str, split_key: str, prompt_column: str) -> Table:
+def read_source(
+    path: str,
+    *,
+    key: str,
+    subset: str | None,
+    split: str,
+    split_key: str,
+    prompt_column: str,
+    revision: str | None = None,
+) -> Table:
     """All rows behind a path; `key` is the config key it was given under.
 
     What exists on disk is a file, whatever its name looks like. Raises UserError.
@@ -38,7 +47,7 @@ def read_source(path: str, *, key: str, subset: str | None, split: str, split_ke
     elif path.lower().endswith(FOREIGN_SUFFIXES):
         raise UserError(key, f"{path} is not a kind of file that is read", f"use {known_suffixes()}, or a Hub data set")
     else:
-        table = read_hub(path, key=key, subset=subset, split=split, split_key=split_key)
+        table = read_hub(path, key=key, subset=subset, split=split, split_key=split_key, revision=revision)
     if not table.rows:
         raise UserError(path, "holds no prompts", "give it at least one row")
     return table

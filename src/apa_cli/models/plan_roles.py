@@ -128,7 +128,7 @@ def _estimates(
 
 def _policy(config: TrainConfig, runtime: Runtime) -> Any:
     adapter, dtype = config.policy.adapter, model_dtype(config.policy, runtime)
-    model = _build("AutoModelForCausalLM", "policy.path", config.policy.path, dtype, config, revision=True)
+    model = _build("AutoModelForCausalLM", "policy.path", config.policy.path, dtype, config, config.policy.revision)
     if not adapter.enabled:
         return model
     if adapter.path is None:
@@ -136,7 +136,7 @@ def _policy(config: TrainConfig, runtime: Runtime) -> Any:
     else:
         from peft import PeftConfig, get_peft_model
 
-        trained = PeftConfig.from_pretrained(adapter_folder(adapter.path))
+        trained = PeftConfig.from_pretrained(adapter_folder(adapter))
         trained.inference_mode = False
         model = get_peft_model(model, trained)
         model.add_adapter(REFERENCE_ADAPTER, trained)
@@ -149,7 +149,9 @@ def _policy(config: TrainConfig, runtime: Runtime) -> Any:
 def _reference(config: TrainConfig, runtime: Runtime, policy: Any, model: Any) -> Role:
     if config.reference.path is not None:
         dtype = model_dtype(config.policy, runtime)
-        own = _build("AutoModelForCausalLM", "reference.path", config.reference.path, dtype, config)
+        own = _build(
+            "AutoModelForCausalLM", "reference.path", config.reference.path, dtype, config, config.reference.revision
+        )
         return _role("reference", config.reference.path, own.requires_grad_(False).named_parameters())
     if config.policy.adapter.path is not None:
         start = _adapter(policy, REFERENCE_ADAPTER, train=False)
@@ -166,7 +168,14 @@ def _value(config: TrainConfig, policy: Any, model: Any) -> Role:
     optimizer = config.optimizer.name
     if config.value.kind == "separate":
         key, path = ("value.path", config.value.path) if config.value.path else ("policy.path", config.policy.path)
-        trunk = _build("AutoModel", key, path, trained_dtype(config.policy), config, revision=key == "policy.path")
+        trunk = _build(
+            "AutoModel",
+            key,
+            path,
+            trained_dtype(config.policy),
+            config,
+            config.value.revision if config.value.path else config.policy.revision,
+        )
         own = [*trunk.named_parameters(), *ValueHead(hidden_size(trunk)).named_parameters()]
         return _role("value", f"a network of its own, from {config.value.path or 'the policy'}", own, optimizer)
     head = list(ValueHead(hidden_size(model)).named_parameters())
@@ -209,13 +218,11 @@ def _scorer(name: str, key: str, config: ScorerConfig, runtime: Runtime) -> Role
     return _role(name, config.path, model.requires_grad_(False).named_parameters())
 
 
-def _build(
-    auto_class: str, key: str, path: str, dtype: torch.dtype, config: TrainConfig, *, revision: bool = False
-) -> Any:
+def _build(auto_class: str, key: str, path: str, dtype: torch.dtype, config: TrainConfig, revision: str | None) -> Any:
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": config.policy.trust_remote_code and path == config.policy.path}
-    model_config = load_config(key, path, revision=config.policy.revision if revision else None, **options)
+    model_config = load_config(key, path, revision=revision, **options)
     if getattr(model_config, "is_encoder_decoder", False):
         raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
     return getattr(transformers, auto_class).from_config(model_config, dtype=dtype, **options)

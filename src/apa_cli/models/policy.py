@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from apa_cli.algorithms import position_ids, response_logits, response_logprobs
-from apa_cli.config.schema import PolicyConfig, ReferenceConfig
+from apa_cli.config.schema import AdapterConfig, PolicyConfig, ReferenceConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, AdapterSwitch, cast_adapters
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
@@ -252,7 +252,7 @@ def load_reference(
     key, path = "policy.path", policy_config.path
     if config.path is not None:
         key, path = "reference.path", config.path
-        policy_config = replace(policy_config, revision=None)  # that one names a commit of policy.path
+        policy_config = replace(policy_config, revision=config.revision)  # policy.revision is of policy.path
     dtype = model_dtype(policy_config, runtime)
     model: Any = freeze(_load_causal_lm(key, path, policy_config, dtype).to(runtime.device))
     if model.get_output_embeddings().weight.shape[0] != _base(policy.model).get_output_embeddings().weight.shape[0]:
@@ -296,7 +296,7 @@ def _load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtyp
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {
-        "revision": config.revision if key == "policy.path" else None,
+        "revision": config.revision if key != "checkpoint" else None,
         # the name of trust is policy.path: a reference of its own is another repository
         "trust_remote_code": config.trust_remote_code and (key != "reference.path" or path == config.path),
     }
@@ -321,7 +321,7 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
     key = "policy.adapter"
     try:
         if adapter.path is not None:
-            kind = PeftConfig.from_pretrained(adapter_folder(adapter.path))
+            kind = PeftConfig.from_pretrained(adapter_folder(adapter))
             if kind.is_prompt_learning or kind.is_adaption_prompt:
                 raise UserError(
                     f"{key}.path", "this adapter adds to the prompt, not to the weights", "give a LoRA adapter"
@@ -330,7 +330,7 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
             check_adapter("checkpoint", weights)
             peft_model = PeftModel.from_pretrained(model, str(weights), is_trainable=True)
         elif adapter.path is not None:
-            peft_model = PeftModel.from_pretrained(model, adapter_folder(adapter.path), is_trainable=True)
+            peft_model = PeftModel.from_pretrained(model, adapter_folder(adapter), is_trainable=True)
         else:
             peft_model = get_peft_model(
                 model,
@@ -343,7 +343,7 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
                 ),
             )
         if adapter.path is not None:
-            peft_model.load_adapter(adapter_folder(adapter.path), REFERENCE_ADAPTER, is_trainable=False)
+            peft_model.load_adapter(adapter_folder(adapter), REFERENCE_ADAPTER, is_trainable=False)
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         if weights is not None:
             problem = f"{weights} is no adapter of {config.path} ({first_line(error)})"
@@ -360,12 +360,13 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
     return peft_model
 
 
-def adapter_folder(path: str) -> str:
+def adapter_folder(adapter: AdapterConfig) -> str:
     """The folder of policy.adapter.path. Raises UserError when it holds no PEFT adapter in safetensors."""
     key = "policy.adapter.path"
-    folder = Path(resolve_model_path(key, path))
+    assert adapter.path is not None
+    folder = Path(resolve_model_path(key, adapter.path))
     if not folder.is_dir():
-        folder = fetch_adapter(key, path)
+        folder = fetch_adapter(key, adapter.path, adapter.revision)
     check_adapter(key, folder)
     return str(folder)
 

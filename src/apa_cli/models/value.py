@@ -125,7 +125,9 @@ def load_value(
         value = AdapterValue(policy, _attach_value_adapter(policy, policy_config, weights))
     else:
         key, path = ("value.path", config.path) if config.path else ("policy.path", policy_config.path)
-        trunk, scores = _load_trunk(key, str(weights or path), policy_config)
+        trunk, scores = _load_trunk(
+            key, str(weights or path), policy_config, config.revision if config.path else policy_config.revision
+        )
         value = SeparateValue(trunk, runtime)
         if scores is not None:
             start_from_scores(value.head, scores)
@@ -151,7 +153,7 @@ def _attach_value_adapter(policy: Policy, config: PolicyConfig, weights: Path | 
         check_adapter("checkpoint", weights)
         model.load_adapter(str(weights), VALUE_ADAPTER, is_trainable=True)
     elif config.adapter.path is not None:
-        model.load_adapter(adapter_folder(config.adapter.path), VALUE_ADAPTER, is_trainable=True)
+        model.load_adapter(adapter_folder(config.adapter), VALUE_ADAPTER, is_trainable=True)
     else:
         model.add_adapter(VALUE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
     cast_adapters(model, trained_dtype(config), VALUE_ADAPTER)
@@ -187,12 +189,12 @@ def start_from_scores(head: ValueHead, scores: nn.Linear) -> None:
             head.linear.bias.copy_(scores.bias)
 
 
-def _load_trunk(key: str, path: str, config: PolicyConfig) -> tuple[Any, nn.Linear | None]:
+def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None) -> tuple[Any, nn.Linear | None]:
     """The transformer and, of a decoder-only sequence classifier, the layer that makes its scores."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     options = {
-        "revision": config.revision if key == "policy.path" else None,
+        "revision": revision,
         "trust_remote_code": config.trust_remote_code and (key == "policy.path" or path == config.path),
     }
     trunk_config = load_config(key, path, **options)

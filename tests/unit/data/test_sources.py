@@ -74,11 +74,11 @@ def test_a_hub_data_set(folder, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     bars = datasets.are_progress_bars_disabled()
-    table = read("org/some.name", subset="small", split="test")
+    table = read("org/some.name", subset="small", split="test", revision="v1")
     assert table.rows == [{"prompt": "a"}, {"prompt": "b"}]
     assert table.place(1) == "org/some.name, row 2"
     assert table.commit == "c" * 40
-    assert calls == [("org/some.name", {"name": "small", "split": "test"})]
+    assert calls == [("org/some.name", {"name": "small", "split": "test", "revision": "v1"})]
     assert datasets.are_progress_bars_disabled() == bars
 
 
