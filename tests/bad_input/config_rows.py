@@ -89,6 +89,19 @@ ROWS = [
     typed("nothing for text", "policy.path=", "policy.path: empty text; give it a value, or leave the key out"),
     typed("a function of Hydra's that would call something", "'+x={_target_: os.system}'", "x: unknown key; …"),
     typed("an interpolation that would run something", "'output_dir=${python:1}'", "output_dir: Unsupported interpolation type python; …"),
+    # logged responses
+    typed("offline PPO", "rollout.source=offline objective.name=ppo",
+          "objective.name: ppo divides by the probabilities of the policy that sampled, and rollout.source=offline knows none; "
+          "add objective=apa or objective=awr, or rollout.source=online"),
+    typed("a KL target offline", "rollout.source=offline objective.kl_target=5",
+          "objective.kl_target: steered by the KL of what the policy samples, and rollout.source=offline samples nothing in the loop; …"),
+    typed("offline without a critic", "rollout.source=offline advantage=group value=none rollout.responses_per_prompt=2",
+          "advantage.name: group compares several sampled responses to a prompt, and …; add advantage=gae value=separate, …"),
+    typed("a limit on KL offline", "rollout.source=offline training.stop_if.kl_above=9",
+          "training.stop_if.kl_above: watches what the policy samples in the loop, …; set it to null; checkpoint.best_metric …"),
+    typed("logged scores online", "data.score_column=score",
+          "data.score_column: set, but only logged responses are read from data, and rollout.source=online; "
+          "add rollout.source=offline, or data.score_column=null"),
     typed("a sweep with one bad value", "-m objective.kl_lambda=0.1,-1",
           "objective.kl_lambda: -1 is out of range; give a number greater than 0"),
     typed("rows at once for a backend with caches of its own", "generation.rows=8 generation.backend=static",

@@ -42,6 +42,8 @@ def chats(family: str, *chat_rows: dict[str, object]) -> Make:
 
 CHATTING = "policy.path=./chat_policy"
 NOTHING_MADE = file("prompts.jsonl", TWO)
+OFFLINE = "rollout.source=offline"
+LOGGED = {"prompt": "p", "response": "x"}
 
 ROWS = [
     data("no such file", "promts.jsonl", NOTHING_MADE, "data.path: there is no file promts.jsonl; did you mean prompts.jsonl?"),
@@ -123,6 +125,20 @@ ROWS = [
     data("held-out prompts that are not there", "prompts.jsonl", NOTHING_MADE,
          "data.eval_path: there is no file evl.jsonl; did you mean prompts.jsonl?",
          "data.eval_path=evl.jsonl evaluation.prompts=1"),
+    data("prompts without responses, offline", "prompts.jsonl", NOTHING_MADE,
+         "prompts.jsonl: has neither 'chosen' and 'rejected' nor 'response' beside the prompt (it has nothing); "
+         "set data.response_column, or rollout.source=online", OFFLINE),
+    data("a response that is null", "a.jsonl", rows("a.jsonl", LOGGED, {"prompt": "p", "response": None}),
+         "a.jsonl, line 2: 'response' is null, not a string; correct it, or remove the row", OFFLINE),
+    data("a row without a score", "a.jsonl", rows("a.jsonl", {**LOGGED, "score": 1}, LOGGED),
+         "a.jsonl, line 2: 'score' is null, not a number; correct it, or remove the row",
+         OFFLINE, "data.score_column=score"),
+    data("a score that is no number", "a.csv", file("a.csv", "prompt,response,score\np,x,1\nq,y,good\n"),
+         "a.csv, row 2: 'score' is a string, not a number; correct it, or remove the row",
+         OFFLINE, "data.score_column=score"),
+    data("messages in answer to text", "a.jsonl",
+         rows("a.jsonl", {"prompt": "p", "response": [{"role": "assistant", "content": "x"}]}),
+         "a.jsonl, line 1: 'response' is a list of messages, and the prompt is text; set data.format=chat", OFFLINE),
     data("a data set that the Hub has to be asked for", "someone/prompts", NOTHING_MADE,
          "data.path: someone/prompts is no file here, and the Hub cannot be reached for a data set of this name; …"),
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from command import environment
+from command import ROOT, environment
 from safetensors.numpy import load_file
+
+from apa_cli.assets.resolve import resolve_path
 
 SMALL = (
     "training.iterations=6",
@@ -32,6 +35,7 @@ SMALL = (
     "tracking.console=plain",
     "optimizer.learning_rate=1e-2",
 )
+_CACHE = tempfile.TemporaryDirectory(prefix="apa-cli-reference-")  # gone with the process
 VARIANTS = {
     "apa": (),
     "awr, shared critic, bf16": ("objective=awr", "value=shared", "precision=bf16"),
@@ -49,6 +53,15 @@ VARIANTS = {
         "precision=bf16",
         "optimizer.schedule=cosine",
         "optimizer.warmup_iterations=2",
+    ),
+    "offline apa, warmed critic": (
+        "rollout=offline",
+        f"rollout.reference_cache={_CACHE.name}",
+        f"data.path={ROOT / 'tests' / 'data' / 'logged_sample.jsonl'}",
+        f"data.eval_path={resolve_path('builtin:reviews/eval_prompts.jsonl')}",
+        "evaluation.reward.kind=none",
+        "evaluation.reward.function=null",
+        "value.warmup_iterations=2",
     ),
 }
 

@@ -38,6 +38,7 @@ _HARMLESS = (
     "evaluation.resamples",
     "evaluation.judge",
     *(f"{reward}.{key}" for reward in ("reward", "evaluation.reward") for key in _ASKING),
+    "rollout.reference_cache",
     "training.max_skipped",
     "training.stop_if",
 )

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from apa_cli.config.critic_checks import check_advantage
+from apa_cli.config.offline_checks import check_source
 from apa_cli.config.reward_checks import check_key_name, check_rewards
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
@@ -22,6 +23,7 @@ def check_config(config: TrainConfig) -> None:
     check_fields(config)
     _check_policy(config)
     _check_revisions(config)
+    check_source(config)
     check_rewards(config)
     _check_leftovers(config)
     _check_chat(config)

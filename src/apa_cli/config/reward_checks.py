@@ -16,15 +16,16 @@ _TAKEN = ("mean", "std", "length_penalty")  # reward/… already
 
 def check_rewards(config: TrainConfig) -> None:
     """Raise UserError, naming the key and what to do, for the first thing that is wrong."""
-    check_reward(config.reward, "reward")
+    check_reward(config.reward, "reward", needed=config.needs_reward)
     check_reward(config.evaluation.reward, "evaluation.reward")
     _check_length(config)
 
 
-def check_reward(reward: SeveralConfig, key: str) -> None:
-    """`key` is where this reward stands in the configuration."""
+def check_reward(reward: SeveralConfig, key: str, *, needed: bool = True) -> None:
+    """`key` is where this reward stands in the configuration; one that is not needed may be missing."""
     if not reward.components:
-        _check_one(reward, key, several=True)
+        if needed or reward.kind != "model":
+            _check_one(reward, key, several=True)
         return
     _check_alone(reward, key)
     for name, part in reward.components.items():

@@ -203,6 +203,12 @@ class DataConfig:
     template_arguments: dict[str, Any] = mapping(
         {}, "chat: further arguments of the policy's template, such as {enable_thinking: false}; null = not given"
     )
+    response_column: Optional[str] = text(
+        None, "offline: column with the response; null = chosen and rejected where there are both, otherwise response"
+    )
+    score_column: Optional[str] = text(
+        None, "offline: column with the response's score (of pairs: NAME_chosen, NAME_rejected); null = the reward's"
+    )
     max_prompt_tokens: int = number(512, "longest prompt, tokens", minimum=1)
     overlong: str = choice(
         "cut",
@@ -298,6 +304,14 @@ class AdvantageConfig:
 
 @dataclass(kw_only=True)
 class RolloutConfig:
+    source: str = choice(
+        "online",
+        "responses sampled from the policy, or offline: logged ones, of data.path (response, or chosen and rejected)",
+        choices=("online", "offline"),
+    )
+    reference_cache: Optional[str] = text(
+        None, "offline: folder that keeps reference log-probs; null = apa-cli in the user's cache folder"
+    )
     batch_size: int = number(64, "responses an iteration", minimum=1)
     responses_per_prompt: int = number(1, "responses to each prompt; batch_size is a multiple of it", minimum=1)
 
@@ -305,6 +319,10 @@ class RolloutConfig:
     def prompts(self) -> int:
         """Prompts an iteration."""
         return self.batch_size // self.responses_per_prompt
+
+    @property
+    def offline(self) -> bool:
+        return self.source == "offline"
 
 
 @dataclass(kw_only=True)
@@ -425,3 +443,8 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def needs_reward(self) -> bool:
+        """Whether anything asks for the reward's scores: training, unless they are logged, or evaluation."""
+        return self.data.score_column is None or self.evaluation.prompts > 0

@@ -28,6 +28,7 @@ class _Pool:
     dropped: int
     source: str
     commit: str | None
+    format: str
 
     def select(self, chosen: Sequence[int], *, dropped: int = 0, withheld: int = 0) -> PromptSet:
         return PromptSet(
@@ -38,6 +39,7 @@ class _Pool:
             source=self.source,
             withheld=withheld,
             commit=self.commit,
+            format=self.format,
         )
 
 
@@ -108,7 +110,9 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         text = row.text
         if overlong and not chat:
             text = str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        prompts.append(Prompt(token_ids=tuple(kept), text=text, messages=row.messages, columns=row.columns))
+        prompts.append(
+            Prompt(token_ids=tuple(kept), text=text, messages=row.messages, columns=row.columns, place=row.place)
+        )
         cut.append(overlong)
         answered.append(row.answered)
     if not prompts:
@@ -124,6 +128,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         dropped=len(rows) - len(prompts),
         source=table.source,
         commit=table.commit,
+        format=format,
     )
 
 

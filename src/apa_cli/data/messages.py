@@ -35,7 +35,12 @@ def read_messages(value: object, place: str, column: str) -> tuple[Messages, boo
         raise UserError(place, f"{column!r} is {kind_of(value)}, not a list of messages", "correct or remove it")
     if not value:
         raise UserError(place, f"{column!r} has no messages", "fill it in, or remove the row")
-    return open_turn(tuple(_message(message, place, number) for number, message in enumerate(value, start=1)), place)
+    return open_turn(each_message(value, place), place)
+
+
+def each_message(value: Sequence[object], place: str) -> Messages:
+    """Raises UserError for what is no message."""
+    return tuple(_message(message, place, number) for number, message in enumerate(value, start=1))
 
 
 def open_turn(messages: Messages, place: str) -> tuple[Messages, bool]:

@@ -17,6 +17,16 @@ from apa_cli.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggedResponse:
+    """A response that data holds, as the policy would have sampled it."""
+
+    index: int  # in the data set: where its reference log-probs are found
+    token_ids: tuple[int, ...]  # at least one; EOS included
+    ended: bool  # False = cut at generation.max_new_tokens
+    score: float | None  # None where the reward is to score it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One prompt.
 
@@ -30,6 +40,17 @@ class Prompt:
     text: str
     messages: tuple[dict[str, str], ...] | None
     columns: dict[str, Any]  # every other column of the row; None where the row leaves it out
+    place: str = ""  # of the row, for errors
+    logged: LoggedResponse | None = None  # with rollout.source=offline
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedBatch:
+    response_ids: Tensor  # (B, T) right-padded
+    response_mask: Tensor  # (B, T) bool
+    ended: Tensor  # (B,) bool
+    scores: list[float] | None  # None where the reward is to score them
+    indices: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +61,7 @@ class PromptBatch:
     messages: list[list[dict[str, str]]] | None  # chat only
     columns: dict[str, list[Any]]
     copies: int = 1  # each prompt stands this often in the batch, next to itself
+    logged: LoggedBatch | None = None  # a response to each, with rollout.source=offline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +72,7 @@ class PromptSet:
     source: str  # the file or data set, as the user named it
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
     commit: str | None = None  # of a data set on the Hub, where it is known
+    format: str = "text"  # text, chat or hh
     answered: int = 0  # of how many an assistant's message at the end was left out
 
     @property
@@ -116,6 +139,26 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) ->
         messages=[[dict(message) for message in prompt.messages or ()] for prompt in prompts] if any(chat) else None,
         columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
         copies=copies,
+        logged=_collate_logged([prompt.logged for prompt in prompts if prompt.logged is not None], pad_token_id),
+    )
+
+
+def _collate_logged(responses: Sequence[LoggedResponse], pad_token_id: int) -> LoggedBatch | None:
+    if not responses:
+        return None
+    shape = (len(responses), max(len(response.token_ids) for response in responses))
+    response_ids = torch.full(shape, pad_token_id, dtype=torch.long)  # (B, T)
+    response_mask = torch.zeros(shape, dtype=torch.bool)  # (B, T)
+    for row, response in enumerate(responses):
+        response_ids[row, : len(response.token_ids)] = torch.tensor(response.token_ids, dtype=torch.long)
+        response_mask[row, : len(response.token_ids)] = True
+    scores = [response.score for response in responses if response.score is not None]
+    return LoggedBatch(
+        response_ids=response_ids,
+        response_mask=response_mask,
+        ended=torch.tensor([response.ended for response in responses]),
+        scores=scores or None,
+        indices=[response.index for response in responses],
     )
 
 
@@ -185,4 +228,7 @@ class PromptStream:
         digest = hashlib.sha256()
         for prompt in self.prompts:
             digest.update(array("q", (len(prompt.token_ids), *prompt.token_ids)).tobytes())
+            if (logged := prompt.logged) is not None:
+                digest.update(array("q", (len(logged.token_ids), *logged.token_ids, logged.ended)).tobytes())
+                digest.update(array("d", () if logged.score is None else (logged.score,)).tobytes())
         return digest.hexdigest()[:16]

@@ -32,6 +32,7 @@ def evaluate(
 
     Training's random state is left as it was. A score that is not finite costs the figures it enters, not the run.
     """
+    assert models.scorer is not None  # config.needs_reward
     responses = respond(
         models.policy,
         models.reference,

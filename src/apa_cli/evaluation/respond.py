@@ -122,10 +122,11 @@ def _respond_batch(
             require_finite(evaluator, judged)
     mask = rollout.response_mask
     assert rollout.reference_logprobs is not None
-    k1 = per_response(kl_k1(rollout.rollout_logprobs, rollout.reference_logprobs, mask), mask).tolist()
-    k3 = per_response(kl_k3(rollout.rollout_logprobs, rollout.reference_logprobs, mask), mask).tolist()
+    logprobs, entropies = rollout.sampled
+    k1 = per_response(kl_k1(logprobs, rollout.reference_logprobs, mask), mask).tolist()
+    k3 = per_response(kl_k3(logprobs, rollout.reference_logprobs, mask), mask).tolist()
     exact = response_exact_kl(rollout, policy, reference, temperature=temperature, token_budget=budget).tolist()
-    entropy = per_response(rollout.entropy, mask).tolist()
+    entropy = per_response(entropies, mask).tolist()
     ids = [row[keep].tolist() for row, keep in zip(rollout.response_ids.cpu(), mask.cpu(), strict=True)]
     return [
         JudgedResponse(
@@ -160,7 +161,7 @@ def response_exact_kl(
         ours = policy.counted_logits(*part.batch)
         with reference.active() as frozen:
             theirs = frozen.counted_logits(*part.batch)
-        kl = torch.zeros_like(part.rollout_logprobs)  # (b, T)
+        kl = torch.zeros_like(part.response_mask, dtype=torch.float32)  # (b, T)
         found = []
         for start in range(0, int(part.response_mask.sum()), CHUNK):
             tokens = slice(start, start + CHUNK)

@@ -224,8 +224,9 @@ class HttpReward:
 
 
 def probe_served(config: TrainConfig) -> None:
-    """Ask every reward that is served for one score, before anything is loaded. Raises UserError."""
-    for reward, key in ((config.reward, "reward"), (config.evaluation.reward, "evaluation.reward")):
+    """Ask every reward that is served and needed for one score, before anything is loaded. Raises UserError."""
+    asked = [(config.reward, "reward")] if config.needs_reward else []
+    for reward, key in (*asked, (config.evaluation.reward, "evaluation.reward")):
         single = {} if reward.components else {key: reward}
         several = {f"{key}.components.{name}": part for name, part in reward.components.items()}
         for where, part in {**single, **several}.items():

@@ -52,7 +52,9 @@ def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
     return Plan(
         roles=tuple(roles),
         estimates=_estimates(config, runtime, shape, element, next(model.parameters()).element_size()),
-        kv_row_bytes=kv_cache_bytes(shape, rows=1, tokens=config.generation.max_new_tokens, element_bytes=element),
+        kv_row_bytes=kv_cache_bytes(
+            shape, rows=min(1, _sampled(config)), tokens=config.generation.max_new_tokens, element_bytes=element
+        ),
         device=runtime.describe(),
         available_bytes=available_bytes(runtime.device),
     )
@@ -96,7 +98,7 @@ def _multi_query(config: Any) -> bool:
 def _estimates(
     config: TrainConfig, runtime: Runtime, shape: Shape, element: int, residual: int
 ) -> tuple[Estimate, ...]:
-    P, T, rows = config.data.max_prompt_tokens, config.generation.max_new_tokens, config.rollout.batch_size
+    P, T, rows = config.data.max_prompt_tokens, config.generation.max_new_tokens, _sampled(config)
     if config.generation.backend == "hf":
         rows = rows_at_once(config.generation.rows, rows, runtime.device.type)
     minibatch = config.training.minibatch_size
@@ -112,18 +114,23 @@ def _estimates(
     )
     logits = head_logits_bytes(shape, tokens=responses * T, device_type=runtime.device.type)
     how = "checkpointed" if config.policy.gradient_checkpointing else "all layers kept"
-    return (
-        Estimate(
-            name="generation",
-            of=f"KV cache and logits, {rows} × up to {P} + {T} tokens",
-            bytes=cache + sampling_logits_bytes(shape, rows=rows),
-        ),
-        Estimate(
-            name="update",
-            of=f"activations and logits, a micro-batch of up to {tokens:,} tokens, {how}",
-            bytes=activations + logits,
-        ),
+    generation = Estimate(
+        name="generation",
+        of=f"KV cache and logits, {rows} × up to {P} + {T} tokens{', to evaluate' if config.rollout.offline else ''}",
+        bytes=cache + sampling_logits_bytes(shape, rows=rows),
     )
+    update = Estimate(
+        name="update",
+        of=f"activations and logits, a micro-batch of up to {tokens:,} tokens, {how}",
+        bytes=activations + logits,
+    )
+    return (generation, update) if rows else (update,)
+
+
+def _sampled(config: TrainConfig) -> int:
+    """Responses sampled at a time: of logged ones, those that evaluations ask for."""
+    batch = config.rollout.batch_size
+    return min(batch, config.evaluation.prompts) if config.rollout.offline else batch
 
 
 def _policy(config: TrainConfig, runtime: Runtime) -> Any:
@@ -189,7 +196,11 @@ def _rewards(config: TrainConfig, runtime: Runtime) -> list[Role]:
     """Of a model that several name, the first holds the weights."""
     roles: list[Role] = []
     holders: dict[tuple[str | None, str | None], str] = {}
-    rewards: list[tuple[str, str, SeveralConfig]] = [("reward", "reward", config.reward)]
+    rewards: list[tuple[str, str, SeveralConfig]] = []
+    if config.needs_reward:
+        rewards.append(("reward", "reward", config.reward))
+    else:
+        roles.append(Role(name="reward", weights="none: scores are logged, and nothing is evaluated"))
     if config.evaluation.reward.given:
         rewards.append(("evaluator", "evaluation.reward", config.evaluation.reward))
     for name, key, reward in rewards:

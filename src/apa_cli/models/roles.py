@@ -22,7 +22,7 @@ class Models:
     policy: Policy
     reference: Reference
     value: Value | None  # no critic
-    scorer: Scorer
+    scorer: Scorer | None  # where scores are logged and nothing is evaluated
     evaluator: Scorer | None  # judges held-out responses; never trains
     runtime: Runtime
 
@@ -67,7 +67,11 @@ def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | Non
         policy=policy,
         reference=load_reference(config.reference, config.policy, policy, runtime),
         value=load_value(config.value, config.policy, policy, runtime, weights=checkpoint and checkpoint / "value"),
-        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded),
+        scorer=(
+            load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded)
+            if config.needs_reward
+            else None
+        ),
         evaluator=(
             load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget, loaded=loaded)
             if evaluator.given

@@ -27,25 +27,31 @@ def add_passes(
     token_budget: int,
     policy_pass: bool,
 ) -> Rollout:
-    """The rollout with reference log-probs and values.
+    """The rollout with values and, where it has none yet, reference log-probs.
 
     `policy_pass` takes the rollout's log-probs anew from a plain forward (PPO divides by them, and sampling with a
     cache rounds differently). A shared critic reads the policy's hidden states, with or without the head behind them.
     """
-    pieces: list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]] = []
+    pieces: list[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]] = []
     for rows in rollout.microbatches(pass_tokens(token_budget, rollout.response_ids.device.type)):
         part = rollout.select(rows)
-        values = logprobs = hidden = None
+        values = logprobs = hidden = theirs = None
         if policy_pass:
             logprobs, hidden = policy.logprobs(*part.batch, temperature=temperature)
         if isinstance(value, SharedValue):
             values = value.from_hidden(policy.hidden_states(*part.batch) if hidden is None else hidden)
         elif value is not None:
             values = value(*part.batch)
-        pieces.append((rows, reference.logprobs(*part.batch, temperature=temperature), values, logprobs))
+        if rollout.reference_logprobs is None:
+            theirs = reference.logprobs(*part.batch, temperature=temperature)
+        pieces.append((rows, theirs, values, logprobs))
     return replace(
         rollout,
-        reference_logprobs=_assemble(rollout, [(rows, ref) for rows, ref, _, _ in pieces]),
+        reference_logprobs=(
+            _assemble(rollout, [(rows, ref) for rows, ref, _, _ in pieces if ref is not None])
+            if rollout.reference_logprobs is None
+            else rollout.reference_logprobs
+        ),
         values=_assemble(rollout, [(rows, v) for rows, _, v, _ in pieces if v is not None]) if value else None,
         rollout_logprobs=(
             _assemble(rollout, [(rows, lp) for rows, _, _, lp in pieces if lp is not None])

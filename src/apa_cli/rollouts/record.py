@@ -1,4 +1,4 @@
-"""The record of one rollout: what was sampled, by whom, and how likely it was."""
+"""The record of one rollout: the responses, who gave them, and how likely they were."""
 
 from __future__ import annotations
 
@@ -17,13 +17,24 @@ class Rollout:
 
     prompt_ids: Tensor  # (B, P) left-padded
     prompt_mask: Tensor  # (B, P) bool
-    response_ids: Tensor  # (B, T) the sampled ids
+    response_ids: Tensor  # (B, T) the sampled or logged ids
     response_mask: Tensor  # (B, T) bool, True up to and including the first EOS or the stop string's last token
     ended: Tensor  # (B,) bool, False = cut at max_new_tokens
-    rollout_logprobs: Tensor  # (B, T) policy that sampled
-    entropy: Tensor  # (B, T) of that policy, over the whole vocabulary
+    rollout_logprobs: Tensor | None = None  # (B, T) policy that sampled; None of logged responses
+    entropy: Tensor | None = None  # (B, T) of that policy, over the whole vocabulary; None of logged responses
     reference_logprobs: Tensor | None = None  # (B, T) initial policy
     values: Tensor | None = None  # (B, T)
+
+    @property
+    def sampled(self) -> tuple[Tensor, Tensor]:
+        """Log-probs and entropy of the policy that sampled, (B, T) each: there are none of logged responses."""
+        assert self.rollout_logprobs is not None and self.entropy is not None
+        return self.rollout_logprobs, self.entropy
+
+    @property
+    def logged(self) -> bool:
+        """Whether data held the responses, so that nobody knows who gave them."""
+        return self.rollout_logprobs is None
 
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

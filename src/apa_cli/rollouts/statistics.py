@@ -13,7 +13,7 @@ from apa_cli.rollouts.record import Rollout
 def response_kl(rollout: Rollout) -> Tensor:
     """k1 summed over each response, (B,) nats."""
     assert rollout.reference_logprobs is not None
-    d = kl_k1(rollout.rollout_logprobs, rollout.reference_logprobs, rollout.response_mask)
+    d = kl_k1(rollout.sampled[0], rollout.reference_logprobs, rollout.response_mask)
     return per_response(d, rollout.response_mask)
 
 
@@ -21,14 +21,15 @@ def rollout_statistics(rollout: Rollout) -> dict[str, float]:
     """kl/* and policy/* of the metric contract for one rollout."""
     assert rollout.reference_logprobs is not None
     mask = rollout.response_mask
-    k1 = kl_k1(rollout.rollout_logprobs, rollout.reference_logprobs, mask)  # (B, T)
-    k3 = kl_k3(rollout.rollout_logprobs, rollout.reference_logprobs, mask)
+    logprobs, entropy = rollout.sampled
+    k1 = kl_k1(logprobs, rollout.reference_logprobs, mask)  # (B, T)
+    k3 = kl_k3(logprobs, rollout.reference_logprobs, mask)
     responses = [row[keep].tolist() for row, keep in zip(rollout.response_ids.cpu(), mask.cpu(), strict=True)]
     return {
         "kl/to_init": per_response(k1, mask).mean().item(),
         "kl/to_init_per_token": masked_mean(k1, mask).item(),
         "kl/to_init_k3": per_response(k3, mask).mean().item(),
-        "policy/entropy": masked_mean(rollout.entropy, mask).item(),
+        "policy/entropy": masked_mean(entropy, mask).item(),
         "policy/response_length": mask.sum(dim=1).float().mean().item(),
         "policy/eos_rate": rollout.ended.float().mean().item(),
         "policy/unique_fraction": len({tuple(r) for r in responses}) / len(responses),

@@ -14,12 +14,13 @@ SAMPLES_FILE = "samples.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One response. `kl` is k1 from the initial policy, nats; `evaluator` the separate evaluator's score, if any."""
+    """One response. `kl` is k1 from the initial policy, nats, None of a logged one, which the policy did not write;
+    `evaluator` the separate evaluator's score, if any."""
 
     prompt: str
     response: str
     score: float
-    kl: float
+    kl: float | None
     evaluator: float | None = None
     parts: dict[str, float] = field(default_factory=dict)  # of several rewards, each without its weight
 

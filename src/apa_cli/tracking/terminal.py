@@ -41,9 +41,9 @@ class Column:
         return "–"
 
 
-def columns_of(*, held_out: bool, evaluator: bool) -> tuple[Column, ...]:
-    """Columns of the table, which fits 80 characters with all of them."""
-    columns = [Column("reward", 7, ("reward/mean",), 3)]
+def columns_of(*, held_out: bool, evaluator: bool, logged: bool = False) -> tuple[Column, ...]:
+    """Columns of the table, which fits 80 characters with all of them. What is `logged` has no reward of its own."""
+    columns = [Column("logged", 7, ("logged/score_mean",), 3) if logged else Column("reward", 7, ("reward/mean",), 3)]
     if held_out:
         columns.append(Column("held-out", 8, ("eval/reward",), 3))
     if evaluator:

@@ -47,7 +47,11 @@ class Tracker:
                 choose_console(config.tracking.console),
                 iterations=config.training.iterations,
                 start_iteration=start_iteration or 0,
-                columns=columns_of(held_out=held_out, evaluator=held_out and config.evaluation.reward.given),
+                columns=columns_of(
+                    held_out=held_out,
+                    evaluator=held_out and config.evaluation.reward.given,
+                    logged=config.rollout.offline,
+                ),
             )
             self._run_log = opened.enter_context(open_run_log(run_dir, self._terminal, trouble))
             opened.enter_context(self._terminal)

@@ -21,7 +21,9 @@ from apa_cli.models.roles import Models
 from apa_cli.models.weighted_rewards import Scored, complaint, score
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.logged import logged_rollout, logged_statistics
 from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.reference_logprobs import ReferenceLogprobs
 from apa_cli.rollouts.statistics import response_kl, rollout_statistics
 from apa_cli.tracking.samples import Sample
 from apa_cli.tracking.tracker import Tracker
@@ -79,6 +81,7 @@ class Run:
     config: TrainConfig
     models: Models
     held_out: Sequence[Prompt]
+    logged: ReferenceLogprobs | None = None  # with rollout.source=offline
     tracker: Tracker
     checkpoints: CheckpointStore
     interrupts: Interrupts
@@ -142,7 +145,7 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
 
 
 def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collected:
-    """Sample responses to the next prompts, take the reference's and the critic's view of them, and score them.
+    """Responses to the next prompts, sampled or logged, the reference's and the critic's view of them, and scores.
 
     Until that is complete, `state.start` is where a checkpoint would go on from.
     """
@@ -151,8 +154,12 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
     prompts = next(state.prompts)
     too_many = f"sampling {config.rollout.batch_size} responses at once does"
     lower = "lower it, generation.max_new_tokens or data.max_prompt_tokens"
-    with watch.phase("generate"), enough_memory("rollout.batch_size", too_many, lower):
-        rollout = sample(models.policy, prompts, config.generation)
+    name = "generate" if prompts.logged is None else "read"
+    with watch.phase(name), enough_memory("rollout.batch_size", too_many, lower):
+        if prompts.logged is None:
+            rollout = sample(models.policy, prompts, config.generation)
+        else:
+            rollout = logged_rollout(prompts, run.logged, models.runtime.device)
         finished = finished_responses(models.policy, prompts, rollout, config.generation.stop)
     with watch.phase("forward"):
         rollout = within_memory(
@@ -170,8 +177,13 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
             where="the reference's and the critic's pass",
         )
     with watch.phase("score"):
-        scored = within_memory(
-            lambda tokens: score(models.within(tokens).scorer, finished), budget, rollout.microbatches, where="scoring"
+        scores = prompts.logged.scores if prompts.logged is not None else None
+        scored = (
+            Scored(scores=scores)
+            if scores is not None
+            else within_memory(
+                lambda tokens: _score(models.within(tokens), finished), budget, rollout.microbatches, where="scoring"
+            )
         )
     _warn_of_scores(run, state.iteration + 1, scored)
     return Collected(rollout=rollout, finished=finished, scored=scored)
@@ -194,14 +206,15 @@ def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, 
         group_size=config.rollout.responses_per_prompt,
         usable=usable,
     )
-    samples = _samples(collected.finished, collected.scored, response_kl(rollout), config.tracking.samples)
+    kl = None if rollout.logged else response_kl(rollout)
+    samples = _samples(collected.finished, collected.scored, kl, config.tracking.samples)
     state.start = None
     return Work(
         rollout=rollout,
         targets=targets,
         scores=raw_scores,
         samples=samples,
-        reward_metrics=reward_metrics(collected.scored, penalties),
+        reward_metrics=reward_metrics(collected.scored, penalties, of="logged" if rollout.logged else "reward"),
         seconds=watch.seconds,
     )
 
@@ -213,10 +226,11 @@ def evaluation_due(config: TrainConfig, iteration: int) -> bool:
 
 
 def finish_iteration(state: TrainingState, work: Work, guards: Guards, *, steer: bool) -> None:
-    """`steer`: by this rollout's KL; there is none while the critic alone learns."""
-    kl = response_kl(sound_part(work.rollout))  # (B,)
-    if steer and len(kl) and bool(kl.isfinite().all()):
-        state.steer(kl.mean().item(), len(kl))
+    """`steer`: by this rollout's KL; there is none while the critic alone learns, and of logged responses."""
+    if steer and not work.rollout.logged:
+        kl = response_kl(sound_part(work.rollout))  # (B,)
+        if len(kl) and bool(kl.isfinite().all()):
+            state.steer(kl.mean().item(), len(kl))
     state.health.guards = guards
     state.iteration += 1
     state.work = None
@@ -266,12 +280,13 @@ def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str,
     """Of the rollout, where it is finite."""
     scores = torch.tensor([score for score in work.scores if isfinite(score)])
     rollout, usable = work.rollout, work.targets.usable
-    metrics = {
-        "reward/mean": scores.mean().item(),
-        "reward/std": scores.std(correction=0).item() if len(scores) else nan,
-        **work.reward_metrics,
-        **rollout_statistics(rollout if usable is None else sound_part(rollout)),
-    }
+    sound = rollout if usable is None else sound_part(rollout)
+    moments = scores.mean().item(), scores.std(correction=0).item() if len(scores) else nan
+    if rollout.logged:  # of the data: nothing here says how the policy does
+        metrics = dict(zip(("logged/score_mean", "logged/score_std"), moments, strict=True)) | logged_statistics(sound)
+    else:
+        metrics = dict(zip(("reward/mean", "reward/std"), moments, strict=True)) | rollout_statistics(sound)
+    metrics |= work.reward_metrics
     if rollout.values is not None and work.targets.returns is not None:
         mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
         variance = explained_variance(rollout.values, work.targets.returns, mask)
@@ -291,28 +306,35 @@ def _setting(config: TrainConfig, state: TrainingState, work: Work) -> str:
     return describe_setting(state.iteration + 1, knob, torch.tensor(work.scores))
 
 
-def reward_metrics(scored: Scored, penalties: Tensor | None) -> dict[str, float]:
-    """Mean and deviation of each of several rewards where it is finite, and the mean length penalty."""
+def reward_metrics(scored: Scored, penalties: Tensor | None, *, of: str = "reward") -> dict[str, float]:
+    """`of`/…: mean and deviation of each of several rewards where it is finite, and the mean length penalty."""
     metrics: dict[str, float] = {}
     for name, part in scored.parts.items():
         finite = torch.tensor([value for value in part if isfinite(value)])
-        metrics[f"reward/{name}"] = finite.mean().item()
-        metrics[f"reward/{name}_std"] = finite.std(correction=0).item() if len(finite) else nan
+        metrics[f"{of}/{name}"] = finite.mean().item()
+        metrics[f"{of}/{name}_std"] = finite.std(correction=0).item() if len(finite) else nan
     if penalties is not None:
-        metrics["reward/length_penalty"] = penalties.mean().item()
+        metrics[f"{of}/length_penalty"] = penalties.mean().item()
     return metrics
 
 
 def _warn_of_scores(run: Run, iteration: int, scored: Scored) -> None:
     bad = [row for row, score in enumerate(scored.scores) if not isfinite(score)]
     if bad:
+        assert run.models.scorer is not None  # logged scores are finite
         said = complaint(run.models.scorer, scored, bad[0])
         count = f"{len(bad)} of {len(scored.scores)} rows" if len(bad) > 1 else "this row"
         run.tracker.warn(f"iteration {iteration}: {said}; the minibatches with {count} are skipped")
 
 
-def _samples(finished: FinishedResponses, scored: Scored, kl: Tensor, count: int) -> list[Sample]:
-    rows = zip(finished.prompts, finished.responses, scored.scores, kl.tolist(), strict=True)
+def _score(models: Models, finished: FinishedResponses) -> Scored:
+    assert models.scorer is not None  # config.needs_reward
+    return score(models.scorer, finished)
+
+
+def _samples(finished: FinishedResponses, scored: Scored, kl: Tensor | None, count: int) -> list[Sample]:
+    kls = [None] * len(scored.scores) if kl is None else kl.tolist()
+    rows = zip(finished.prompts, finished.responses, scored.scores, kls, strict=True)
     return [
         Sample(prompt=p, response=r, score=s, kl=k, parts=scored.parts_of(row))
         for row, (p, r, s, k) in zip(range(count), rows, strict=False)

@@ -39,6 +39,7 @@ from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
 from apa_cli.training.interrupts import Interrupts
+from apa_cli.training.logged_data import read_logged, view_of_reference
 from apa_cli.training.loop import Run, training_loop
 from apa_cli.training.memory_plan import announce_plan, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
@@ -123,12 +124,20 @@ def _prepare(
     _write_versions(run_dir, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
     every = [*prompts.prompts, *held_out.prompts]
     check_room(every, max_new_tokens=config.generation.max_new_tokens, room=models.policy.room)
-    tracker.note(f"training on {prompts.describe()}")
+    rows = prompts.prompts
+    if config.rollout.offline:
+        logged = read_logged(prompts, config, models)
+        rows = logged.rows
+        tracker.note(f"training on {logged.describe()}")
+        if not held_out.prompts:
+            tracker.warn("rollout.source=offline and evaluation.prompts=0: nothing samples, and nothing says KL")
+    else:
+        tracker.note(f"training on {prompts.describe()}")
     if held_out.prompts:
         tracker.note(f"evaluating on {held_out.describe()}")
     _say_how_it_is_read(models, prompts, tracker)
     stream = PromptStream(
-        prompts.prompts,
+        rows,
         batch_size=config.rollout.prompts,
         copies=config.rollout.responses_per_prompt,
         seed=config.seed,
@@ -150,6 +159,7 @@ def _prepare(
     run = Run(
         config=config,
         models=models,
+        logged=view_of_reference(rows, models, config, state, tracker) if config.rollout.offline else None,
         held_out=held_out.prompts,
         tracker=tracker,
         checkpoints=checkpoints,

@@ -81,7 +81,7 @@ def estimate_targets(
     if kl_coef is None:
         rewards = terminal_rewards(scores, mask)  # (B, T)
     else:
-        rewards = kl_shaped_rewards(scores, rollout.rollout_logprobs, rollout.reference_logprobs, mask, kl_coef=kl_coef)
+        rewards = kl_shaped_rewards(scores, rollout.sampled[0], rollout.reference_logprobs, mask, kl_coef=kl_coef)
     if advantage.name == "group":
         return Targets(advantages=_group_advantages(rewards, mask, advantage, group_size, usable), usable=usable)
     assert rollout.values is not None

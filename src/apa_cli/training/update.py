@@ -53,7 +53,7 @@ def policy_loss(policy_logprobs: Tensor, rollout: Rollout, advantages: Tensor, c
         )
     if config.name == "awr":
         return awr_loss(policy_logprobs, advantages, mask, kl_lambda=config.kl_lambda)
-    return ppo_loss(policy_logprobs, rollout.rollout_logprobs, advantages, mask, clip_range=config.clip_range)
+    return ppo_loss(policy_logprobs, rollout.sampled[0], advantages, mask, clip_range=config.clip_range)
 
 
 @dataclass(kw_only=True)
@@ -285,6 +285,10 @@ def _observe(
     count: Tensor,
 ) -> None:
     """Metrics beside the loss."""
+    if part.logged:
+        assert part.reference_logprobs is not None
+        ratios = logprobs - part.reference_logprobs  # of tokens that π_θ did not draw: no KL
+        means["logged/log_ratio"].add_masked(ratios, part.response_mask)
     if config.name == "apa":
         assert part.reference_logprobs is not None
         mask, kl_lambda, bound = part.response_mask, config.kl_lambda, config.target_bound
@@ -297,6 +301,6 @@ def _observe(
             means["objective/bounded_fraction"].add(fraction * count, count)
     if config.name == "ppo":
         fraction = ppo_clip_fraction(
-            logprobs, part.rollout_logprobs, advantages, part.response_mask, clip_range=config.clip_range
+            logprobs, part.sampled[0], advantages, part.response_mask, clip_range=config.clip_range
         )
         means["objective/clip_fraction"].add(fraction * count, count)

@@ -33,6 +33,7 @@ def changed(**changes: Any) -> TrainConfig:
     return config
 
 
+OFFLINE = {"rollout__source": "offline"}
 GROUP = {"advantage__name": "group", "value__kind": "none", "rollout__responses_per_prompt": 4}
 
 
@@ -69,6 +70,9 @@ def test_a_valid_configuration_passes():
         {**GROUP, "objective__name": "ppo", "objective__value_clip_range": None, "advantage__group_scale": True},
         {"rollout__responses_per_prompt": 8},  # with a critic
         {**GROUP, "optimizer__value_learning_rate": 1e-3},  # a recipe's, without the critic it was for
+        {**OFFLINE, "data__score_column": "score", "rollout__reference_cache": "somewhere"},
+        {**OFFLINE, "data__score_column": "score", "reward__path": None, "evaluation__prompts": 0},
+        {**OFFLINE, "objective__name": "awr", "objective__missing_eos_penalty": 1.0, "value__warmup_iterations": 5},
     ],
 )
 def test_possible(changes: dict[str, Any]):
@@ -76,6 +80,19 @@ def test_possible(changes: dict[str, Any]):
 
 
 IMPOSSIBLE = [
+    ({**OFFLINE, "objective__name": "ppo"}, "objective.name", "objective=apa"),
+    ({**OFFLINE, "objective__kl_target": 5.0}, "objective.kl_target", "choose objective.kl_lambda"),
+    ({**OFFLINE, **GROUP}, "advantage.name", "advantage=gae"),
+    ({**OFFLINE, "rollout__responses_per_prompt": 2}, "rollout.responses_per_prompt", "set it to 1"),
+    ({**OFFLINE, "value__kind": "none"}, "advantage.name", "value=separate"),
+    ({**OFFLINE, "training__stop_if__kl_above": 9.0}, "training.stop_if.kl_above", "set it to null"),
+    ({**OFFLINE, "training__stop_if__entropy_below": 0.1}, "training.stop_if.entropy_below", "set it to null"),
+    ({**OFFLINE, "training__stop_if__reward_below": 0.1}, "training.stop_if.reward_below", "set it to null"),
+    ({**OFFLINE, "reward__path": None}, "reward.path", "reward.path=MODEL"),
+    ({**OFFLINE, "reward__path": None, "data__score_column": "score"}, "reward.path", "reward.path=MODEL"),
+    ({"data__score_column": "score"}, "data.score_column", "rollout.source=offline"),
+    ({"data__response_column": "answer"}, "data.response_column", "rollout.source=offline"),
+    ({"rollout__reference_cache": "x"}, "rollout.reference_cache", "rollout.source=offline"),
     ({"value__kind": "none"}, "advantage.name", "advantage=group"),
     ({**GROUP, "value__kind": "separate"}, "value.kind", "value=none"),
     ({"advantage__name": "group"}, "value.kind", "value=none rollout.responses_per_prompt=4"),

@@ -92,7 +92,7 @@ def to_rollout(
 
 def _policy_pass(policy: Policy, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
     """log π and entropy of the counted tokens, (B, T) each, 0 elsewhere."""
-    logprobs, entropy = torch.zeros_like(rollout.entropy), torch.zeros_like(rollout.entropy)
+    logprobs, entropy = (torch.zeros_like(rollout.response_mask, dtype=torch.float32) for _ in range(2))
     for rows in rollout.microbatches(PASS_TOKENS):
         part = rollout.select(rows)
         logits_of = policy.counted_logits(*part.batch)
@@ -108,7 +108,7 @@ def _policy_pass(policy: Policy, rollout: Rollout, temperature: float) -> tuple[
                 )
             )
         for whole, pieces in zip((logprobs, entropy), zip(*found, strict=True), strict=True):
-            rectangle = torch.zeros_like(part.entropy)
+            rectangle = torch.zeros_like(part.response_mask, dtype=torch.float32)
             rectangle[part.response_mask] = torch.cat(pieces).float()
             whole[rows, : rectangle.shape[1]] = rectangle
     return logprobs, entropy

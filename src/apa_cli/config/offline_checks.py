@@ -1,0 +1,45 @@
+"""Does the configuration fit where responses come from? Imports no torch."""
+
+from __future__ import annotations
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.errors import UserError
+
+
+def check_source(config: TrainConfig) -> None:
+    """Raise UserError, naming the key and what to do, for the first combination that makes no sense."""
+    if config.rollout.offline:
+        _check_offline(config)
+        return
+    for key, given in (
+        ("data.score_column", config.data.score_column is not None),
+        ("data.response_column", config.data.response_column is not None),
+        ("rollout.reference_cache", config.rollout.reference_cache is not None),
+    ):
+        if given:
+            problem = "set, but only logged responses are read from data, and rollout.source=online"
+            raise UserError(key, problem, f"add rollout.source=offline, or {key}=null")
+
+
+def _check_offline(config: TrainConfig) -> None:
+    objective, rollout, stop_if = config.objective, config.rollout, config.training.stop_if
+    logged = "and rollout.source=offline"
+    if objective.name == "ppo":
+        problem = f"ppo divides by the probabilities of the policy that sampled, {logged} knows none"
+        raise UserError("objective.name", problem, "add objective=apa or objective=awr, or rollout.source=online")
+    if objective.kl_target is not None:
+        problem = f"steered by the KL of what the policy samples, {logged} samples nothing in the loop"
+        raise UserError(
+            "objective.kl_target", problem, "set it to null and choose objective.kl_lambda; evaluations measure KL"
+        )
+    if config.advantage.name == "group":
+        problem = f"group compares several sampled responses to a prompt, {logged} has those that were logged"
+        raise UserError("advantage.name", problem, "add advantage=gae value=separate, or rollout.source=online")
+    if rollout.responses_per_prompt > 1:
+        problem = f"{rollout.responses_per_prompt}, {logged} takes the responses that were logged"
+        raise UserError("rollout.responses_per_prompt", problem, "set it to 1")
+    for name in ("kl_above", "entropy_below", "reward_below"):
+        if getattr(stop_if, name) is not None:
+            problem = f"watches what the policy samples in the loop, {logged} samples nothing there"
+            remedy = "set it to null; checkpoint.best_metric keeps the best evaluation"
+            raise UserError(f"training.stop_if.{name}", problem, remedy)

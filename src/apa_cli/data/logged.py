@@ -1,0 +1,136 @@
+"""Logged responses: the rows of a data set that hold answers, as if the policy had just given them.
+
+pairs      `chosen` and `rejected` are two answers. For the format hh they are whole dialogues, of which the answer is
+           what follows the prompt; for hh_chat too.
+response   where rows have no such pair, or `data.response_column` is named, that column holds the answer.
+chat       an answer is text, one assistant message in a list, or the whole dialogue that ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.data.formats import ASSISTANT
+from apa_cli.data.messages import SYSTEM, each_message
+from apa_cli.data.prompts import LoggedResponse, Prompt, PromptSet
+from apa_cli.data.response_tokens import ResponseEncoder
+from apa_cli.data.table import check_text, kind_of
+from apa_cli.errors import UserError
+
+PAIR = ("chosen", "rejected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedSet:
+    rows: list[Prompt]  # with their logged response
+    prompts: int  # different ones that they answer
+    cut: int  # responses longer than generation.max_new_tokens
+    astray: int  # responses left out because their dialogue is not the prompt's
+    source: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        lengths = [len(row.logged.token_ids) for row in self.rows if row.logged is not None]
+        notes = [f"{min(lengths):,} to {max(lengths):,} tokens"]
+        if self.cut:
+            notes.append(f"{self.cut:,} cut at generation.max_new_tokens")
+        if self.astray:
+            notes.append(f"{self.astray:,} left out that continue another dialogue")
+        return f"{len(self.rows):,} logged responses to {self.prompts:,} prompts from {self.source}: {', '.join(notes)}"
+
+
+def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncoder) -> LoggedSet:
+    """The responses that the rows of `prompts` hold. Raises UserError, naming the row, for one without."""
+    names = _response_names(prompts, config)
+    found: list[tuple[Prompt, str, float | None]] = []
+    astray = 0
+    for prompt in prompts.prompts:
+        for name in names:
+            text = _response(prompt, name, whole=prompts.format in ("hh", "hh_chat") and names == PAIR)
+            if text is None:
+                astray += 1
+                continue
+            column = config.data.score_column
+            scored = column if column is None or names != PAIR else f"{column}_{name}"
+            found.append((prompt, text, None if scored is None else _score(prompt, scored)))
+    if not found:
+        raise UserError(prompts.source, "no response continues its prompt", "correct the rows, or data.format")
+    encoded = encoder([prompt for prompt, _, _ in found], [text for _, text, _ in found])
+    rows = []
+    for index, ((prompt, _, score), (ids, ended)) in enumerate(zip(found, encoded, strict=True)):
+        if not ids:
+            raise UserError(prompt.place, "the tokenizer makes no tokens of its response", "remove the row")
+        logged = LoggedResponse(index=index, token_ids=tuple(ids), ended=ended, score=score)
+        rows.append(replace(prompt, logged=logged))
+    return LoggedSet(
+        rows=rows,
+        prompts=len({row.token_ids for row in rows}),
+        cut=sum(not ended for _, ended in encoded),
+        astray=astray,
+        source=prompts.source,
+    )
+
+
+def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str, ...]:
+    names = dict.fromkeys(name for prompt in prompts.prompts for name in prompt.columns)
+    column, source = config.data.response_column, prompts.source
+    pair = column is None and all(name in names for name in PAIR)
+    found = PAIR if pair else (column or "response",)
+    if not pair and found[0] not in names:
+        wanted = f"no column {column!r}" if column else "neither 'chosen' and 'rejected' nor 'response'"
+        problem = f"has {wanted} beside the prompt (it has {', '.join(list(names)[:8]) or 'nothing'})"
+        raise UserError(source, problem, "set data.response_column, or rollout.source=online")
+    score = config.data.score_column
+    for name in [] if score is None else [f"{score}_{name}" for name in PAIR] if pair else [score]:
+        if name not in names:
+            remedy = "set data.score_column, or null for the reward's scores"
+            raise UserError(source, f"has no column {name!r}, of data.score_column={score}", remedy)
+    return found
+
+
+def _score(prompt: Prompt, name: str) -> float:
+    value = prompt.columns.get(name)
+    if isinstance(value, str):  # of a CSV file every value is one
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(prompt.place, f"{name!r} is {kind_of(value)}, not a number", "correct it, or remove the row")
+    if not math.isfinite(value):
+        raise UserError(prompt.place, f"{name!r} is {value}", "give a finite score, or remove the row")
+    return float(value)
+
+
+def _response(prompt: Prompt, name: str, *, whole: bool) -> str | None:
+    """The answer in this column, of a `whole` dialogue its last turn; None where it continues another dialogue."""
+    value = prompt.columns.get(name)
+    if isinstance(value, list):
+        return _last_message(prompt, name, value)
+    value = check_text(value, prompt.place, repr(name), empty=True)
+    if not whole:
+        return value
+    chosen = str(prompt.columns[PAIR[0]])
+    asked = chosen[: chosen.rfind(ASSISTANT) + len(ASSISTANT)]  # whole, of a prompt that was cut too
+    answer = value.removeprefix(asked)
+    if not value.startswith(asked) or ASSISTANT in answer:
+        return None
+    return answer if prompt.messages is None else answer.strip()  # as hh_chat has every other turn
+
+
+def _last_message(prompt: Prompt, name: str, messages: Sequence[Any]) -> str | None:
+    if prompt.messages is None:
+        problem = f"{name!r} is a list of messages, and the prompt is text"
+        raise UserError(prompt.place, problem, "set data.format=chat")
+    if not messages:
+        raise UserError(prompt.place, f"{name!r} has no messages", "fill it in, or remove the row")
+    *before, last = each_message(messages, prompt.place)
+    if last["role"] != "assistant":
+        problem = f"the last message of {name!r} is from {last['role']!r}, not from the assistant"
+        raise UserError(prompt.place, problem, "end it with the response")
+    # of the dialogue before it the prompt may be the end alone, or have a system message of its own
+    said, asked = ([m for m in part if m["role"] not in SYSTEM] for part in (before, prompt.messages))
+    return last["content"] if not said or said[len(said) - len(asked) :] == asked else None

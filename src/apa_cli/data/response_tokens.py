@@ -1,0 +1,100 @@
+"""Logged responses to the token ids that the policy would have sampled, its end of text included."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from apa_cli.data.prompts import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONTEXT = 32  # characters of the prompt that a response's first token is read after
+
+
+class ResponseEncoder:
+    """Token ids of a response, at most `max_new_tokens`, and whether it had ended by then.
+
+    A response is over at its first stop string, which it keeps, or at EOS. A complete one that says neither gets an
+    EOS, so that the policy learns to stop; a chat response the token that its template closes the turn with.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        eos_token_ids: Sequence[int],
+        stop: Sequence[str],
+        max_new_tokens: int,
+        end_of_turn: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.tokenizer, self.stop, self.max_new_tokens = tokenizer, stop, max_new_tokens
+        self.eos_token_ids = set(eos_token_ids)
+        own: Any = tokenizer.eos_token_id
+        self.closing = own if own in self.eos_token_ids else min(self.eos_token_ids, default=None)
+        self.closing_turn = end_of_turn if end_of_turn in self.eos_token_ids else self.closing
+        self.arguments = dict(arguments or {})  # of the chat template
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], bool]]:
+        stopped = [self._until_stop(response) for response in responses]
+        bare = [
+            self._turn(prompt, text) if prompt.messages is not None and not at_stop else text
+            for prompt, (text, at_stop) in zip(prompts, stopped, strict=True)
+        ]
+        contexts = ["" if prompt.messages is not None else prompt.text[-CONTEXT:] for prompt in prompts]
+        ids = self._after(contexts, bare)
+        return [
+            self._close(row, None if at_stop else self._closing(prompt))
+            for row, prompt, (_, at_stop) in zip(ids, prompts, stopped, strict=True)
+        ]
+
+    def _until_stop(self, response: str) -> tuple[str, bool]:
+        ends = [start + len(stop) for stop in self.stop if (start := response.find(stop)) >= 0]
+        return (response[: min(ends)], True) if ends else (response, False)
+
+    def _turn(self, prompt: Prompt, response: str) -> str:
+        """What the chat template writes after the prompt: the response and the end of the turn."""
+        messages = [dict(message) for message in prompt.messages or ()]
+        asked = self._render(messages, add_generation_prompt=True)
+        messages.append({"role": "assistant", "content": response})
+        try:
+            whole = self._render(messages)
+        except Exception:  # a template may fail in any way; the prompt alone it took
+            return response
+        return whole.removeprefix(asked) if whole.startswith(asked) else response
+
+    def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, **{**self.arguments, **options, "tokenize": False}))
+
+    def _closing(self, prompt: Prompt) -> int | None:
+        return self.closing if prompt.messages is None else self.closing_turn
+
+    def _after(self, contexts: list[str], texts: list[str]) -> list[list[int]]:
+        """Ids of each text where it follows its context; alone where the two would share a token."""
+        before, whole, alone = (
+            self._tokenize(parts) for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
+        )
+        return [
+            w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, whole, alone, strict=True)
+        ]  # fmt: skip
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        encoded = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        return [list(ids) for ids in encoded["input_ids"]]
+
+    def _close(self, ids: list[int], closing: int | None) -> tuple[list[int], bool]:
+        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)
+        if end is not None:
+            ids = ids[: end + 1]
+        elif closing is not None:
+            ids = [*ids, closing]
+        return ids[: self.max_new_tokens], len(ids) <= self.max_new_tokens

@@ -1,0 +1,127 @@
+"""Reference log-probs of a whole data set of logged responses: made once, and kept on disk from run to run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from apa_cli.checkpoints.files import fault_point, sync_folder
+from apa_cli.data.prompts import Prompt
+
+KIND = "apa-cli reference log-probs 1"
+PARTIAL_SECONDS = 24 * 3600.0  # after which a file that was not finished is nobody's any more
+DISK_ERRORS = (OSError, SafetensorError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceLogprobs:
+    """log π_ref of each counted token of every logged response, float32 nats."""
+
+    flat: Tensor  # all responses' tokens, one after the other
+    starts: Sequence[int]  # of each response in `flat`, and its end
+
+    def of(self, index: int) -> Tensor:
+        return self.flat[self.starts[index] : self.starts[index + 1]]
+
+
+def cache_folder(chosen: str | None) -> Path:
+    if chosen is not None:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "apa-cli"
+
+
+def cache_key(model: str, rows: Sequence[Prompt], **circumstances: object) -> str:
+    """SHA-256 of the model's fingerprint, of every row's token ids in their order, and of what else decides numbers.
+
+    The ids are the tokenizer's work, cut to the longest prompt and response: whatever changes one of these shows.
+    """
+    digest = hashlib.sha256(f"{KIND}\n{model}\n{sorted(circumstances.items())}\n".encode())
+    for row in rows:
+        assert row.logged is not None
+        for ids in (row.token_ids, row.logged.token_ids):
+            digest.update(array("q", (len(ids), *ids)).tobytes())
+    return digest.hexdigest()
+
+
+def reference_logprobs(
+    rows: Sequence[Prompt],
+    key: str,
+    folder: Path,
+    compute: Callable[[Sequence[Prompt]], list[Tensor]],
+    *,
+    note: Callable[[str], None],
+    warn: Callable[[str], None],
+) -> ReferenceLogprobs:
+    """From the file of this key, or by `compute`, which gives (T,) for each row, and then kept there.
+
+    A file that is damaged is named and made again; one that cannot be written costs a warning.
+    """
+    lengths = [len(row.logged.token_ids) for row in rows if row.logged is not None]
+    starts = [0, *accumulate(lengths)]
+    file = folder / f"reference_{key[:32]}.safetensors"
+    if file.is_file():
+        flat, fault = _read(file, key, starts[-1])
+        if flat is not None:
+            note(f"reference log-probs of {len(rows):,} logged responses, from {file}")
+            return ReferenceLogprobs(flat=flat, starts=starts)
+        warn(f"{file} is damaged ({fault}), and is made again")
+    began = time.perf_counter()
+    flat = torch.cat(compute(rows)).float().cpu().contiguous()
+    note(f"reference log-probs of {len(rows):,} logged responses, made in {time.perf_counter() - began:.1f} s")
+    try:
+        _write(file, flat, key)
+        note(f"kept in {file}")
+    except DISK_ERRORS as error:
+        warn(f"reference log-probs could not be kept ({error}): the next run makes them again")
+    return ReferenceLogprobs(flat=flat, starts=starts)
+
+
+def _read(file: Path, key: str, tokens: int) -> tuple[Tensor | None, str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts, flat = opened.metadata() or {}, opened.get_tensor("logprobs")
+    except DISK_ERRORS as error:
+        return None, " ".join(str(error).split())[:200]
+    if facts.get("key") != key:
+        return None, "it is of other data or another model"
+    if flat.shape != (tokens,) or flat.dtype != torch.float32:
+        return None, f"{tuple(flat.shape)} {flat.dtype} for {tokens} tokens"
+    if facts.get("sha256") != _checksum(flat):
+        return None, "its checksum is wrong"
+    return flat, ""
+
+
+def _write(file: Path, flat: Tensor, key: str) -> None:
+    """Beside, synced, renamed into place: runs that make the same at the same time do not meet."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for left in file.parent.glob(".reference_*.partial"):
+        if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
+            left.unlink(missing_ok=True)
+    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        fault_point()
+        save_file({"logprobs": flat}, beside, {"key": key, "sha256": _checksum(flat)})
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
+        fault_point()
+        os.replace(beside, file)
+        fault_point()
+        sync_folder(file.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _checksum(flat: Tensor) -> str:
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()

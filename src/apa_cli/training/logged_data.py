@@ -1,0 +1,87 @@
+"""rollout.source=offline: the logged responses of a run, and the reference's view of them, made before the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.data.logged import LoggedSet, load_logged
+from apa_cli.data.prompts import Prompt, PromptSet, collate
+from apa_cli.data.response_tokens import ResponseEncoder
+from apa_cli.models.end_tokens import end_of_turn
+from apa_cli.models.fingerprint import reference_fingerprint
+from apa_cli.models.roles import Models
+from apa_cli.rollouts.collect import add_passes
+from apa_cli.rollouts.logged import logged_rollout
+from apa_cli.rollouts.reference_logprobs import ReferenceLogprobs, cache_folder, cache_key, reference_logprobs
+from apa_cli.tracking.tracker import Tracker
+from apa_cli.training.memory import within_memory
+from apa_cli.training.state import TrainingState
+
+ROWS = 512  # whose passes are made between two words to the terminal
+
+
+def read_logged(prompts: PromptSet, config: TrainConfig, models: Models) -> LoggedSet:
+    """Raises UserError for rows without a response that can be used."""
+    encoder = ResponseEncoder(
+        models.policy.tokenizer,
+        eos_token_ids=models.policy.eos_token_ids,
+        stop=config.generation.stop,
+        max_new_tokens=config.generation.max_new_tokens,
+        end_of_turn=end_of_turn(models.policy.tokenizer),
+        arguments={name: value for name, value in config.data.template_arguments.items() if value is not None},
+    )
+    return load_logged(prompts, config, encoder)
+
+
+def view_of_reference(
+    rows: Sequence[Prompt], models: Models, config: TrainConfig, state: TrainingState, tracker: Tracker
+) -> ReferenceLogprobs:
+    """log π_ref of every logged response: kept from an earlier run, where model and data are the same."""
+    runtime, temperature = models.runtime, config.generation.temperature
+    key = cache_key(
+        reference_fingerprint(models.reference),
+        rows,
+        temperature=temperature,
+        arithmetic=config.precision,
+        device=runtime.device.type,
+        attention=config.policy.attn_implementation,
+    )
+
+    def compute(rows: Sequence[Prompt]) -> list[Tensor]:
+        order = sorted(range(len(rows)), key=lambda i: (_length(rows[i]), i))  # like lengths together: little padding
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), ROWS):
+            tracker.phase("reference", start, len(order))
+            part = order[start : start + ROWS]
+            batch = collate([rows[i] for i in part], models.policy.pad_token_id)
+            rollout = logged_rollout(batch, None, runtime.device)
+            done = within_memory(
+                lambda tokens, rollout=rollout: add_passes(  # type: ignore[misc]
+                    rollout,
+                    models.policy,
+                    models.reference,
+                    None,
+                    temperature=temperature,
+                    token_budget=tokens,
+                    policy_pass=False,
+                ),
+                state.health.budget,
+                rollout.microbatches,
+                where="the reference's pass",
+            )
+            assert done.reference_logprobs is not None
+            logprobs, lengths = done.reference_logprobs.cpu(), done.response_mask.sum(dim=1).tolist()
+            found |= {i: logprobs[row, : lengths[row]] for row, i in enumerate(part)}
+        return [found[i] for i in range(len(rows))]
+
+    with torch.no_grad():
+        folder = cache_folder(config.rollout.reference_cache)
+        return reference_logprobs(rows, key, folder, compute, note=tracker.note, warn=tracker.warn)
+
+
+def _length(row: Prompt) -> int:
+    return len(row.token_ids) + (len(row.logged.token_ids) if row.logged is not None else 0)
