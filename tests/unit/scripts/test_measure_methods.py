@@ -22,7 +22,7 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import beside, critic, group, grpo, page, runs, stability, steer, trl_runs  # noqa: E402
+from methods import beside, critic, group, grpo, page, rewards, runs, stability, steer, trl_runs  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -338,3 +338,23 @@ def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
 def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert script.main(["steer", "--report-only", "--output", str(tmp_path), "--page", str(tmp_path / "p.md")]) == 2
     assert "no finished run of this study in it" in capsys.readouterr().err
+
+
+def test_what_a_length_penalty_costs(tmp_path: Path):
+    """By seed: 18 tokens and 2.0 (2.2) without, 12 (13) and 1.5 (1.5) with the mild one."""
+    found = runs.Found()
+    for seed in (1, 2):
+        before = {**evaluation(0, 0, 0.5), "eval/response_length": 20.0}
+        plain = {**evaluation(6, 4.0, 2.0 + 0.2 * (seed - 1)), "eval/response_length": 18.0}
+        brief = {**evaluation(6, 5.0, 1.5), "eval/response_length": 11.0 + seed}
+        for penalty, after, paid in ((0.0, plain, {}), (0.05, brief, {"reward/length_penalty": 0.25 * seed})):
+            name = rewards.penalised(penalty).name
+            mine = run(seed, [1.0] * 6, [before, after], **{"policy/response_length": 15.0, **paid})
+            found[name] = [*found[name], mine]
+    lines = rewards.lines(found, SIZE, tmp_path)
+    none, mild = (cells(line) for line in lines if line.startswith("| 0"))
+    assert none == ["0", "20.0 ± 0.0", "18.0 ± 0.0", "2.10 ± 1.27", "4.0 ± 0.0", "–", "–", "–"]
+    # Changes −6 and −5, −0.5 and −0.7; paid 0.25 and 0.5; of two values ± is 12.706 / 2 times their distance.
+    assert mild == ["0.05", "20.0 ± 0.0", "12.5 ± 6.4", "1.50 ± 0.00", "5.0 ± 0.0", "0.38 ± 1.59", "-5.5 ± 6.4",
+                    "-0.60 ± 1.27"]  # fmt: skip
+    assert (tmp_path / "methods_rewards.png").stat().st_size > 5000
