@@ -212,7 +212,11 @@ def _read_yaml(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return OmegaConf.to_container(OmegaConf.load(path), resolve=False)  # reads 1e-05 as a number
+        content = OmegaConf.load(path)  # reads 1e-05 as a number
+        try:
+            return OmegaConf.to_container(content, resolve=True)
+        except OmegaConfBaseException:  # of an older version, which did not escape ${
+            return OmegaConf.to_container(content, resolve=False)
     except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         problem = str(error).splitlines()[0]
         raise UserError(str(path), f"cannot be read: {problem}", "mend it, or leave this run out") from error

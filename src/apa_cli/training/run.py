@@ -23,6 +23,7 @@ from apa_cli.checkpoints.lock import run_lock
 from apa_cli.checkpoints.resume import Resumption, begin_from, find_resumption
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.checkpoints.training_state import resume_state
+from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import PromptSet, PromptStream, check_room
@@ -229,8 +230,8 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
 def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:
     """As the run is, not how this start of it came about: what `resume` said is in overrides.yaml."""
     resolved: Any = redact(replace(config, resume=None, resume_allow_changes=False, plan_only=False))
-    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(redact(overrides))))
+    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(escaped(resolved))))
+    write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(redact(overrides)))))
 
 
 def _write_versions(run_dir: Path, models: Models, data: dict[str, str | None], tracker: Tracker) -> None:
