@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
 from benchmark import gpu, growth, page, records, summary  # noqa: E402
-from benchmark.jobs import JOBS, Contestant, Job, contestants, quick  # noqa: E402
+from benchmark.jobs import JOBS, Contestant, Job, compiled, contestants, quick  # noqa: E402
 from benchmark.records import Record  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{job.name} needs a GPU: not measured", file=sys.stderr)
             continue
         sized = quick(job) if arguments.quick else job
-        record = run(sized, chosen(sized, arguments.only), arguments, device)
+        record = run(sized, chosen(sized, arguments.only, arguments.compile), arguments, device)
         print("\n".join(["", job.title, *page.table(summary.rows(sized, record.results)), ""]), flush=True)
     if GROWTH in names:
         grow(arguments, device)
@@ -71,6 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     known = ", ".join([*(job.name for job in JOBS), GROWTH])
     add("--jobs", f"which, with commas between them: {known} (default: all that this machine can run)", type=_names)
     add("--only", "contestants by name, with commas between them, such as ppo-separate,trl-ppo,floor", type=_names)
+    add("--compile", "ours with training.compile=true too, for a page of its own in --output", action="store_true")
     add("--rounds", "measured rounds of a job, after one to warm up (default: %(default)s)", type=int, default=3)
     add("--minutes", "stop a job's rounds after so long, two measured at least (default: %(default)s)",
         type=float, default=7.0)  # fmt: skip
@@ -81,7 +82,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=next(p for p in HH if p.exists()),
     )
     add("--output", "folder for models and logs (default: runs/bench)", type=Path)
-    add("--page", "the page to write (default: docs/performance.md; with --only or --quick: in --output)", type=Path)
+    add(
+        "--page",
+        "the page to write (default: docs/performance.md; with --only, --compile or --quick: in --output)",
+        type=Path,
+    )
     add("--device", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", "of each contestant (default: all cores)", type=int, default=os.cpu_count() or 1)
     add("--fresh", "measure again what is finished", action="store_true")
@@ -95,16 +100,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--rounds is from 2 to {ITERATIONS - 1}")
     arguments.data = arguments.data.resolve()
     arguments.output = (arguments.output or ROOT / "runs" / ("bench_quick" if arguments.quick else "bench")).resolve()
-    whole = not (arguments.quick or arguments.only)
+    whole = not (arguments.quick or arguments.only or arguments.compile)
     arguments.page = arguments.page or (PAGE if whole else arguments.output / "performance.md")
     return arguments
 
 
-def chosen(job: Job, only: Sequence[str] | None) -> list[Contestant]:
+def chosen(job: Job, only: Sequence[str] | None, compiling: bool = False) -> list[Contestant]:
     from benchmark.ours import known_critics, knows_group
 
     everyone = contestants(job, with_trl=has_trl(), critics=known_critics(), group=knows_group())
-    return [contestant for contestant in everyone if only is None or contestant.name in only]
+    people = [contestant for contestant in everyone if only is None or contestant.name in only]
+    plain = [person for person in people if person.kind == "ours" and person.value != "adapter"]
+    return [*people, *(compiled(person) for person in plain if compiling and not job.lora)]
 
 
 def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, device: str) -> Record:

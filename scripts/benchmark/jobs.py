@@ -49,11 +49,16 @@ class Contestant:
     kind: str
     objective: str = ""
     value: str = ""
+    compile: bool = False
 
     @property
     def lesser(self) -> bool:
         """No target is about it: one round is enough."""
-        return self.kind == "ours" and self.name not in ("ppo-separate", "apa-shared", "apa-group")
+        return self.kind == "ours" and self.name.removesuffix("-compiled") not in (
+            "ppo-separate",
+            "apa-shared",
+            "apa-group",
+        )
 
 
 SMALL = Shape(vocabulary=2048, hidden=256, layers=4, heads=8, intermediate=1024)
@@ -120,6 +125,11 @@ JOBS = (
 )
 
 
+def compiled(person: Contestant) -> Contestant:
+    """The same with training.compile."""
+    return replace(person, name=f"{person.name}-compiled", compile=True)
+
+
 def contestants(job: Job, *, with_trl: bool, critics: Sequence[str], group: bool) -> list[Contestant]:
     """Who takes part, in the order of a round. `critics`: the kinds of value that the configuration knows."""
     kinds = [kind for kind in ("separate", "shared", "adapter") if kind in critics]
@@ -167,6 +177,7 @@ def overrides(job: Job, contestant: Contestant, folder: str, data: str, device: 
         f"objective={contestant.objective}",
         *critic,
         *([f"policy.adapter.r={lora}"] if lora else []),
+        *(["training.compile=true"] if contestant.compile else []),
         f"rollout.batch_size={job.responses}",
         "training.iterations=1000000",
         f"training.epochs_per_rollout={job.passes}",

@@ -77,6 +77,7 @@ def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
 
 
 def _to_floor(name: str, steps: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> dict[str, float | None]:
+    name = name.removesuffix("-compiled")
     if name.endswith(("-adapter", "-group")):  # the floor trains all weights, on other prompts
         return {}
     own = name.endswith("-separate")

@@ -106,4 +106,6 @@ ROWS = [
           "objective.kl_lambda: -1 is out of range; give a number greater than 0"),
     typed("rows at once for a backend with caches of its own", "generation.rows=8 generation.backend=static",
           "generation.rows: generation.backend=static has caches of its own; set it to null, or use generation.backend=hf"),
+    typed("a compiled update that recomputes", "training.compile=true policy.gradient_checkpointing=true",
+          "training.compile: compiled code keeps what it chooses to, and policy.gradient_checkpointing=true; set one of the two to false"),
 ]  # fmt: skip

@@ -31,6 +31,7 @@ def check_config(config: TrainConfig) -> None:
     check_advantage(config)
     _check_best(config)
     _check_backend(config)
+    _check_compile(config)
     _check_sizes(config)
     check_key_name(config.evaluation.judge.api_key_env, "evaluation.judge.api_key_env", example="OPENAI_API_KEY")
 
@@ -255,6 +256,17 @@ def _check_backend(config: TrainConfig) -> None:
                 "vllm is not installed",
                 "pip install 'apa-cli[vllm]', or use generation.backend=hf",
             )
+
+
+def _check_compile(config: TrainConfig) -> None:
+    if not config.training.compile:
+        return
+    if config.policy.gradient_checkpointing:
+        problem = "compiled code keeps what it chooses to, and policy.gradient_checkpointing=true"
+        raise UserError("training.compile", problem, "set one of the two to false")
+    if config.value.kind == "adapter":
+        problem = "policy and critic would be compiled anew for each other, and value.kind=adapter"
+        raise UserError("training.compile", problem, "set it to false, or add value=shared")
 
 
 def _check_sizes(config: TrainConfig) -> None:

@@ -345,6 +345,9 @@ class TrainingConfig:
     microbatch_tokens: int = number(
         16_384, "tokens (padding included) in one forward and backward; memory only, same gradient", minimum=1
     )
+    compile: bool = switch(
+        False, "torch.compile of the update's transformers; takes a minute or more at the start, same gradient"
+    )
     max_skipped: int = number(
         10, "minibatches with numbers that are not finite, skipped in a row, before the run saves and stops", minimum=1
     )

@@ -68,7 +68,8 @@ class Policy:
         self._accepts = {name: name in signature for name in ("position_ids", "logits_to_keep")}
         self.adapters = AdapterSwitch(model) if self.is_peft else None
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self.parts = take_apart(model, _base(model), self._inputs(*_trial_batch(model)), runtime) if apart else None
+        self.parts = take_apart(model, _base(model), self._inputs(*trial_batch(model)), runtime) if apart else None
+        self.compiled: Callable[..., Any] | None = None  # the trunk, for the update
         if apart and self.parts is None:
             logger.info("%s is called whole: its logits are not its head's alone", type(_base(model)).__name__)
 
@@ -169,12 +170,19 @@ class Policy:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Train mode, which gradient checkpointing and adapter dropout need; the base's dropouts are all 0."""
+        """Train mode, which gradient checkpointing and adapter dropout need; the base's dropouts are all 0.
+
+        The trunk is the compiled one, where there is one.
+        """
+        parts = self.parts
+        if parts is not None and self.compiled is not None:
+            self.parts = replace(parts, trunk=self.compiled)
         self.model.train()
         try:
             yield
         finally:
             self.model.eval()
+            self.parts = parts
 
 
 class Reference:
@@ -282,7 +290,7 @@ def _enable_checkpointing(policy: Policy) -> None:
     policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
-def _trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Two short rows, the second one padded, to see what the model does with hidden states."""
     device = next(model.parameters()).device
     words = min(_base(model).get_input_embeddings().weight.shape[0], _base(model).config.get_text_config().vocab_size)

@@ -8,6 +8,7 @@ the token.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,15 @@ class SeparateValue(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.head = ValueHead(hidden_size(trunk))
+        self.compiled: Callable[..., Any] | None = None  # the trunk, for the update
         self._runtime = runtime
 
     def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
         """V at the response positions, (B, T) float32."""
         inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)
+        trunk = self.compiled if self.training and self.compiled is not None else self.trunk
         with self._runtime.autocast():
-            hidden = self.trunk(**_accepted(self.trunk, inputs), use_cache=False).last_hidden_state  # (B, L, H)
+            hidden = trunk(**_accepted(self.trunk, inputs), use_cache=False).last_hidden_state  # (B, L, H)
         return self.head(response_logits(hidden, response_ids.shape[1]))
 
     def save(self, folder: Path) -> None:

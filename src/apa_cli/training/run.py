@@ -30,6 +30,7 @@ from apa_cli.data.prompts import PromptSet, PromptStream, check_room
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
+from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
 from apa_cli.models.reward import RewardModel
@@ -70,6 +71,8 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
         show_plan(config, runtime, run_dir)
         return
     check_optimizer(config.optimizer)
+    if config.training.compile:
+        check_compiler(runtime)
     with Interrupts(config.checkpoint.grace_seconds) as interrupts, run_lock(run_dir):
         if (run_dir / "checkpoints").is_dir():
             recover(run_dir / "checkpoints")
@@ -119,6 +122,9 @@ def _prepare(
     announce_plan(config, runtime, tracker)
     models = load_models(config, runtime, checkpoint=checkpoint)
     _warn(config, models, tracker)
+    if config.training.compile:
+        tracker.note("compiling the update's transformers")
+        compile_trunks(models.policy, models.value)
     prompts, held_out = load_prompts(
         config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )

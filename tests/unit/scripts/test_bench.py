@@ -184,6 +184,15 @@ def test_every_job_composes_for_every_contestant(tmp_path: Path):
                 assert config.policy.adapter.enabled == bool(job.lora or person.value == "adapter")
 
 
+def test_a_compiled_twin_differs_in_that_alone(bench: Any, tmp_path: Path):
+    jobs = part("jobs")
+    plain, twin = bench.chosen(job_named("fixed-2k"), ["apa-shared"], compiling=True)
+    words = [jobs.overrides(job_named("fixed-2k"), c, "f", "d", "cpu", "r") for c in (plain, twin)]
+    assert set(words[1]) - set(words[0]) == {"training.compile=true"} and len(words[1]) == len(words[0]) + 1
+    assert twin.name == "apa-shared-compiled" and not twin.lesser
+    assert [c.name for c in bench.chosen(job_named("fixed-2k"), ["apa-shared"])] == ["apa-shared"]
+
+
 def test_only_a_gpu_runs_the_large_shapes():
     jobs = part("jobs")
     assert [job.name for job in jobs.JOBS if not job.cuda] == ["fixed-2k", "fixed-50k", "hh"]

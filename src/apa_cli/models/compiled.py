@@ -1,0 +1,65 @@
+"""torch.compile of the trunks of policy and critic for the update; rollouts and other passes go without."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import first_line
+from apa_cli.models.policy import Policy, trial_batch
+from apa_cli.models.value import SeparateValue, Value
+
+KEY, REMEDY = "training.compile", "set it to false"
+
+
+def check_compiler(runtime: Runtime) -> None:
+    """Is there what torch compiles with? Asked before any model is loaded. Raises UserError."""
+    if runtime.device.type == "cuda":
+        if find_spec("triton") is None:
+            raise UserError(
+                KEY, "torch compiles for a GPU with triton, which is not installed", f"pip install triton, or {REMEDY}"
+            )
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, OSError):
+        raise UserError(KEY, "there is no C++ compiler", f"install g++ (or set CXX), or {REMEDY}") from None
+
+
+def compile_trunks(policy: Policy, value: Value | None) -> None:
+    """Compile for any number of rows and tokens, and try it: forward and backward of two short rows.
+
+    Functions are compiled, not modules: parameters keep their names. Raises UserError where the model does not do.
+    """
+    if policy.parts is None:
+        raise UserError(KEY, "this model's logits are not its head's alone, and it is called whole", REMEDY)
+    policy.compiled = torch.compile(policy.parts.trunk.forward, dynamic=True)  # type: ignore[attr-defined]
+    if isinstance(value, SeparateValue):
+        value.compiled = torch.compile(value.trunk.forward, dynamic=True)
+    devices = [policy.runtime.device] if policy.runtime.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), policy.training():
+            _try(policy, value)
+    except Exception as error:  # a compiler may fail in any way
+        raise UserError(KEY, f"this model does not compile ({first_line(error)})", REMEDY) from error
+    finally:
+        if value is not None:
+            value.eval()
+        trained: list[Any] = [*policy.trainable_parameters(), *(value.parameters() if value is not None else ())]
+        for parameter in trained:
+            parameter.grad = None
+
+
+def _try(policy: Policy, value: Value | None) -> None:
+    batch = trial_batch(policy.model)
+    policy.hidden_states(*batch).float().sum().backward()  # type: ignore[no-untyped-call]
+    if isinstance(value, SeparateValue):
+        value.train()
+        value(*batch).sum().backward()
