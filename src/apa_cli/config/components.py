@@ -24,6 +24,11 @@ def begun(overrides: list[str]) -> list[str]:
     return result
 
 
+def short_name(key: str) -> str:
+    """The last part of a key, of a component's with its name: form.weight."""
+    return key.rpartition(".components.")[2] if ".components." in key else key.rpartition(".")[2]
+
+
 def only_begins(override: str) -> bool:
     """Whether `begun` has put it there."""
     return _BEGINS.match(override) is not None

@@ -48,7 +48,7 @@ def member_name(overrides: Sequence[str]) -> str:
     name = ",".join(f"{key}={value}" for key, value in parts)
     if len(name) <= LONGEST:
         return name
-    short = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in parts)
+    short = ",".join(f"{components.short_name(key)}={value}" for key, value in parts)
     return f"{short[: LONGEST - 9].rstrip('_,.=-')}-{_hash(name)}"
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from apa_cli.config.components import short_name
 from apa_cli.evaluation.runs import FINISHED, Run
 
 FOOTNOTE = "± is half of a 95 % interval over seeds by Student's t; a setting with one seed has none."
@@ -115,7 +116,7 @@ def group(runs: Sequence[Run]) -> list[Setting]:
 
 def _line(objective: str, differences: Sequence[tuple[str, Any]]) -> str:
     """Of many differences the first few, and a number that keeps the rest apart."""
-    words = [f"{key.rsplit('.', 1)[-1]} {_brief(shown(value))}" for key, value in differences]
+    words = [f"{short_name(key)} {_brief(shown(value))}" for key, value in differences]
     if len(words) > NAMED or any(len(shown(value)) > LONGEST for _, value in differences):
         words = [*words[:NAMED], f"… #{zlib.crc32(repr(differences).encode()) % 10_000}"]
     return ", ".join([objective.upper(), *words])

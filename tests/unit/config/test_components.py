@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from apa_cli.config.components import begun
+from apa_cli.config.components import begun, short_name
 from apa_cli.config.compose import compose_train
 from apa_cli.config.members import member_name
 from apa_cli.errors import UserError
@@ -125,6 +125,11 @@ def test_one_line(overrides: list[str], line: str):
         compose_train(overrides)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+def test_two_weights_are_told_apart_in_tables_and_folders():
+    keys = ["reward.components.a.weight", "reward.components.b.weight", "objective.kl_lambda", "seed"]
+    assert [short_name(key) for key in keys] == ["a.weight", "b.weight", "kl_lambda", "seed"]
 
 
 def test_a_penalty_of_nothing_may_have_a_target():
