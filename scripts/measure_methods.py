@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from methods import critic, group, grpo, page, rewards, runs, stability, steer  # noqa: E402
+from methods import critic, group, grpo, offline, page, rewards, runs, stability, steer  # noqa: E402
 from sweeps import at_least  # noqa: E402
 
 from apa_cli.config.compose import compose_train  # noqa: E402
@@ -28,7 +28,15 @@ from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
 PROGRAM = "measure_methods.py"
-STUDIES = {"steer": steer, "stability": stability, "group": group, "critic": critic, "grpo": grpo, "rewards": rewards}
+STUDIES = {
+    "steer": steer,
+    "stability": stability,
+    "group": group,
+    "critic": critic,
+    "grpo": grpo,
+    "rewards": rewards,
+    "offline": offline,
+}
 STAGED = {"grpo": grpo}  # which run some settings to choose others: they make and read their runs themselves
 PAGE = ROOT / "docs" / "methods.md"
 PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6

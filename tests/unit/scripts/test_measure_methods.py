@@ -22,7 +22,7 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import beside, critic, group, grpo, page, rewards, runs, stability, steer, trl_runs  # noqa: E402
+from methods import beside, critic, group, grpo, offline, page, rewards, runs, stability, steer, trl_runs  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -311,12 +311,42 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
             assert getattr(getattr(config, part), name) == value
 
 
+def test_offline_is_compared_with_the_start_and_apa_with_awr_at_equal_kl(tmp_path: Path):
+    found = runs.Found()
+
+    def put(objective: str, kl_lambda: float, kl: float, rewards: tuple[float, float]) -> None:
+        """From −0.5 at the start to these rewards of seeds 1 and 2, at `kl` nats, in a straight line."""
+        found[offline.setting(objective, kl_lambda).name] = [
+            run(seed, [], [evaluation(0, 0, -0.5), evaluation(6, kl, reward)])
+            for seed, reward in zip((1, 2), rewards, strict=True)
+        ]
+
+    put("apa", 0.3, 2.0, (1.5, 1.5))  # a gain of 2.0 with either seed; at 1 nat 0.5, at 0.5 nats 0.0
+    put("apa", 1.0, 1.0, (0.5, 0.6))  # 1.05 on average
+    put("awr", 0.5, 1.0, (0.5, 0.7))  # 1.1; at 1 nat itself, at half of it 0.0 and 0.1
+    put("awr", 1.0, 0.5, (-0.6, 0.0))  # 0.2, with an interval far beyond 0
+    lines = offline.lines(found, SIZE, tmp_path)
+    # The t interval of two seeds is wide: 12.7 times the standard error. APA 1: 0.05 × 12.7 = 0.64 < 1.05; AWR 0.5:
+    # 0.1 × 12.7 = 1.27 > 1.1.
+    assert "over the initial policy in 2 of 4 settings" in lines[0]
+    level = (
+        "- evaluator at 1 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.10 ± 1.27 over 2 pairs of seeds. The interval holds 0."
+    )
+    assert level in lines
+    assert any(line.startswith("- evaluator at 0.5 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.05 ±") for line in lines)
+    assert any(line.startswith("- evaluator, last third: APA (λ 0.3) − AWR (λ 0.5) = +0.90 ±") for line in lines)
+    row = next(cells(line) for line in lines if line.startswith("| APA | 0.3 |"))
+    assert row == ["APA", "0.3", "-0.50 ± 0.00", "1.50 ± 0.00", "2.00 ± 0.00", "2.00 ± 0.00", "1.00 ± 0.00", "1.00"]
+    assert (tmp_path / "methods_offline.png").stat().st_size > 5000
+
+
 def test_sizes_are_as_said():
-    for study, count in (("steer", 12), ("stability", 30), ("group", 7), ("critic", 5), ("grpo", 18)):
+    for study, count in (("steer", 12), ("stability", 30), ("group", 7), ("critic", 5), ("grpo", 18), ("offline", 6)):
         size = script.size_of(script.parse([study]))
         assert (len(script.STUDIES[study].settings(size)), list(size.seeds), size.iterations) == (count, [1, 2, 3], 60)
         quick = script.size_of(script.parse([study, "--quick"]))
-        assert (len(script.STUDIES[study].settings(quick)), list(quick.seeds)) == (3, [1])
+        few = 2 if study == "offline" else 3
+        assert (len(script.STUDIES[study].settings(quick)), list(quick.seeds)) == (few, [1])
     both = script.parse(["stability", "group", "--seeds", "1"])
     assert (both.studies, list(script.size_of(both).seeds)) == (["stability", "group"], [1])
 
