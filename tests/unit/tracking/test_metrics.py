@@ -79,7 +79,7 @@ def test_no_file_no_metrics(tmp_path):
 
 def test_the_contract_names_are_distinct_and_begin_with_the_iteration():
     assert CONTRACT_METRICS[0] == "iteration"
-    assert len(set(CONTRACT_METRICS)) == len(CONTRACT_METRICS) == 24
+    assert len(set(CONTRACT_METRICS)) == len(CONTRACT_METRICS) == 25
 
 
 def test_samples_keep_any_text_and_are_rewound_too(tmp_path):
