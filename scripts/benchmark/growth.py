@@ -36,7 +36,7 @@ class Point:
     size: int
     tokens: int  # prompt and response tokens of an iteration
     seconds: float
-    working_bytes: int  # peak beyond the weights, their gradients and the optimizer's state
+    working_bytes: int  # peak beyond the weights, their gradients and the optimizer's state, of the median round
 
     @property
     def per_token(self) -> float:
@@ -63,7 +63,7 @@ def point(job: Job, size: int, result: Mapping[str, Any]) -> Point:
         size=size,
         tokens=job.responses * (job.prompt_tokens + job.response_tokens),
         seconds=median(step["seconds"] for step in steps),
-        working_bytes=max(step["beyond_bytes"] for step in steps) - COPIES * result["trained_bytes"],
+        working_bytes=round(median(step["beyond_bytes"] for step in steps)) - COPIES * result["trained_bytes"],
     )
 
 

@@ -24,7 +24,7 @@ def weights() -> list[object]:
 
 
 class Meter:
-    """Says how many bytes the process took at its peak since `start`, beyond those it held then."""
+    """Says how many bytes the process took at its peak since `reset`, beyond those it held at `start`."""
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"

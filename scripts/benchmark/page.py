@@ -103,7 +103,8 @@ def write(
             "",
             "APA with a shared critic, 16 responses of 64 + 64 tokens, vocabulary 8,192, one size changed.",
         ]
-        lines += ["Working memory is the peak beyond the weights, their gradients and the optimizer's two moments.", ""]
+        lines += ["Working memory is the peak beyond the weights, their gradients and the optimizer's two moments, the"]
+        lines += ["median of the rounds.", ""]
         lines += [*dict.fromkeys(apart(record, facts) for record in growth_records), ""]
         for axis, points in growth.items():
             lines += [*growth_table(axis, points), ""]
@@ -155,7 +156,8 @@ METHOD = f"""## What is compared
 - **seconds** run from the request for an iteration to its end, tracking included. `forward` is the reference's, the
   critic's and, for PPO, the policy's pass over the rollout.
 - **memory** is the peak beyond the loaded weights; gradients and optimizer states are in it. On a CPU: VmHWM of the
-  contestant's process, reset through /proc/self/clear_refs once everything is loaded and every weight has been read,
-  less its resident size then. On a GPU: torch's peak of allocated bytes less the bytes allocated then.
+  contestant's process, reset through /proc/self/clear_refs before every round, less its resident size once everything
+  is loaded and every weight has been read; the highest of the rounds. On a GPU: torch's peak of allocated bytes less
+  the bytes allocated then.
 - No response ends early: ours and GRPO suppress ends of text, TRL's PPO does not look for them. All have the same
   number of threads.""".splitlines()

@@ -50,6 +50,7 @@ class Stepper:
     def _wait(self) -> None:
         if not sys.stdin.readline():
             os._exit(0)  # nothing to save, and no reason to wait for any library's farewell
+        self.meter.reset()
         self._asked = time.perf_counter()
 
 

@@ -22,7 +22,7 @@ class Row:
     seconds: float
     responses_per_second: float
     phases: dict[str, float]
-    beyond_bytes: int  # peak memory beyond the loaded weights, over all rounds
+    beyond_bytes: int  # peak memory beyond the loaded weights, the highest of all rounds
     weight_bytes: int
     floor: float | None = None  # seconds over the floor's
     update_floor: float | None = None  # seconds of the update over the floor's
