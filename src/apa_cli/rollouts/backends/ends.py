@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from transformers import StopStringCriteria
 
 from apa_cli.config import schema
+from apa_cli.errors import UserError
 
 
 class Ends:
@@ -24,7 +26,7 @@ class Ends:
     ) -> None:
         self.min_new_tokens = config.min_new_tokens
         self.eos_token_ids = torch.tensor(eos_token_ids, dtype=torch.long, device=device)
-        self.stop = StopStringCriteria(tokenizer, config.stop) if config.stop else None
+        self.stop = _stop_criteria(tokenizer, config.stop) if config.stop else None
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,), 0 = not ended
 
     @property
@@ -44,3 +46,29 @@ class Ends:
             # only the response is searched: a prompt may well end in a stop string
             done = done | self.stop(response_ids, None)  # type: ignore[arg-type]
         self.lengths = torch.where((self.lengths == 0) & done, response_ids.shape[1], self.lengths)
+
+
+class StopInText:
+    """Whether the newest token completed a stop string, found by decoding; for any tokenizer, at a cost each step."""
+
+    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+
+    def __call__(self, ids: Tensor, _scores: None) -> Tensor:
+        """(B,) bool."""
+        now, before = (self.tokenizer.batch_decode(part, skip_special_tokens=True) for part in (ids, ids[:, :-1]))
+        completed = [any(n.count(s) > b.count(s) for s in self.stop) for n, b in zip(now, before, strict=True)]
+        return torch.tensor(completed, device=ids.device)
+
+
+def _stop_criteria(tokenizer: Any, stop: list[str]) -> StopStringCriteria | StopInText:
+    """Raises UserError for a string that the tokenizer never writes."""
+    try:
+        return StopStringCriteria(tokenizer, stop)
+    except ValueError:  # a vocabulary that it cannot take apart, or strings that are in none of its tokens
+        written = set(tokenizer.decode(list(range(len(tokenizer))), skip_special_tokens=True))
+    for string in stop:
+        if missing := [character for character in string if character not in written]:
+            problem = f"{string!r} ends no response: the policy's tokenizer has no {missing[0]!r}"
+            raise UserError("generation.stop", problem, "take it out, or name a token: generation.stop_tokens")
+    return StopInText(tokenizer, stop)
