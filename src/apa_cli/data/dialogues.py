@@ -8,11 +8,13 @@ SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
-def hh_messages(prompt: str) -> list[dict[str, str]]:
+def hh_messages(prompt: str, *, torn: bool = False) -> list[dict[str, str]]:
     """The turns of an HH prompt "\\n\\nHuman: …\\n\\nAssistant:" as messages, the open turn at its end left out.
 
-    Text before the first turn is a system message. Turns of one speaker that follow each other are one message:
-    templates want speakers to alternate. A prompt without such turns is one user message.
+    Text before the first turn is a system message, and the user's where that turn is the assistant's. Of a prompt that
+    is `torn`, cut on the left, it is the rest of a turn: an assistant's is left out, since templates begin with the
+    user. Turns of one speaker that follow each other are one message: templates want speakers to alternate. A prompt
+    without such turns is one user message.
     """
     marks = list(_TURN.finditer(prompt))
     if not marks:
@@ -23,7 +25,9 @@ def hh_messages(prompt: str) -> list[dict[str, str]]:
         for mark, end in zip(marks, ends, strict=True)
     ]
     preface = prompt[: marks[0].start()].strip()
-    if preface:
+    if preface and messages[0]["role"] == "assistant":
+        messages.insert(0, {"role": "user", "content": preface})
+    elif preface and not torn:
         messages.insert(0, {"role": "system", "content": preface})
     if messages[-1]["role"] == "assistant" and not messages[-1]["content"]:
         messages.pop()

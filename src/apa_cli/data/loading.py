@@ -111,7 +111,14 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         if overlong and not chat:
             text = str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         prompts.append(
-            Prompt(token_ids=tuple(kept), text=text, messages=row.messages, columns=row.columns, place=row.place)
+            Prompt(
+                token_ids=tuple(kept),
+                text=text,
+                messages=row.messages,
+                columns=row.columns,
+                place=row.place,
+                torn=overlong and not chat,
+            )
         )
         cut.append(overlong)
         answered.append(row.answered)

@@ -41,6 +41,7 @@ class Prompt:
     messages: tuple[dict[str, str], ...] | None
     columns: dict[str, Any]  # every other column of the row; None where the row leaves it out
     place: str = ""  # of the row, for errors
+    torn: bool = False  # cut on the left, where `text` may begin inside a turn
     logged: LoggedResponse | None = None  # with rollout.source=offline
 
 
@@ -60,6 +61,7 @@ class PromptBatch:
     texts: list[str]
     messages: list[list[dict[str, str]]] | None  # chat only
     columns: dict[str, list[Any]]
+    torn: list[bool]  # of each, whether its text may begin inside a turn
     copies: int = 1  # each prompt stands this often in the batch, next to itself
     logged: LoggedBatch | None = None  # a response to each, with rollout.source=offline
 
@@ -138,6 +140,7 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) ->
         texts=[prompt.text for prompt in prompts],
         messages=[[dict(message) for message in prompt.messages or ()] for prompt in prompts] if any(chat) else None,
         columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
+        torn=[prompt.torn for prompt in prompts],
         copies=copies,
         logged=_collate_logged([prompt.logged for prompt in prompts if prompt.logged is not None], pad_token_id),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ class FinishedResponses:
     messages: list[list[dict[str, str]]] | None  # prompts as chats, where the data has them
     columns: dict[str, list[Any]]  # the data set's other columns, by name
     token_ids: list[list[int]]  # prompt and counted response tokens, in the policy's ids
+    torn: Sequence[bool] = ()  # of each prompt, whether it was cut on the left, inside a turn; () = none
 
 
 def whole_texts(finished: FinishedResponses) -> list[str]:
@@ -282,7 +284,8 @@ def _rules(backend: Any) -> dict[str, Any]:
 
 def _dialogues(finished: FinishedResponses) -> list[list[dict[str, str]]]:
     """Whole chats: the data's messages, or those that a plain prompt stands for, and the response."""
-    prompts = finished.messages or [hh_messages(prompt) for prompt in finished.prompts]
+    torn = finished.torn or [False] * len(finished.prompts)
+    prompts = finished.messages or [hh_messages(p, torn=t) for p, t in zip(finished.prompts, torn, strict=True)]
     return [
         [*prompt, {"role": "assistant", "content": response.strip()}]
         for prompt, response in zip(prompts, finished.responses, strict=True)

@@ -69,6 +69,7 @@ def finished_responses(policy: Policy, prompts: PromptBatch, rollout: Rollout, s
         messages=prompts.messages,
         columns=prompts.columns,
         token_ids=rollout.token_ids(),
+        torn=prompts.torn,
     )
 
 

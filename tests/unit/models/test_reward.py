@@ -1,5 +1,6 @@
 """Reward models read what they should, one text like many; reward functions are checked."""
 
+import json
 import math
 
 import pytest
@@ -17,7 +18,9 @@ from tiny_models import (
 )
 from transformers import AutoModelForSequenceClassification
 
-from apa_cli.config.schema import RewardConfig
+from apa_cli.config.schema import DataConfig, RewardConfig
+from apa_cli.data import load_prompts
+from apa_cli.data.prompts import collate
 from apa_cli.errors import UserError
 from apa_cli.models.policy import load_policy
 from apa_cli.models.reward import FinishedResponses, load_reward, require_finite, same_tokenizer
@@ -300,6 +303,22 @@ def test_hh_prompts_become_messages(policy, chat_reward):
     text = "<|user|>hi<|end|><|assistant|>hello<|end|><|user|>and now?<|end|><|assistant|>bye<|end|>"
     expected = score_alone(folder, tokenizer(text)["input_ids"])
     assert load(folder, policy)(finished(policy, [prompt], [" bye"])) == pytest.approx([expected], abs=1e-5)
+
+
+def test_a_torn_hh_prompt_brings_no_system_message(policy, chat_reward, tmp_path):
+    """Cut in the assistant's turn, by the settings of the data."""
+    folder, tokenizer = chat_reward
+    dialogue = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and now?\n\nAssistant: a"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"chosen": dialogue, "rejected": dialogue}), "utf-8")
+    kept = len(policy.tokenizer("llo\n\nHuman: and now?\n\nAssistant:")["input_ids"])
+    data = DataConfig(path=str(tmp_path / "a.jsonl"), max_prompt_tokens=kept)
+    prompts, _ = load_prompts(data, policy.tokenizer, evaluation_prompts=0, seed=0)
+    assert not prompts.prompts[0].text.startswith("\n\nHuman:")
+    batch = collate(prompts.prompts, policy.pad_token_id, copies=2)
+    texts = finished_responses(policy, batch, sample(policy, batch, make_config("unused").generation), [])
+    text = "<|user|>and now?<|end|><|assistant|>{}<|end|>"
+    expected = [score_alone(folder, tokenizer(text.format(r.strip()))["input_ids"]) for r in texts.responses]
+    assert load(folder, policy)(texts) == pytest.approx(expected, abs=1e-5)
 
 
 def test_format_text_passes_by_the_template(policy, chat_reward):
