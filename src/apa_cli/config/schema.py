@@ -204,7 +204,9 @@ class DataConfig:
         {}, "chat: further arguments of the policy's template, such as {enable_thinking: false}; null = not given"
     )
     response_column: Optional[str] = text(
-        None, "offline: column with the response; null = chosen and rejected where there are both, otherwise response"
+        None,
+        "offline: column with the response; null = chosen and rejected where there are both, otherwise response, "
+        "otherwise the answer that a row's messages end with",
     )
     score_column: Optional[str] = text(
         None, "offline: column with the response's score (of pairs: NAME_chosen, NAME_rejected); null = the reward's"

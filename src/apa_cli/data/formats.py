@@ -2,8 +2,8 @@
 
 text     the prompt column holds the prompt.
 chat     the prompt column holds messages, a list of {role, content} or ShareGPT's {from, value}; a plain string counts
-         as one user message when data.format=chat asks for it. An assistant's message at the end is left out: it is
-         the answer. Of each message only who says what is used. A string in a column `system`, otherwise
+         as one user message when data.format=chat asks for it. An assistant's message at the end is the answer, and
+         no part of the prompt. Of each message only who says what is used. A string in a column `system`, otherwise
          data.system_prompt, is the system message of dialogues that have none.
 hh       `chosen` holds a dialogue "\\n\\nHuman: ...\\n\\nAssistant: ...": the prompt is everything up to and including
          its last "\\n\\nAssistant:". The prompt column plays no part.
@@ -35,7 +35,7 @@ class Row:
     messages: Messages | None
     columns: dict[str, Any]
     place: str  # for errors
-    answered: bool = False  # an assistant's message at its end was left out
+    answer: str | None = None  # an assistant's message at its end, which is not among `messages`
 
 
 def parse_rows(
@@ -73,12 +73,12 @@ def parse_rows(
             continue
         if hh:
             dialogue = tuple(hh_messages(_parse_hh(values[column], place, column)))
-            messages, answered = open_turn(dialogue, place) if dialogue else read_messages([], place, column)
+            messages, answer = open_turn(dialogue, place) if dialogue else read_messages([], place, column)
         else:
-            messages, answered = read_messages(values[column], place, column)
+            messages, answer = read_messages(values[column], place, column)
         own = values.get("system")  # beside the dialogue, as ShareGPT's and Orca's rows have it
         messages = with_system(messages, own if isinstance(own, str) and own.strip() else system_prompt)
-        rows.append(Row(text=as_text(messages), messages=messages, columns=columns, place=place, answered=answered))
+        rows.append(Row(text=as_text(messages), messages=messages, columns=columns, place=place, answer=answer))
     return format, rows
 
 

@@ -24,7 +24,6 @@ class _Pool:
 
     prompts: list[Prompt]
     cut: list[bool]  # of each prompt, whether it was cut
-    answered: list[bool]  # of each prompt, whether an answer to it was left out
     dropped: int
     source: str
     commit: str | None
@@ -34,7 +33,6 @@ class _Pool:
         return PromptSet(
             prompts=[self.prompts[index] for index in chosen],
             cut=sum(self.cut[index] for index in chosen),
-            answered=sum(self.answered[index] for index in chosen),
             dropped=dropped,
             source=self.source,
             withheld=withheld,
@@ -94,7 +92,6 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
     limit = config.max_prompt_tokens
     prompts: list[Prompt] = []
     cut: list[bool] = []
-    answered: list[bool] = []
     every = encode(rows, tokenizer, arguments=arguments, system_prompt=system_prompt)
     for row, row_ids in zip(rows, every, strict=True):
         overlong = len(row_ids) > limit
@@ -117,11 +114,11 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
                 messages=row.messages,
                 columns=row.columns,
                 place=row.place,
+                answer=row.answer,
                 torn=overlong and not chat,
             )
         )
         cut.append(overlong)
-        answered.append(row.answered)
     if not prompts:
         problem = f"every prompt of {table.source} is longer than {limit} tokens"
         if chat and config.overlong == "cut":
@@ -131,7 +128,6 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
     return _Pool(
         prompts=prompts,
         cut=cut,
-        answered=answered,
         dropped=len(rows) - len(prompts),
         source=table.source,
         commit=table.commit,

@@ -1,9 +1,10 @@
 """Logged responses: the rows of a data set that hold answers, as if the policy had just given them.
 
-pairs      `chosen` and `rejected` are two answers. For the format hh they are whole dialogues, of which the answer is
-           what follows the prompt; for hh_chat too.
+pairs      `chosen` and `rejected` are two answers. For the formats hh and hh_chat they are whole dialogues, of which
+           the answer is what follows the prompt.
 response   where rows have no such pair, or `data.response_column` is named, that column holds the answer.
-chat       an answer is text, one assistant message in a list, or the whole dialogue that ends with it.
+chat       an answer is text, one assistant message in a list, or the whole dialogue that ends with it. Where rows have
+           none of these columns, it is the assistant's message that the prompt's own dialogue ends with.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from apa_cli.data.table import check_text, kind_of
 from apa_cli.errors import UserError
 
 PAIR = ("chosen", "rejected")
+IN_DIALOGUE = (None,)  # no column: the answer stands at the end of the prompt's messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class LoggedSet:
     cut: int  # responses longer than generation.max_new_tokens
     astray: int  # responses left out because their dialogue is not the prompt's
     source: str
+    prompt_notes: list[str]  # what became of rows before their responses were read
 
     def describe(self) -> str:
         """One line for the log."""
@@ -41,17 +44,20 @@ class LoggedSet:
             notes.append(f"{self.cut:,} cut at generation.max_new_tokens")
         if self.astray:
             notes.append(f"{self.astray:,} left out that continue another dialogue")
+        if self.prompt_notes:
+            notes.append(f"of the prompts {', '.join(self.prompt_notes)}")
         return f"{len(self.rows):,} logged responses to {self.prompts:,} prompts from {self.source}: {', '.join(notes)}"
 
 
 def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncoder) -> LoggedSet:
     """The responses that the rows of `prompts` hold. Raises UserError, naming the row, for one without."""
     names = _response_names(prompts, config)
+    dialogues = prompts.format in ("hh", "hh_chat")
     found: list[tuple[Prompt, str, float | None]] = []
     astray = 0
     for prompt in prompts.prompts:
         for name in names:
-            text = _response(prompt, name, whole=prompts.format in ("hh", "hh_chat") and names == PAIR)
+            text = _response(prompt, name, whole=dialogues and name in PAIR)
             if text is None:
                 astray += 1
                 continue
@@ -73,24 +79,34 @@ def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncode
         cut=sum(not ended for _, ended in encoded),
         astray=astray,
         source=prompts.source,
+        prompt_notes=prompts.notes,
     )
 
 
-def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str, ...]:
+def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str | None, ...]:
     names = dict.fromkeys(name for prompt in prompts.prompts for name in prompt.columns)
     column, source = config.data.response_column, prompts.source
     pair = column is None and all(name in names for name in PAIR)
-    found = PAIR if pair else (column or "response",)
+    found: tuple[str | None, ...] = PAIR if pair else (column or "response",)
     if not pair and found[0] not in names:
-        wanted = f"no column {column!r}" if column else "neither 'chosen' and 'rejected' nor 'response'"
-        problem = f"has {wanted} beside the prompt (it has {', '.join(list(names)[:8]) or 'nothing'})"
-        raise UserError(source, problem, "set data.response_column, or rollout.source=online")
+        if column is None and prompts.format == "chat" and prompts.answered:
+            found = IN_DIALOGUE
+        else:
+            raise _no_response(prompts, column, list(names))
     score = config.data.score_column
     for name in [] if score is None else [f"{score}_{name}" for name in PAIR] if pair else [score]:
         if name not in names:
             remedy = "set data.score_column, or null for the reward's scores"
             raise UserError(source, f"has no column {name!r}, of data.score_column={score}", remedy)
     return found
+
+
+def _no_response(prompts: PromptSet, column: str | None, names: list[str]) -> UserError:
+    wanted = f"no column {column!r}" if column else "neither 'chosen' and 'rejected' nor 'response'"
+    problem = f"has {wanted} beside the prompt (it has {', '.join(names[:8]) or 'nothing'})"
+    if prompts.format == "chat" and column is None:
+        problem += ", and no messages that end with the assistant's"
+    return UserError(prompts.source, problem, "set data.response_column, or rollout.source=online")
 
 
 def _score(prompt: Prompt, name: str) -> float:
@@ -100,13 +116,22 @@ def _score(prompt: Prompt, name: str) -> float:
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(prompt.place, f"{name!r} is {kind_of(value)}, not a number", "correct it, or remove the row")
-    if not math.isfinite(value):
-        raise UserError(prompt.place, f"{name!r} is {value}", "give a finite score, or remove the row")
-    return float(value)
+    try:
+        score = float(value)
+    except OverflowError:  # a whole number beyond every float
+        score = math.inf
+    if not math.isfinite(score):
+        raise UserError(prompt.place, f"{name!r} is {score}", "give a finite score, or remove the row")
+    return score
 
 
-def _response(prompt: Prompt, name: str, *, whole: bool) -> str | None:
+def _response(prompt: Prompt, name: str | None, *, whole: bool) -> str | None:
     """The answer in this column, of a `whole` dialogue its last turn; None where it continues another dialogue."""
+    if name is None:
+        if prompt.answer is None:
+            problem = "its messages end without the assistant's answer, and those of other rows with one"
+            raise UserError(prompt.place, problem, "add it, or remove the row")
+        return prompt.answer
     value = prompt.columns.get(name)
     if isinstance(value, list):
         return _last_message(prompt, name, value)

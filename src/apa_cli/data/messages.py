@@ -20,11 +20,11 @@ SHAREGPT_ROLES = {
 Messages = tuple[dict[str, str], ...]
 
 
-def read_messages(value: object, place: str, column: str) -> tuple[Messages, bool]:
-    """The messages of one row up to the turn that is to be answered, and whether an answer to it was left out.
+def read_messages(value: object, place: str, column: str) -> tuple[Messages, str | None]:
+    """The messages of one row up to the turn that is to be answered, and the answer to it where there is one.
 
     A plain string is one user message. {"from", "value"} as in ShareGPT is read too. An assistant's message at the end
-    is the answer, in whose place the policy writes its own. Raises UserError, naming the row.
+    is the answer, in whose place a policy that samples writes its own. Raises UserError, naming the row.
     """
     if isinstance(value, str):
         if value.lstrip().startswith(("[{", "{'role'", '{"role"')):
@@ -43,21 +43,21 @@ def each_message(value: Sequence[object], place: str) -> Messages:
     return tuple(_message(message, place, number) for number, message in enumerate(value, start=1))
 
 
-def open_turn(messages: Messages, place: str) -> tuple[Messages, bool]:
-    """The dialogue up to the user's last word, and whether an answer to it was left out. Raises UserError."""
-    answered = messages[-1]["role"] == "assistant"
-    if answered:
+def open_turn(messages: Messages, place: str) -> tuple[Messages, str | None]:
+    """The dialogue up to the user's last word, and the answer to it where there is one. Raises UserError."""
+    answer = messages[-1]["content"] if messages[-1]["role"] == "assistant" else None
+    if answer is not None:
         messages = messages[:-1]
     if not messages:
         raise UserError(place, "there is no message before the assistant's", "begin with a user message")
     last = messages[-1]
     if last["role"] != "user":
         problem = f"the last message is from {last['role']!r}, not from the user"
-        if answered:
+        if answer is not None:
             problem = f"the message before the answer is from {last['role']!r}, not from the user"
         raise UserError(place, problem, "end the prompt with a user message")
     check_text(last["content"], place, f"message {len(messages)}")
-    return messages, answered
+    return messages, answer
 
 
 def with_system(messages: Messages, system_prompt: str | None) -> Messages:

@@ -41,6 +41,7 @@ class Prompt:
     messages: tuple[dict[str, str], ...] | None
     columns: dict[str, Any]  # every other column of the row; None where the row leaves it out
     place: str = ""  # of the row, for errors
+    answer: str | None = None  # the assistant's message that the row's dialogue ends with
     torn: bool = False  # cut on the left, where `text` may begin inside a turn
     logged: LoggedResponse | None = None  # with rollout.source=offline
 
@@ -74,25 +75,23 @@ class PromptSet:
     source: str  # the file or data set, as the user named it
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
     commit: str | None = None  # of a data set on the Hub, where it is known
-    format: str = "text"  # text, chat or hh
-    answered: int = 0  # of how many an assistant's message at the end was left out
+    format: str = "text"  # text, chat, hh or hh_chat
 
     @property
     def chat(self) -> bool:
         return any(prompt.messages is not None for prompt in self.prompts)
+
+    @property
+    def answered(self) -> int:
+        """How many stand in dialogues that end with an answer to them."""
+        return sum(prompt.answer is not None for prompt in self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts)
 
     def describe(self) -> str:
         """One line for the log."""
-        notes = []
-        if self.cut:
-            notes.append(f"{self.cut:,} {'without their oldest turns' if self.chat else 'cut on the left'}")
-        if self.dropped:
-            notes.append(f"{self.dropped:,} dropped as too long")
-        if self.withheld:
-            notes.append(f"{self.withheld:,} left out because they are held out")
+        notes = self.notes
         if self.answered:
             notes.append(f"{self.answered:,} without the answer they end with (the policy writes its own)")
         lengths = [len(prompt.token_ids) for prompt in self.prompts]
@@ -102,6 +101,18 @@ class PromptSet:
             f" from {self.source}" if self.source else ""
         )
         return f"{line}: {', '.join(notes)}" if notes else line
+
+    @property
+    def notes(self) -> list[str]:
+        """What became of rows that are not here as they were read."""
+        notes = []
+        if self.cut:
+            notes.append(f"{self.cut:,} {'without their oldest turns' if self.chat else 'cut on the left'}")
+        if self.dropped:
+            notes.append(f"{self.dropped:,} dropped as too long")
+        if self.withheld:
+            notes.append(f"{self.withheld:,} left out because they are held out")
+        return notes
 
 
 def check_room(prompts: Sequence[Prompt], *, max_new_tokens: int, room: int | None) -> None:

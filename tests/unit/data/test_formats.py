@@ -65,7 +65,7 @@ def test_the_answer_at_the_end_is_left_out():
     dialogue = [user("a"), assistant("b"), user("c"), assistant("d")]
     _, rows = parse({"prompt": dialogue}, {"prompt": dialogue[:3]})
     assert [row.messages for row in rows] == [tuple(dialogue[:3])] * 2
-    assert [row.answered for row in rows] == [True, False]
+    assert [row.answer for row in rows] == ["d", None]
     assert rows[0].text == "user: a\n\nassistant: b\n\nuser: c"
 
 
@@ -74,7 +74,7 @@ def test_sharegpt_and_the_columns_that_usually_hold_messages():
     format, rows = parse({"conversations": [{"from": who, "value": what} for who, what in turns], "id": 1})
     assert format == "chat"
     assert rows[0].messages == ({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
-    assert (rows[0].answered, rows[0].columns) == (True, {"id": 1})
+    assert (rows[0].answer, rows[0].columns) == ("d", {"id": 1})
     assert parse({"messages": [user("a")]})[1][0].messages == (user("a"),)
     assert parse({"messages": [user("a")], "prompt": "b"})[0] == "text"
 
@@ -105,7 +105,7 @@ def test_hh_dialogues_as_messages():
     dialogue = "\n\nHuman: a\n\nHuman: more\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
     _, rows = parse({"chosen": dialogue, "rejected": "x"}, format="hh_chat")
     assert rows[0].messages == (user("a\n\nmore"), assistant("b"), user("c"))
-    assert (rows[0].answered, rows[0].columns) == (False, {"chosen": dialogue, "rejected": "x"})
+    assert (rows[0].answer, rows[0].columns) == (None, {"chosen": dialogue, "rejected": "x"})
 
 
 def test_every_dialogue_of_a_file_becomes_alternating_messages():

@@ -129,6 +129,16 @@ def test_a_prompt_that_is_cut_keeps_its_responses(load, said):
     logged = load([{"chosen": f"{ASK} good", "rejected": f"{ASK} bad"}], data__max_prompt_tokens=6)
     assert said(logged)[0][:2] == ("stant:", " good")
     assert said(logged)[1][:2] == ("stant:", " bad")
+    assert all(row.torn for row in logged.rows)
+    assert logged.describe().endswith("of the prompts 1 cut on the left")
+
+
+def test_a_column_of_hh_dialogues_that_is_named_gives_its_last_turn(load, said):
+    rows = [{"chosen": f"{ASK} good", "rejected": f"{ASK} bad", "score": 2}]
+    for name, answer in (("chosen", " good"), ("rejected", " bad")):
+        logged = load(rows, data__format="hh", data__response_column=name, data__score_column="score")
+        assert said(logged) == [(ASK, answer, True, True)]
+        assert [row.logged.score for row in logged.rows] == [2.0]
 
 
 def test_every_dialogue_of_the_sample_is_learnt_from(load, said):
@@ -153,6 +163,30 @@ def test_a_chat_response_ends_as_the_template_ends_a_turn(load, chat, answer):
     assert chat.decode(first.token_ids) == "[user]q</s>\n[assistant]"
     assert chat.decode(first.logged.token_ids) == "yes</s>"  # and not the line feed behind it
     assert first.logged.ended
+
+
+def test_the_answer_that_a_dialogue_ends_with(load, chat):
+    turns = [("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "yes")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    sharegpt = [{"from": "human", "value": "s"}, {"from": "gpt", "value": ""}]
+    rows = [{"messages": messages, "score": 1}, {"messages": sharegpt, "score": 2}]
+    logged = load(rows, reader=chat, generation__max_new_tokens=40, data__score_column="score")
+    assert [chat.decode(row.token_ids) for row in logged.rows] == [
+        "[user]q</s>\n[assistant]a</s>\n[user]r</s>\n[assistant]",
+        "[user]s</s>\n[assistant]",
+    ]
+    assert [chat.decode(row.logged.token_ids) for row in logged.rows] == ["yes</s>", "</s>"]
+    assert [row.logged.score for row in logged.rows] == [1.0, 2.0]
+    (row,) = load([{"messages": messages, "response": "no"}], reader=chat).rows
+    assert chat.decode(row.logged.token_ids) == "no</s>"
+
+
+def test_dialogues_that_end_with_an_answer_or_not(load, chat):
+    answered = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    with pytest.raises(UserError, match="line 2: its messages end without the assistant's answer, and those of other"):
+        load([{"messages": answered}, {"messages": answered[:1]}], reader=chat)
+    with pytest.raises(UserError, match=r"nothing\), and no messages that end with the assistant's; set data.response"):
+        load([{"messages": answered[:1]}], reader=chat)
 
 
 def test_a_chat_that_went_another_way_is_left_out(load, chat):
@@ -192,6 +226,7 @@ BAD = [
     ([{"prompt": "p", "response": "\ud800"}], {}, "line 1: 'response' holds half a surrogate pair"),
     ([{"prompt": "p", "response": "x", "score": "high"}], {"data__score_column": "score"}, "'score' is a string, not"),
     ([{"prompt": "p", "response": "x", "score": True}], {"data__score_column": "score"}, "'score' is true or false"),
+    ([{"prompt": "p", "response": "x", "score": 10**400}], {"data__score_column": "score"}, "'score' is inf; give a"),
     ([{"prompt": "p", "response": "x", "score": float("nan")}], {"data__score_column": "score"}, "'score' is nan"),
     ([{"prompt": "p", "response": [{"role": "assistant", "content": "x"}]}], {}, "and the prompt is text; set data.fo"),
     ([{"chosen": f"{ASK} good", "rejected": None}], {"data__format": "hh"}, "'rejected' is null"),
