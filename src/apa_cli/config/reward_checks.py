@@ -12,12 +12,18 @@ from apa_cli.tracking.secrets import redact_text
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _TAKEN = ("mean", "std", "length_penalty")  # reward/… already
+# logged/… already, offline; score would have a score_std
+_TAKEN_LOGGED = ("score", "score_mean", "score_std", "response_length", "complete_fraction", "log_ratio")
 
 
 def check_rewards(config: TrainConfig) -> None:
     """Raise UserError, naming the key and what to do, for the first thing that is wrong."""
     check_reward(config.reward, "reward", needed=config.needs_reward)
     check_reward(config.evaluation.reward, "evaluation.reward")
+    for name in config.reward.components if config.rollout.offline else ():
+        if name in _TAKEN_LOGGED:
+            metric = "score_std" if name == "score" else name
+            raise UserError(f"reward.components.{name}", f"logged/{metric} is another metric", "name it otherwise")
     _check_length(config)
 
 

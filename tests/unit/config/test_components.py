@@ -79,6 +79,14 @@ def test_entries_are_begun_once_and_name_no_folder():
         ([FREE, "reward=function", "reward.components.a.path=m"], "reward.kind: function, but the rewards are in"),
         ([FREE, "reward.components.mean.path=m"], "reward.components.mean: reward/mean is another metric"),
         (
+            [FREE, "rollout=offline", "reward.components.score.path=m"],
+            "reward.components.score: logged/score_std is another metric",
+        ),
+        (
+            [FREE, "rollout=offline", "reward.components.response_length.path=m"],
+            "reward.components.response_length: logged/response_length is another metric",
+        ),
+        (
             [FREE, "reward.components.a.path=m", "reward.components.a_std.path=m"],
             "reward.components.a_std: reward/a_std is another metric",
         ),
