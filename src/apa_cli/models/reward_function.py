@@ -154,5 +154,8 @@ def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
             number = float(score)
         except (TypeError, ValueError):
             raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers") from None
+        except OverflowError:
+            problem = f"{name} returned a whole number beyond every float for row {row}"
+            raise UserError(key, problem, "return finite numbers") from None
         checked.append(number)
     return checked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -107,8 +108,9 @@ def _write(file: Path, flat: Tensor, key: str) -> None:
     """Beside, synced, renamed into place: runs that make the same at the same time do not meet."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for left in file.parent.glob(".reference_*.partial"):
-        if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # which another run has just finished
+            if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
+                left.unlink()
     beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
     try:
         fault_point()

@@ -433,6 +433,7 @@ def test_numbers_of_any_kind_are_taken(policy, good):
         (1.0, "returned float"),
         (None, "returned NoneType"),
         ([None, 1.0, 1.0], "None for row 0"),
+        ([1.0, 10**5000, 1.0], "a whole number beyond every float for row 1"),
         (torch.zeros(3, 2), "for row 0"),
         ({0: 1.0, 1: 1.0, 2: 1.0}, "returned dict"),
     ],

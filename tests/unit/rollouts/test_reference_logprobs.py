@@ -69,6 +69,16 @@ def test_the_second_time_it_is_read(cache):
         assert_close(found.of(2), torch.tensor([-5.0, -6.0]))
 
 
+def test_what_another_run_has_just_finished_is_no_trouble(cache):
+    cache.folder.mkdir()
+    gone = cache.folder / ".reference_x.partial"
+    gone.symlink_to(cache.folder / "renamed")  # listed, and not there when it is looked at
+    cache()
+    gone.unlink()
+    cache()
+    assert (cache.made, cache.warnings) == (1, [])
+
+
 def spoil_a_number(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
