@@ -15,6 +15,7 @@ from apa_cli.tracking.secrets import redact_text
 
 REPORT_FILE = "report.md"
 VERSIONS_FILE = "versions.json"
+UNMEASURED = "how the policy does was not measured"  # responses were logged, and nothing was evaluated
 PACKAGES = ("apa-cli", "torch", "transformers", "peft", "datasets", "wandb")
 
 
@@ -108,10 +109,11 @@ def measured_rows(before: Outcome, after: Outcome) -> list[tuple[str, str, str, 
 
 def summary_lines(summary: Summary) -> list[str]:
     """Reward, KL and entropy before → after, sample responses before → after, and where everything is."""
-    lines = [f"{_count(summary)} in {format_seconds(summary.seconds)}, on {summary.measured_on}:"]
+    rows = measured_rows(summary.before, summary.after)
+    how = f", on {summary.measured_on}:" if rows else f"; {UNMEASURED}"
+    lines = [f"{_count(summary)} in {format_seconds(summary.seconds)}{how}"]
     if summary.stopped:
         lines.insert(0, f"Stopped early: {summary.stopped}")
-    rows = measured_rows(summary.before, summary.after)
     title_width = max([len(title) for title, *_ in rows], default=0)
     before_width, after_width = (max([len(row[i]) for row in rows], default=0) for i in (1, 2))
     for title, before, after, unit in rows:
@@ -134,15 +136,12 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
     parts = [f"# {run_dir.name}", ""]
     if summary.stopped:
         parts += [f"**Stopped early:** {summary.stopped}", ""]
-    parts += [
-        f"{_count(summary)} in {format_seconds(summary.seconds)}. Measured on {summary.measured_on}.",
-        "",
-    ]
-    parts += ["| | before | after | |", "|---|---:|---:|---|"]
-    parts += [
-        f"| {title} | {before} | {after} | {unit} |"
-        for title, before, after, unit in measured_rows(summary.before, summary.after)
-    ]
+    rows = measured_rows(summary.before, summary.after)
+    how = f". Measured on {summary.measured_on}." if rows else f"; {UNMEASURED}."
+    parts += [f"{_count(summary)} in {format_seconds(summary.seconds)}{how}", ""]
+    if rows:
+        parts += ["| | before | after | |", "|---|---:|---:|---|"]
+    parts += [f"| {title} | {before} | {after} | {unit} |" for title, before, after, unit in rows]
     for path in summary.plots:
         parts += ["", f"![{path.stem}]({_relative(path, run_dir)})"]
     if summary.samples:

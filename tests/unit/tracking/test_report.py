@@ -51,6 +51,17 @@ def test_the_last_lines_say_what_happened_and_where_it_is(summary, tmp_path):
     assert len(lines) <= 20
 
 
+def test_where_nothing_is_measured_the_lines_say_so(summary, tmp_path, config):
+    bare = replace(summary, before=Outcome(), after=Outcome(), samples=[])
+    assert summary_lines(bare)[:2] == [
+        "100 iterations in 92.4 s; how the policy does was not measured",
+        f"Folder    {tmp_path}",
+    ]
+    report = write_report(tmp_path, bare, config).read_text()
+    assert "100 iterations in 92.4 s; how the policy does was not measured.\n" in report
+    assert "| before | after |" not in report
+
+
 def test_what_was_not_measured_is_left_out(summary):
     titles = [title for title, *_ in measured_rows(summary.before, summary.after)]
     assert "separate evaluator" not in titles
