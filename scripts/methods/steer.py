@@ -13,6 +13,7 @@ from apa_cli.evaluation.settings import Estimate, estimate
 from apa_cli.evaluation.sweep_report import spread
 from apa_cli.tracking.report import format_number
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy, whole_iterations
+from methods.beside import save
 from methods.page import table
 from methods.runs import Found, Setting, Size
 
@@ -130,6 +131,4 @@ def draw(runs: Found, path: Path) -> Path:
         axes.set_ylabel(unit)
         axes.set_xlabel("iteration")
         whole_iterations(axes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+    return save(figure, path)

@@ -220,6 +220,11 @@ class DataConfig:
     eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
     eval_split: str = text("test", "split of data.eval_path when that is a Hub data set")
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of `template_arguments` that are given."""
+        return {name: value for name, value in self.template_arguments.items() if value is not None}
+
 
 @dataclass(kw_only=True)
 class GenerationConfig:

@@ -81,7 +81,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         revision=config.revision if not evaluation or config.eval_path == config.path else None,
     )
     system_prompt = config.system_prompt
-    arguments = {name: value for name, value in config.template_arguments.items() if value is not None}
+    arguments = config.arguments
     format, rows = parse_rows(
         table, format=config.format, prompt_column=config.prompt_column, system_prompt=system_prompt
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apa_cli.data.prompts import Prompt
+from apa_cli.data.tokenization import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,22 +75,12 @@ class ResponseEncoder:
     def _after(self, contexts: list[str], texts: list[str]) -> list[list[int]]:
         """Ids of each text where it follows its context; alone where the two would share a token."""
         before, whole, alone = (
-            self._tokenize(parts) for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
+            tokenize(self.tokenizer, parts, special=False)
+            for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
         )
         return [
             w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, whole, alone, strict=True)
         ]  # fmt: skip
-
-    def _tokenize(self, texts: list[str]) -> list[list[int]]:
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=False,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        return [list(ids) for ids in encoded["input_ids"]]
 
     def _close(self, ids: list[int], closing: int | None) -> tuple[list[int], bool]:
         end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)

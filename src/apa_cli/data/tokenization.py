@@ -33,9 +33,9 @@ def encode(
     before = 0  # special tokens in front of the prompt's own
     if rows[0].messages is not None:
         texts = _render(rows, tokenizer, dict(arguments or {}), system_prompt)
-        ids = _tokenize(tokenizer, texts, special=False)
+        ids = tokenize(tokenizer, texts, special=False)
     else:
-        ids = _tokenize(tokenizer, [row.text for row in rows], special=True)
+        ids = tokenize(tokenizer, [row.text for row in rows], special=True)
         before, after = _added_tokens(tokenizer, rows[0].text)
         ids = [row_ids[: len(row_ids) - after] for row_ids in ids]
     for row, row_ids in zip(rows, ids, strict=True):
@@ -72,7 +72,7 @@ def without_oldest_turns(
 
 def _added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
     """How many special tokens the tokenizer puts in front of a text, and how many behind it."""
-    bare, full = (_tokenize(tokenizer, [text], special=special)[0] for special in (False, True))
+    bare, full = (tokenize(tokenizer, [text], special=special)[0] for special in (False, True))
     if not bare:
         return len(full), 0
     for start in range(len(full) - len(bare) + 1):
@@ -81,7 +81,8 @@ def _added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, i
     return 0, 0
 
 
-def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+    """Token ids of each text, uncut; `special` with the tokens that the tokenizer puts around one."""
     encoded = tokenizer(
         texts,
         add_special_tokens=special,

@@ -32,7 +32,7 @@ def read_logged(prompts: PromptSet, config: TrainConfig, models: Models) -> Logg
         stop=config.generation.stop,
         max_new_tokens=config.generation.max_new_tokens,
         end_of_turn=end_of_turn(models.policy.tokenizer),
-        arguments={name: value for name, value in config.data.template_arguments.items() if value is not None},
+        arguments=config.data.arguments,
     )
     return load_logged(prompts, config, encoder)
 
