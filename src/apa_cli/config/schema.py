@@ -1,4 +1,4 @@
-"""The configuration: one dataclass per YAML group. Imports no torch.
+"""The configuration: one dataclass per YAML group, here and in the schema_… beside. Imports no torch.
 
 Every field says its unit in `help`; `checks.check_config` applies the limits and the rules that span fields.
 """
@@ -6,249 +6,45 @@ Every field says its unit in `help`; `checks.check_config` applies the limits an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
 
-from apa_cli.config.fields import choice, items, mapping, number, required, switch, text
+from apa_cli.config.fields import choice, items, number, required, switch, text
+from apa_cli.config.schema_models import AdapterConfig, PolicyConfig, ReferenceConfig, ValueConfig
+from apa_cli.config.schema_rewards import (
+    ComponentConfig,
+    EvaluatorConfig,
+    JudgeConfig,
+    RewardConfig,
+    ScorerConfig,
+    SeveralConfig,
+)
+from apa_cli.config.schema_rollouts import DataConfig, GenerationConfig, RolloutConfig
 
-ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-
-
-@dataclass(kw_only=True)
-class AdapterConfig:
-    r: int = number(0, "LoRA rank; 0 trains all weights", minimum=0)
-    alpha: float = number(16.0, "LoRA scale: the update is multiplied by alpha / r", above=0)
-    dropout: float = number(0.0, "dropout inside the adapter, active in the update only", minimum=0, below=1)
-    target_modules: Optional[list[str]] = items(None, "layers to adapt, by name; null = peft's choice for the model")
-    path: Optional[str] = text(None, "start from this trained PEFT adapter, which is then the reference too")
-    revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.adapter.path")
-
-    @property
-    def enabled(self) -> bool:
-        return self.r > 0 or self.path is not None
-
-
-@dataclass(kw_only=True)
-class PolicyConfig:
-    path: str = required("model to align: local folder, Hub id, or builtin:reviews/policy")
-    revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.path")
-    dtype: str = choice(
-        "auto",
-        "policy's and critic's weights: auto = trained fp32, frozen as precision says; bf16 = Adam's states too",
-        choices=("auto", "fp32", "bf16"),
-    )
-    gradient_checkpointing: bool = switch(False, "recompute activations in backward: less memory, about a third slower")
-    attn_implementation: Optional[str] = choice(
-        None, "attention kernel; null = the library's choice for this model", choices=ATTENTION
-    )
-    trust_remote_code: bool = switch(False, "run Python code that the model's repository carries")
-    adapter: AdapterConfig = field(default_factory=AdapterConfig)
-
-
-@dataclass(kw_only=True)
-class ReferenceConfig:
-    path: Optional[str] = text(None, "frozen model that KL is measured from; null = the policy as it starts")
-    revision: Optional[str] = text(None, "Hub branch, tag or commit of reference.path")
-
-
-@dataclass(kw_only=True)
-class ScorerConfig:
-    """One reward."""
-
-    kind: str = choice(
-        "model",
-        "a sequence-classification model, a Python function, or a reward served over HTTP",
-        choices=("model", "function", "http"),
-    )
-    path: Optional[str] = text(None, "reward model: local folder, Hub id, or builtin:reviews/reward")
-    revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
-    function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
-    url: Optional[str] = text(None, "http: what takes prompts and responses and answers scores: http://HOST:PORT/PATH")
-    api_key_env: Optional[str] = text(
-        None, "http: environment variable with a bearer token (not the token itself); null = none is sent"
-    )
-    batch_size: int = number(64, "http: responses a request", minimum=1)
-    concurrency: int = number(2, "http: requests at a time", minimum=1, maximum=64)
-    retries: int = number(8, "http: further tries after 429, 5xx or a lost connection", minimum=0, maximum=20)
-    timeout_seconds: Optional[float] = number(
-        1800.0,
-        "longest wait for a call of the reward function, or for an answer over HTTP with all tries, seconds; "
-        "null = for ever, the function in the main thread",
-        above=0,
-    )
-    label: Optional[int] = number(None, "which output is the score, for a model with several", minimum=0)
-    format: str = choice(
-        "auto",
-        "what it reads: chat (its own template), policy (the policy's very text, template and all), "
-        "text (prompt + response), pair (two segments); auto = chat if it has a template",
-        choices=("auto", "text", "pair", "chat", "policy"),
-    )
-    max_tokens: Optional[int] = number(None, "longest text scored, cut on the left; null = the model's own", minimum=1)
-
-    @property
-    def source(self) -> str:
-        """What makes the scores, for people."""
-        return {"function": self.function, "http": self.url}.get(self.kind, self.path) or "nothing"
-
-
-@dataclass(kw_only=True)
-class ComponentConfig(ScorerConfig):
-    """One of several rewards."""
-
-    weight: float = number(1.0, "what its score is multiplied by; not 0")
-
-
-@dataclass(kw_only=True)
-class SeveralConfig(ScorerConfig):
-    """One reward, or the weighted sum of several."""
-
-    components: dict[str, ComponentConfig] = mapping(
-        {},
-        "several rewards in place of one, by name: weight (1), and kind, path, function, url … as above, of each",
-    )
-
-    @property
-    def source(self) -> str:
-        if not self.components:
-            return super().source
-        return " + ".join(f"{part.weight:g} × {name} ({part.source})" for name, part in self.components.items())
-
-
-@dataclass(kw_only=True)
-class RewardConfig(SeveralConfig):
-    length_penalty: float = number(0.0, "taken from the score for each token beyond length_target; 0 = off", minimum=0)
-    length_target: Optional[int] = number(None, "longest response that costs nothing, tokens", minimum=0)
-
-
-@dataclass(kw_only=True)
-class EvaluatorConfig(SeveralConfig):
-    """A second reward that judges and never trains."""
-
-    kind: str = choice(
-        "none",
-        "separate evaluator that training never sees: a model, a function, or served over HTTP",
-        choices=("none", "model", "function", "http"),
-    )
-
-    @property
-    def given(self) -> bool:
-        return self.kind != "none" or bool(self.components)
-
-
-@dataclass(kw_only=True)
-class JudgeConfig:
-    """A chat endpoint that compares a checkpoint's responses with the initial policy's. It never trains."""
-
-    base_url: Optional[str] = text(
-        None, "OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; null = no judge"
-    )
-    model: Optional[str] = text(None, "name of the judging model at that endpoint")
-    api_key_env: str = text(
-        "OPENAI_API_KEY",
-        "environment variable that holds the key (not the key itself); may be unset for a local server",
-    )
-    criterion: str = text(
-        "The better response serves the prompt better: it is helpful, correct, harmless and well written. "
-        "Being longer is no merit by itself.",
-        "what better means, in the words that the judge is told",
-    )
-    prompts: int = number(0, "how many of the evaluation prompts are judged, the first ones; 0 = all", minimum=0)
-    temperature: Optional[float] = number(0.0, "the judge's sampling temperature; null = not sent", minimum=0)
-    seed: Optional[int] = number(0, "the judge's sampling seed, where the server heeds it; null = not sent", minimum=0)
-    max_answer_tokens: Optional[int] = number(
-        1024, "longest answer, tokens, a reasoning model's thoughts included; null = not sent", minimum=1
-    )
-    timeout_seconds: float = number(60.0, "longest wait for the server, seconds, each try", above=0)
-    retries: int = number(4, "further tries after 429, 5xx, a timeout or a lost connection", minimum=0, maximum=20)
-    concurrency: int = number(4, "requests at a time", minimum=1, maximum=256)
-    max_tokens_total: Optional[int] = number(
-        None, "cost cap: stop before this many tokens, as the server counts them; null = none", minimum=1
-    )
-    max_cost: Optional[float] = number(None, "cost cap, in the currency of the prices; null = none", above=0)
-    price_per_million_input: Optional[float] = number(None, "price of a million tokens read", minimum=0)
-    price_per_million_output: Optional[float] = number(None, "price of a million tokens written", minimum=0)
-
-
-@dataclass(kw_only=True)
-class ValueConfig:
-    kind: str = choice(
-        "separate",
-        "critic: its own network, a head on the policy's trunk, its own adapter on the policy's base, or no critic",
-        choices=("separate", "shared", "adapter", "none"),
-    )
-    path: Optional[str] = text(None, "where a separate critic starts, may be a reward model; null = from the policy")
-    revision: Optional[str] = text(None, "Hub branch, tag or commit of value.path")
-    warmup_iterations: int = number(0, "first iterations, in which the critic alone learns", minimum=0)
-    keep: bool = switch(False, "write the trained critic to final/value/ too")
-
-
-@dataclass(kw_only=True)
-class DataConfig:
-    path: str = required("prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a Hub id, or builtin:…")
-    revision: Optional[str] = text(
-        None, "Hub branch, tag or commit of data.path, and of data.eval_path where it is the same data set"
-    )
-    subset: Optional[str] = text(None, "Hub data set's configuration name")
-    split: str = text("train", "split of a Hub data set")
-    prompt_column: str = text(
-        "prompt",
-        "column with the prompt (format text) or the messages (format chat; messages and conversations are found too)",
-    )
-    format: str = choice(
-        "auto",
-        "text, chat (messages through the policy's template), hh (prompt = up to the last Assistant:) or hh_chat "
-        "(its turns as messages); auto looks at the rows",
-        choices=("auto", "text", "chat", "hh", "hh_chat"),
-    )
-    system_prompt: Optional[str] = text(None, "chat: system message of dialogues that have none; null = none")
-    template_arguments: dict[str, Any] = mapping(
-        {}, "chat: further arguments of the policy's template, such as {enable_thinking: false}; null = not given"
-    )
-    response_column: Optional[str] = text(
-        None,
-        "offline: column with the response; null = chosen and rejected where there are both, otherwise response, "
-        "otherwise the answer that a row's messages end with",
-    )
-    score_column: Optional[str] = text(
-        None, "offline: column with the response's score (of pairs: NAME_chosen, NAME_rejected); null = the reward's"
-    )
-    max_prompt_tokens: int = number(512, "longest prompt, tokens", minimum=1)
-    overlong: str = choice(
-        "cut",
-        "longer prompts are cut on the left (chat: the oldest turns are left out whole), or dropped",
-        choices=("cut", "drop"),
-    )
-    eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
-    eval_split: str = text("test", "split of data.eval_path when that is a Hub data set")
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Those of `template_arguments` that are given."""
-        return {name: value for name, value in self.template_arguments.items() if value is not None}
-
-
-@dataclass(kw_only=True)
-class GenerationConfig:
-    max_new_tokens: int = number(128, "longest response, tokens", minimum=1)
-    min_new_tokens: int = number(0, "no end of text before this many tokens", minimum=0)
-    temperature: float = number(1.0, "sampling temperature; log-probs are taken at the same one", above=0)
-    top_k: int = number(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
-    top_p: float = number(1.0, "sample within this probability mass; 1 = all", above=0, maximum=1)
-    stop: list[str] = items([], "strings that end a response; the response counts up to and including them")
-    stop_tokens: list[str] = items([], "tokens that end a response, besides EOS and the template's end of turn")
-    backend: str = choice(
-        "hf",
-        "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU; "
-        "paged = transformers' continuous batching; vllm = vLLM in this process",
-        choices=("hf", "static", "paged", "vllm"),
-    )
-    rows: Optional[int] = number(
-        None,
-        "hf: responses decoded at once, which bounds the KV cache; same tokens; null = 64 on a CPU, all on a GPU",
-        minimum=1,
-    )
-    gpu_memory_fraction: float = number(
-        0.4, "vllm: share of the GPU that vLLM may fill while it samples", above=0, below=1
-    )
+__all__ = [
+    "AdapterConfig",
+    "AdvantageConfig",
+    "CheckpointConfig",
+    "ComponentConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "EvaluatorConfig",
+    "GenerationConfig",
+    "JudgeConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PolicyConfig",
+    "ReferenceConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "ScorerConfig",
+    "SeveralConfig",
+    "StopIfConfig",
+    "TrackingConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "ValueConfig",
+    "WandbConfig",
+]
 
 
 @dataclass(kw_only=True)
@@ -307,29 +103,6 @@ class AdvantageConfig:
     gae_lambda: float = number(0.95, "GAE's λ: 0 trusts the critic, 1 the returns", minimum=0, maximum=1)
     group_scale: bool = switch(False, "group: divide by the deviation of the prompt's scores, as GRPO does")
     whiten: bool = switch(True, "give the objective advantages of deviation 1 over the rollout, and for gae of mean 0")
-
-
-@dataclass(kw_only=True)
-class RolloutConfig:
-    source: str = choice(
-        "online",
-        "responses sampled from the policy, or offline: logged ones, of data.path (response, or chosen and rejected)",
-        choices=("online", "offline"),
-    )
-    reference_cache: Optional[str] = text(
-        None, "offline: folder that keeps reference log-probs; null = apa-cli in the user's cache folder"
-    )
-    batch_size: int = number(64, "responses an iteration", minimum=1)
-    responses_per_prompt: int = number(1, "responses to each prompt; batch_size is a multiple of it", minimum=1)
-
-    @property
-    def prompts(self) -> int:
-        """Prompts an iteration."""
-        return self.batch_size // self.responses_per_prompt
-
-    @property
-    def offline(self) -> bool:
-        return self.source == "offline"
 
 
 @dataclass(kw_only=True)
