@@ -22,7 +22,21 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import beside, critic, group, grpo, offline, page, rewards, runs, stability, steer, trl_runs  # noqa: E402
+from methods import (  # noqa: E402
+    beside,
+    contestants,
+    critic,
+    group,
+    grpo,
+    grpo_page,
+    offline,
+    page,
+    rewards,
+    runs,
+    stability,
+    steer,
+    trl_runs,
+)
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -227,10 +241,10 @@ def timed(seed: int, rewards: list[float], cpu: float) -> Run:
 
 def test_reward_per_second_counts_training_alone():
     mine = timed(1, [0.0, 1.0, 2.0], 3.0)
-    assert grpo.reward_over_seconds(mine) == [(0.0, 0.0), (3.0, 1.0), (6.0, 2.0)]
-    assert grpo.seconds_until(mine, 1.5) == 4.5
-    assert grpo.reward_after(mine, 2.0) == pytest.approx(2 / 3)
-    assert grpo.seconds_until(mine, 2.5) is None
+    assert grpo_page.reward_over_seconds(mine) == [(0.0, 0.0), (3.0, 1.0), (6.0, 2.0)]
+    assert grpo_page.seconds_until(mine, 1.5) == 4.5
+    assert grpo_page.reward_after(mine, 2.0) == pytest.approx(2 / 3)
+    assert grpo_page.seconds_until(mine, 2.5) is None
 
 
 def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Path):
@@ -241,10 +255,10 @@ def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Pa
         mine += [timed(seed, [0.0, end / 2, end], cpu) for seed, end in enumerate(fresh, start=1)]
         found[contestant.name(*cell)] = mine
 
-    put(grpo.APA, (1e-4, 0.1), 1.0, (), 1.0)
-    put(grpo.APA, (3e-4, 0.3), 2.0, (2.0, 3.0), 1.0)
-    put(grpo.GRPO, (3e-4, 0.0), 5.0, (4.0, 5.0), 4.0)
-    assert grpo.choices(found, SIZE)["APA"].cell == (3e-4, 0.3)
+    put(contestants.APA, (1e-4, 0.1), 1.0, (), 1.0)
+    put(contestants.APA, (3e-4, 0.3), 2.0, (2.0, 3.0), 1.0)
+    put(contestants.GRPO, (3e-4, 0.0), 5.0, (4.0, 5.0), 4.0)
+    assert contestants.choices(found, SIZE)["APA"].cell == (3e-4, 0.3)
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0] == (
         "The evaluator's reward beside TRL's GRPO. Per rollout (mean over training): APA is lower; per second (after "
@@ -270,7 +284,7 @@ def test_without_trl_ours_are_shown_alone(tmp_path: Path):
     nothing.chmod(0o755)
     assert trl_runs.why_not(str(nothing)) == f"{nothing}: ModuleNotFoundError: No module named 'trl'"
     found = runs.Found()
-    found[grpo.APA.name(1e-4, 0.1)] = [timed(seed, [0.0, 1.0], 1.0) for seed in (0, 1, 2)]
+    found[contestants.APA.name(1e-4, 0.1)] = [timed(seed, [0.0, 1.0], 1.0) for seed in (0, 1, 2)]
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0].startswith("TRL's GRPO was not run")
     assert any(line.startswith("| APA | 0.0001 | λ 0.1 |") for line in lines)
