@@ -45,7 +45,7 @@ def read_pairs(path: Path) -> list[tuple[str, str]]:
     return [(row["chosen"], row["rejected"]) for row in rows]
 
 
-def train_tokenizer(texts: list[str], vocabulary: int, *, chat: bool) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocabulary: int, *, chat: bool = False) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
