@@ -34,7 +34,7 @@ COPIES = 3  # of the trained weights: a gradient and AdamW's two moments
 @dataclass(frozen=True, kw_only=True)
 class Point:
     size: int
-    tokens: int  # prompt and response tokens of an iteration
+    tokens: int  # response tokens of an iteration
     seconds: float
     working_bytes: int  # peak beyond the weights, their gradients and the optimizer's state, of the median round
 
@@ -61,7 +61,7 @@ def point(job: Job, size: int, result: Mapping[str, Any]) -> Point:
     steps = result["steps"]
     return Point(
         size=size,
-        tokens=job.responses * (job.prompt_tokens + job.response_tokens),
+        tokens=job.responses * job.response_tokens,
         seconds=median(step["seconds"] for step in steps),
         working_bytes=round(median(step["beyond_bytes"] for step in steps)) - COPIES * result["trained_bytes"],
     )
@@ -94,7 +94,7 @@ def verdicts(points: Mapping[str, Sequence[Point]]) -> list[Verdict]:
         worst = max((p.per_token / along[0].per_token for p in along[1:]), default=None)
         found.append(
             Verdict(
-                what=f"growth with {axis}: seconds a token, the largest over the smallest size's",
+                what=f"growth with {axis}: seconds a response token, the largest over the smallest size's",
                 target=f"≤ {LINEAR:g}",
                 measured=worst,
                 met=None if worst is None else worst <= LINEAR,

@@ -51,11 +51,15 @@ def verdict_table(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def growth_table(axis: str, points: Sequence[Point]) -> list[str]:
-    rows = [
-        [f"{p.size:,}", f"{p.tokens:,}", f"{p.seconds:.2f}", f"{1000 * p.per_token:.3f}", _mebibytes(p.working_bytes)]
-        for p in points
-    ]  # fmt: skip
-    return markdown((axis, "tokens", "seconds", "ms a token", "working memory, MiB"), rows)
+    """`ms a further one`: of each response token more than in the row above."""
+    rows = []
+    for i, p in enumerate(points):
+        more = p.tokens - points[i - 1].tokens if i else 0
+        further = f"{1000 * (p.seconds - points[i - 1].seconds) / more:.3f}" if more else "–"
+        rows.append([f"{p.size:,}", f"{p.tokens:,}", f"{p.seconds:.2f}", f"{1000 * p.per_token:.3f}", further,
+                     _mebibytes(p.working_bytes)])  # fmt: skip
+    header = (axis, "response tokens", "seconds", "ms a response token", "ms a further one", "working memory, MiB")
+    return markdown(header, rows)
 
 
 def write(
@@ -104,7 +108,7 @@ def write(
             "APA with a shared critic, 16 responses of 64 + 64 tokens, vocabulary 8,192, one size changed.",
         ]
         lines += ["Working memory is the peak beyond the weights, their gradients and the optimizer's two moments, the"]
-        lines += ["median of the rounds.", ""]
+        lines += ["median of the rounds. Prompts keep their 64 tokens.", ""]
         lines += [*dict.fromkeys(apart(record, facts) for record in growth_records), ""]
         for axis, points in growth.items():
             lines += [*growth_table(axis, points), ""]

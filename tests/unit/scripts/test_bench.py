@@ -137,7 +137,7 @@ def test_working_memory_leaves_out_gradient_and_two_moments():
     growth = part("growth")
     job = growth.case("batch", 64)
     point = growth.point(job, 64, result(step(3, 150), step(1, 170), step(2, 160)))
-    assert (point.tokens, point.seconds, point.working_bytes) == (64 * 128, 2, 160 - 3 * 40)
+    assert (point.tokens, point.seconds, point.working_bytes) == (64 * 64, 2, 160 - 3 * 40)
 
 
 def test_decoding_reads_weights_once_a_step_and_what_came_before():
@@ -334,3 +334,16 @@ def test_materials_lay_out_the_order_that_the_trainer_follows(tmp_path: Path):
     assert tokenizer(batches[2][5]["text"])["input_ids"] == batches[2][5]["ids"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "policy")
     assert model.config.vocab_size == job.shape.vocabulary
+
+
+def test_the_hh_job_has_a_tokenizer_of_the_dialogues_and_as_many_prompts_as_it_takes(tmp_path: Path):
+    jobs, materials = part("jobs"), part("materials")
+    job = jobs.quick(next(j for j in jobs.JOBS if j.name == "hh"))
+    job = replace(job, shape=replace(job.shape, vocabulary=300))
+    said = [f"\n\nHuman: Is {n} odd?\n\nAssistant:" for n in range(200)]
+    data = tmp_path / "hh.jsonl"
+    data.write_text("".join(json.dumps({"chosen": s + " Yes.", "rejected": s + " No."}) + "\n" for s in said), "utf-8")
+    assert materials.build(job, tmp_path / "job", data, iterations=2) == data
+    batches = json.loads((tmp_path / "job" / "batches.json").read_text("utf-8"))
+    assert [len(batch) for batch in batches] == [job.responses] * 2
+    assert json.loads((tmp_path / "job" / "reward" / "config.json").read_text("utf-8"))["vocab_size"] == 300
