@@ -23,7 +23,7 @@ from apa_cli.data.formats import Row
 from apa_cli.data.tokenization import encode
 from apa_cli.errors import UserError
 from apa_cli.models.plan_roles import make_plan
-from apa_cli.models.policy import load_policy
+from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reward import FinishedResponses, load_reward
 from apa_cli.models.roles import load_models
 from apa_cli.models.value import load_value

@@ -20,7 +20,9 @@ from apa_cli.evaluation.pairwise import Pair
 from apa_cli.evaluation.respond import JudgedResponse, respond
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
-from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
+from apa_cli.models.policy import Policy
+from apa_cli.models.policy_loading import load_policy
+from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.reward import Loaded, Scorer, load_reward
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many of how many

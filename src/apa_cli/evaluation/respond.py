@@ -15,7 +15,8 @@ from apa_cli.algorithms import exact_kl, kl_k1, kl_k3, per_response
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt, collate
 from apa_cli.models.device import Runtime
-from apa_cli.models.policy import Policy, Reference
+from apa_cli.models.policy import Policy
+from apa_cli.models.reference import Reference
 from apa_cli.models.reward import FinishedResponses, Scorer, require_finite
 from apa_cli.models.weighted_rewards import score
 from apa_cli.rollouts.collect import add_passes, finished_responses

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
-from apa_cli.models.policy import Reference
+from apa_cli.models.reference import Reference
 
 CHUNK = 1 << 24  # numbers of a weight that are looked at together
 

@@ -25,7 +25,7 @@ from apa_cli.models.plan import (
     kv_cache_bytes,
     sampling_logits_bytes,
 )
-from apa_cli.models.policy import adapter_folder, attach_adapter
+from apa_cli.models.policy_loading import adapter_folder, attach_adapter
 from apa_cli.models.value import ValueHead, hidden_size
 from apa_cli.rollouts.microbatches import rows_at_once
 

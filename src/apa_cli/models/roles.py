@@ -11,7 +11,9 @@ from torch import nn
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
-from apa_cli.models.policy import Policy, Reference, load_policy, load_reference
+from apa_cli.models.policy import Policy
+from apa_cli.models.policy_loading import load_policy
+from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.reward import Loaded, RewardModel, Scorer, load_reward
 from apa_cli.models.value import Value, load_value
 from apa_cli.models.weighted_rewards import by_role

@@ -21,7 +21,8 @@ from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, cast_adapters
 from apa_cli.models.device import Runtime, trained_dtype
 from apa_cli.models.loading import load_config, load_pretrained, resolve_model_path
-from apa_cli.models.policy import Policy, adapter_folder, model_inputs
+from apa_cli.models.policy import Policy, model_inputs
+from apa_cli.models.policy_loading import adapter_folder
 from apa_cli.models.weight_files import check_adapter, read_safetensors
 
 HEAD_FILE = "value_head.safetensors"

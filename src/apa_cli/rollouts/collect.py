@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from apa_cli.data.prompts import PromptBatch
-from apa_cli.models.policy import Policy, Reference
+from apa_cli.models.policy import Policy
+from apa_cli.models.reference import Reference
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.value import SharedValue, Value
 from apa_cli.rollouts.generation import decode

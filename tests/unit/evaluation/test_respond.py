@@ -9,7 +9,7 @@ import torch
 from tiny_models import CPU, UNEVEN, make_config, make_prompts
 
 from apa_cli.evaluation.respond import own_random_states, respond
-from apa_cli.models.policy import Reference
+from apa_cli.models.reference import Reference
 from apa_cli.models.roles import load_models
 
 

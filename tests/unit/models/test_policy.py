@@ -20,8 +20,8 @@ from tiny_models import (
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
+from apa_cli.models.adapters import REFERENCE_ADAPTER
 from apa_cli.models.device import Runtime
-from apa_cli.models.policy import REFERENCE_ADAPTER
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.statistics import response_kl

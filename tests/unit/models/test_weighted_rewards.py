@@ -7,7 +7,7 @@ from tiny_models import CPU, make_config
 
 from apa_cli.config.schema import ComponentConfig, RewardConfig
 from apa_cli.models.plan_roles import make_plan
-from apa_cli.models.policy import load_policy
+from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reward import FinishedResponses, load_reward
 from apa_cli.models.reward_function import RewardFunction
 from apa_cli.models.roles import load_models
