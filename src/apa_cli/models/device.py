@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
+from apa_cli.models import heap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +37,11 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def give_back(self) -> None:
-        """Hand freed memory back to the system: glibc keeps what a phase of an iteration leaves, in pieces that the
-        next one, with tensors of other sizes, cannot use."""
-        if self.device.type == "cpu" and (trim := _malloc_trim()) is not None:
-            trim(0)
+    def give_back(self, *, every: float = 0.0) -> None:
+        """On a CPU, hand freed memory back to the system: what a phase of an iteration leaves lies in pieces that the
+        next one, with tensors of other sizes, cannot use. Not where the last time was less than `every` seconds ago."""
+        if self.device.type == "cpu":
+            heap.give_back(every=every)
 
     def peak_bytes(self) -> int:
         """Peak memory of the device since the start: allocated on CUDA, resident on CPU."""
@@ -56,15 +54,6 @@ class Runtime:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         threads = "" if self.device.type == "cuda" else f", {torch.get_num_threads()} threads"
         return f"{name}{threads}, {'bf16' if self.bf16 else 'fp32'}"
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    try:
-        trim: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    except (OSError, TypeError):  # no such thing as the process's own symbols
-        return None
-    return trim
 
 
 def trained_dtype(config: PolicyConfig) -> torch.dtype:
@@ -90,4 +79,6 @@ def select_runtime(device: str, precision: str) -> Runtime:
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision", "this GPU has no bf16", "use precision=fp32")
+    if chosen.type == "cpu":
+        heap.settle()
     return Runtime(device=chosen, bf16=precision == "bf16")
