@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from apa_cli.evaluation.comparison import Choice, choose
+from apa_cli.evaluation.comparison import Choice, choose, collapsed
 from apa_cli.evaluation.settings import Setting as Line
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE
 from methods.group import GROUP
@@ -57,11 +58,18 @@ def grid(contestant: Contestant, size: Size) -> list[tuple[float, float]]:
 class Chosen:
     cell: tuple[float, float]
     choice: Choice
+    nearest: tuple[float, float]  # its neighbour of TRL's choice in KL
+
+    @property
+    def cells(self) -> list[tuple[float, float]]:
+        return list(dict.fromkeys([self.cell, self.nearest]))
 
 
 def choices(found: Found, size: Size) -> dict[str, Chosen]:
-    """By title: of the tuning seed's runs the highest evaluator reward at the end among those that did not collapse."""
-    chosen = {}
+    """By title: of the tuning seed's runs the highest evaluator reward at the end among those that did not collapse,
+    and, for a comparison at equal KL, the one that ends nearest to the KL of TRL's choice."""
+    measured: dict[str, dict[tuple[float, float], Line]] = {}
+    chosen: dict[str, tuple[tuple[float, float], Choice]] = {}
     for contestant in CONTESTANTS:
         lines = {}
         for cell in grid(contestant, size):
@@ -71,5 +79,19 @@ def choices(found: Found, size: Size) -> dict[str, Chosen]:
         if lines:
             choice = choose(list(lines.values()))
             cell = next(cell for cell, line in lines.items() if line is choice.setting)
-            chosen[contestant.title] = Chosen(cell=cell, choice=choice)
-    return chosen
+            measured[contestant.title], chosen[contestant.title] = lines, (cell, choice)
+
+    def ends_at(line: Line) -> float:
+        return next((kl for run in line.runs if (kl := run.last("eval/kl")) is not None), math.inf)
+
+    def nearest(title: str, cell: tuple[float, float], choice: Choice) -> tuple[float, float]:
+        if GRPO.title not in chosen or title == GRPO.title:
+            return cell
+        aim = ends_at(chosen[GRPO.title][1].setting)
+        sound = {c: line for c, line in measured[title].items() if not any(map(collapsed, line.runs))}
+        return min(sound or {cell: choice.setting}, key=lambda c: abs(ends_at(measured[title][c]) - aim))
+
+    return {
+        title: Chosen(cell=cell, choice=choice, nearest=nearest(title, cell, choice))
+        for title, (cell, choice) in chosen.items()
+    }

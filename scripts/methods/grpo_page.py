@@ -58,26 +58,25 @@ def reward_after(run: Run, seconds: float) -> float | None:
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     chosen = choices(found, size)
-    fresh = {
-        contestant: mine
-        for contestant in CONTESTANTS
-        if contestant.title in chosen
-        and (mine := [r for r in found[contestant.name(*chosen[contestant.title].cell)] if r.seed != TUNING_SEED])
-    }
+    fresh = _fresh(found, {title: each.cell for title, each in chosen.items()})
     if not fresh:
         return ["Only the tuning runs are there: nothing to compare yet."]
+    near = _fresh(found, {title: each.nearest for title, each in chosen.items()})
     said = [] if GRPO in fresh else ["TRL's GRPO was not run: trl is not installed here. What stands below is ours."]
     if GRPO in fresh:
-        said += _in_short(fresh)
+        said += _in_short(fresh, near)
     for ours in (APA, PPO):
         if ours in fresh and GRPO in fresh:
             said += sentences((ours.title, fresh[ours]), (GRPO.title, fresh[GRPO]), measures(fresh[ours], fresh[GRPO]))
+        if ours in near and GRPO in near:
+            said += sentences((_named(ours, chosen), near[ours]), (GRPO.title, near[GRPO]), _at_equal_kl(near, ours))
+    picture = draw(fresh, near, pictures / "methods_grpo.png")
     return [
         *said,
         "",
-        f"![Evaluator against KL, rollouts and seconds](images/{draw(fresh, pictures / 'methods_grpo.png').name})",
+        f"![Evaluator against rollouts, seconds and KL](images/{picture.name})",
         "",
-        *table(*_table(fresh, chosen)),
+        *table(*_table(found, chosen)),
         "",
         *CIRCUMSTANCES,
         "",
@@ -85,16 +84,30 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     ]
 
 
-def _in_short(fresh: Mapping[Contestant, Sequence[Run]]) -> list[str]:
+def _fresh(found: Found, cells: Mapping[str, tuple[float, float]]) -> dict[Contestant, list[Run]]:
+    """Runs of each contestant's cell, the tuning seed's left out."""
+    return {
+        contestant: mine
+        for contestant in CONTESTANTS
+        if contestant.title in cells
+        and (mine := [run for run in found[contestant.name(*cells[contestant.title])] if run.seed != TUNING_SEED])
+    }
+
+
+def _named(contestant: Contestant, chosen: Mapping[str, Chosen]) -> str:
+    rate, value = chosen[contestant.title].nearest
+    return f"{contestant.title} ({contestant.knob} {value:g}, learning rate {rate:g})"
+
+
+def _in_short(fresh: Mapping[Contestant, Sequence[Run]], near: Mapping[Contestant, Sequence[Run]]) -> list[str]:
     """Higher, lower, or not told apart: what is asked of each of ours beside TRL's."""
     asked: dict[str, list[str]] = {}
     for ours in (APA, PPO):
-        if ours not in fresh:
-            continue
-        found = {each.short: each for each in measures(fresh[ours], fresh[GRPO])}
-        for short, what in found.items():
-            question = next((words for start, words in QUESTIONS.items() if short.startswith(start)), None)
-            difference = paired((ours.title, fresh[ours]), (GRPO.title, fresh[GRPO]), what)
+        pairs = [(fresh, each) for each in measures(fresh[ours], fresh[GRPO])] if ours in fresh else []
+        pairs += [(near, each) for each in _at_equal_kl(near, ours)] if ours in near and GRPO in near else []
+        for runs, what in pairs:
+            question = next((words for start, words in QUESTIONS.items() if what.short.startswith(start)), None)
+            difference = paired((ours.title, runs[ours]), (GRPO.title, runs[GRPO]), what)
             if question is None or difference.value is None or (equal := same(difference)) is None:
                 continue
             way = "not told apart" if equal else "higher" if difference.value.mean > 0 else "lower"
@@ -104,34 +117,39 @@ def _in_short(fresh: Mapping[Contestant, Sequence[Run]]) -> list[str]:
 
 
 def measures(ours: Sequence[Run], theirs: Sequence[Run]) -> list[Measure]:
-    """Per rollout, per second within what the quicker of all runs took in all, and at equal KL."""
+    """Per rollout, and per second within what the quicker of all runs took in all."""
     budget = min((reward_over_seconds(run)[-1][0] for run in (*ours, *theirs)), default=0.0)
-    found = [
+    return [
         measure("evaluator per rollout, mean over training", lambda run: mean_height(reward_over_rollouts(run))),
         *(measure(f"responses sampled until evaluator {level:g}", partial(rollouts_until, level=level), digits=0)
           for level in LEVELS),
         measure(f"evaluator after {budget:.0f} CPU seconds", partial(reward_after, seconds=budget)),
         *(measure(f"CPU seconds until evaluator {level:g}", partial(seconds_until, level=level), digits=1)
           for level in LEVELS),
+        measure("evaluator, last third", lambda run: tail(run, "eval/evaluator")),
+        measure("CPU seconds an iteration", lambda run: typical(run, "time/cpu")),
     ]  # fmt: skip
-    level = common_level(ours, theirs)
-    found += [at_kl(level)] if level else []
-    found.append(measure("evaluator, last third", lambda run: tail(run, "eval/evaluator")))
-    found.append(measure("CPU seconds an iteration", lambda run: typical(run, "time/cpu")))
-    return found
 
 
-def _table(
-    fresh: Mapping[Contestant, Sequence[Run]], chosen: Mapping[str, Chosen]
-) -> tuple[list[str], list[list[str]]]:
+def _at_equal_kl(near: Mapping[Contestant, Sequence[Run]], ours: Contestant) -> list[Measure]:
+    level = common_level(near[ours], near[GRPO])
+    return [at_kl(level)] if level else []
+
+
+def _table(found: Found, chosen: Mapping[str, Chosen]) -> tuple[list[str], list[list[str]]]:
     header = ["", "learning rate", "knob", "evaluator, last third", "KL, last third", "reward, last third",
               *(f"responses until {level:g}" for level in LEVELS),
               *(f"CPU seconds until {level:g}" for level in LEVELS),
               "CPU seconds an iteration", "wall seconds", "different responses"]  # fmt: skip
     rows = []
-    for contestant, runs in fresh.items():
-        rate, value = chosen[contestant.title].cell
-        collapsed = "" if chosen[contestant.title].choice.collapse_free else " (all collapsed)"
+    settings = [(each, cell) for each in CONTESTANTS if each.title in chosen for cell in chosen[each.title].cells]
+    for contestant, cell in settings:
+        rate, value = cell
+        runs = _fresh(found, {contestant.title: cell}).get(contestant, [])
+        if not runs:
+            continue
+        mine = chosen[contestant.title]
+        collapsed = ", nearest in KL" if cell != mine.cell else "" if mine.choice.collapse_free else ", all collapsed"
         last = [measure("", partial(tail, name=f"eval/{name}")) for name in ("evaluator", "kl", "reward")]
         until = [measure("", partial(rollouts_until, level=level), digits=0) for level in LEVELS]
         seconds = [measure("", partial(seconds_until, level=level), digits=1) for level in LEVELS]
@@ -172,7 +190,9 @@ CIRCUMSTANCES = [
     "TRL's own way with a reward model would have left out. The rest is TRL's default: loss type dapo, rewards "
     "scaled by the group's deviation, ε 0.2. Learning rate and KL knob were chosen by one rule from grids of the "
     "same size, on seed 0, which is not counted afterwards: the highest evaluator reward at the end among "
-    "settings that did not collapse. All are judged by apa-cli's evaluation, on the same held-out prompts.",
+    "settings that did not collapse. For the comparison at equal KL ours are run again with the setting of the "
+    "grid that ended nearest to the KL of TRL's choice on seed 0. All are judged by apa-cli's evaluation, on the "
+    "same held-out prompts.",
     "",
     "Seconds are processor seconds of the process, evaluations and start left out: what else the machine does "
     "adds nothing to them but what caches lose. Wall seconds of an iteration (medians) stand beside them. The "
@@ -181,19 +201,20 @@ CIRCUMSTANCES = [
 ]
 
 
-def draw(fresh: Mapping[Contestant, Sequence[Run]], path: Path) -> Path:
+def draw(fresh: Mapping[Contestant, Sequence[Run]], near: Mapping[Contestant, Sequence[Run]], path: Path) -> Path:
     figure = new_figure(13.5, 4.4)
-    kl, rollouts, seconds = figure.subplots(1, 3, sharey=True)
+    rollouts, seconds, kl = figure.subplots(1, 3, sharey=True)
     for contestant, runs in fresh.items():
-        draw_reward_over_kl(kl, runs, contestant.title, contestant.colour)
         draw_lines(rollouts, [reward_over_rollouts(run) for run in runs], contestant.title, contestant.colour)
         draw_lines(seconds, [reward_over_seconds(run) for run in runs], contestant.title, contestant.colour)
+    for contestant, runs in near.items():
+        draw_reward_over_kl(kl, runs, contestant.title, contestant.colour)
     for axes, title, unit in (
-        (kl, "At equal KL", "nats per response"),
         (rollouts, "Per rollout", "responses sampled"),
         (seconds, "Per second", "CPU seconds of training"),
+        (kl, "At equal KL: settings nearest to GRPO's", "nats per response"),
     ):
         tidy(axes, title)
         axes.set_xlabel(unit)
-    kl.set_ylabel("separate evaluator")
+    rollouts.set_ylabel("separate evaluator")
     return save(figure, path)

@@ -250,15 +250,17 @@ def test_reward_per_second_counts_training_alone():
 def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Path):
     found = runs.Found()
 
-    def put(contestant: Any, cell: tuple[float, float], tuning: float, fresh: tuple[float, ...], cpu: float) -> None:
-        mine = [timed(0, [0.0, tuning], cpu)]
+    def put(contestant: Any, cell: tuple[float, float], tuning: list[float], fresh: list[float], cpu: float) -> None:
+        mine = [timed(0, [0.0, *tuning], cpu)]
         mine += [timed(seed, [0.0, end / 2, end], cpu) for seed, end in enumerate(fresh, start=1)]
         found[contestant.name(*cell)] = mine
 
-    put(contestants.APA, (1e-4, 0.1), 1.0, (), 1.0)
-    put(contestants.APA, (3e-4, 0.3), 2.0, (2.0, 3.0), 1.0)
-    put(contestants.GRPO, (3e-4, 0.0), 5.0, (4.0, 5.0), 4.0)
-    assert contestants.choices(found, SIZE)["APA"].cell == (3e-4, 0.3)
+    put(contestants.APA, (1e-4, 0.1), [0.5, 1.0], [1.0, 1.5], 1.0)  # ends at 2 nats, as TRL's does
+    put(contestants.APA, (3e-4, 0.3), [2.0], [2.0, 3.0], 1.0)
+    put(contestants.GRPO, (3e-4, 0.0), [2.5, 5.0], [4.0, 5.0], 4.0)
+    chosen = contestants.choices(found, SIZE)
+    assert (chosen["APA"].cell, chosen["APA"].nearest) == ((3e-4, 0.3), (1e-4, 0.1))
+    assert chosen["TRL's GRPO"].cells == [(3e-4, 0.0)]
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0] == (
         "The evaluator's reward beside TRL's GRPO. Per rollout (mean over training): APA is lower; per second (after "
@@ -270,10 +272,14 @@ def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Pa
     # Over training, half of the end: 1 less with either seed. Until 1: 10 and 20/3 responses against 5 and 4.
     lower = "APA is lower than TRL's GRPO by 1.00 ± 0.00 over 2 pairs of seeds."
     assert f"- evaluator per rollout, mean over training: {lower}" in lines
+    # At equal KL the other setting: 1 (1.5) at 2 nats against 4 (5).
+    equal = "APA (λ 0.1, learning rate 0.0001) is lower than TRL's GRPO by 3.25 ± 3.18 over 2 pairs of seeds."
+    assert f"- evaluator at 2 nats: {equal}" in lines
+    assert any(line.startswith("| APA | 0.0001 | λ 0.1, nearest in KL | ") for line in lines)
     row = next(cells(line) for line in lines if line.startswith("| APA | 0.0003 |"))
     assert row[2:4] == ["λ 0.3", "2.50 ± 6.35"]
     assert row[6:8] == ["8 ± 21", "12 ± 32"]
-    assert "| TRL's GRPO, β 0 | – | 5.00 (1.00) |" in lines
+    assert "| TRL's GRPO, β 0 | – | 5.00 (2.00) |" in lines
     assert (tmp_path / "methods_grpo.png").stat().st_size > 5000
 
 
