@@ -37,11 +37,11 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def give_back(self, *, every: float = 0.0) -> None:
+    def give_back(self) -> None:
         """On a CPU, hand freed memory back to the system: what a phase of an iteration leaves lies in pieces that the
-        next one, with tensors of other sizes, cannot use. Not where the last time was less than `every` seconds ago."""
+        next one, with tensors of other sizes, cannot use."""
         if self.device.type == "cpu":
-            heap.give_back(every=every)
+            heap.give_back()
 
     def peak_bytes(self) -> int:
         """Peak memory of the device since the start: allocated on CUDA, resident on CPU."""

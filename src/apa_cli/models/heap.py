@@ -10,12 +10,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import time
 from collections.abc import Callable
 
 MMAP_THRESHOLD = 4 << 20  # bytes from which a tensor that no hole fits is mapped by itself, and unmapped when freed
 TRIM_THRESHOLD = 64 << 20  # free bytes at the heap's end that are kept: a fixed MMAP_THRESHOLD alone makes it 128 KiB
-_given_back = 0.0  # time.monotonic() of the last time
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -29,14 +27,12 @@ def settle() -> None:
         mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD)
 
 
-def give_back(*, every: float = 0.0) -> None:
-    """Hand freed memory back to the system, the heap's holes included; a second time only after `every` seconds, since
-    it takes some milliseconds, and more to get back what is needed again."""
-    global _given_back
+def give_back() -> None:
+    """Hand freed memory back to the system, the heap's holes included. It takes some milliseconds, and more to get back
+    what is needed again."""
     trim = _glibc("malloc_trim")
-    if trim is not None and time.monotonic() - _given_back >= every:
+    if trim is not None:
         trim(0)
-        _given_back = time.monotonic()
 
 
 @functools.cache

@@ -34,7 +34,6 @@ from apa_cli.training.targets import Targets
 
 ALWAYS = ("objective/policy_loss", "optim/grad_norm")
 ALWAYS_OF_CRITIC = ("objective/value_loss", "optim/value_grad_norm")
-GIVE_BACK_EVERY = 1.0  # seconds: so that a CPU's peak does not rise with the number of minibatches
 _log = logging.getLogger(LOGGER)
 
 
@@ -128,7 +127,6 @@ def update(
                     if culprit is not None:
                         _leave_out(rows, culprit, setting, progress, health)
                     after_minibatch()
-                    models.runtime.give_back(every=GIVE_BACK_EVERY)
                 progress.epochs, progress.order, progress.rows = progress.epochs + 1, None, 0
         finally:
             if models.value is not None:

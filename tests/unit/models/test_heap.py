@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from apa_cli.models import heap
-
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 PREPARE = """
@@ -67,13 +65,3 @@ heap.give_back()
 print(full - resident() > 100 << 20)
 """)
     assert left == "True"
-
-
-def test_not_again_before_its_time(monkeypatch):
-    trims = []
-    monkeypatch.setattr(heap, "_glibc", lambda name: trims.append)
-    monkeypatch.setattr(heap, "_given_back", 0.0)
-    for now, every in ((10.0, 1.0), (10.9, 1.0), (11.1, 1.0), (11.2, 1.0), (11.3, 0.0), (12.2, 1.0)):
-        monkeypatch.setattr(heap.time, "monotonic", lambda now=now: now)
-        heap.give_back(every=every)
-    assert len(trims) == 3  # at 10, 11.1 and, asked without a time, 11.3
