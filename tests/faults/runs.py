@@ -90,6 +90,7 @@ class ForkServer:
         die_at: int | None = None,
         terminate_at: int | None = None,
         variables: dict[str, str] | None = None,
+        pictures: bool = False,
     ) -> int:
         """Exit code of `apa-train output_dir=FOLDER OVERRIDES`; -9 where it was killed.
 
@@ -104,6 +105,7 @@ class ForkServer:
             "environment": named,
             "output": str(self.output),
             "terminate_at": terminate_at,
+            "pictures": pictures,
         }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -154,12 +156,12 @@ def kill_until_done(
     while code != 0:
         again = (*overrides, "resume=auto")
         if kills.total >= limit:
-            code = server.run(folder, *again)
+            code = server.run(folder, *again, pictures=True)
         elif draw.random() < 0.5:
-            code = server.run(folder, *again, die_at=draw.randint(1, FAULT_POINTS))
+            code = server.run(folder, *again, die_at=draw.randint(1, FAULT_POINTS), pictures=True)
             kills.at_fault_points += code == -signal.SIGKILL
         else:
-            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds))
+            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds), pictures=True)
             kills.at_random_moments += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), server.output.read_text()[-2000:]
 

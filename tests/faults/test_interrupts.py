@@ -22,8 +22,10 @@ def reward(prompts, responses):
 """
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("minibatch", [1, 6, 12])
+@pytest.mark.parametrize(
+    ("minibatch", "variant"),
+    [*((6, variant) for variant in VARIANTS), *((n, v) for n in (1, 12) for v in ("apa", "ppo with adaptive β, LoRA"))],
+)
 def test_a_signal_in_an_update_is_resumed_inside_it(server, uninterrupted, tmp_path, variant, minibatch):
     """Iterations have 4 minibatches in 2 passes: the 6th is in the middle of a pass, the 12th ends an update."""
     folder = tmp_path / "run"

@@ -37,11 +37,15 @@ class Runtime:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def give_back(self) -> None:
+    def give_back(self, *, every: float = 0.0) -> None:
         """On a CPU, hand freed memory back to the system: what a phase of an iteration leaves lies in pieces that the
-        next one, with tensors of other sizes, cannot use."""
+        next one, with tensors of other sizes, cannot use. Not where the last time was less than `every` seconds ago."""
         if self.device.type == "cpu":
-            heap.give_back()
+            heap.give_back(every=every)
+
+    def large_tensors_apart(self) -> contextlib.AbstractContextManager[None]:
+        """On a CPU, keep them off the heap inside: otherwise the peak rises with the number of minibatches."""
+        return heap.large_tensors_apart() if self.device.type == "cpu" else contextlib.nullcontext()
 
     def peak_bytes(self) -> int:
         """Peak memory of the device since the start: allocated on CUDA, resident on CPU."""
@@ -79,6 +83,4 @@ def select_runtime(device: str, precision: str) -> Runtime:
     chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
     if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision", "this GPU has no bf16", "use precision=fp32")
-    if chosen.type == "cpu":
-        heap.settle()
     return Runtime(device=chosen, bf16=precision == "bf16")

@@ -34,6 +34,7 @@ from apa_cli.training.targets import Targets
 
 ALWAYS = ("objective/policy_loss", "optim/grad_norm")
 ALWAYS_OF_CRITIC = ("objective/value_loss", "optim/value_grad_norm")
+GIVE_BACK_EVERY = 3.0  # seconds, so that a CPU's peak does not rise with the number of minibatches; 1.0 costs 5 %
 _log = logging.getLogger(LOGGER)
 
 
@@ -109,7 +110,7 @@ def update(
     progress = progress or UpdateProgress()
     health = health or Health.at_start(config.training)
     usable = torch.ones(len(rollout.ended)) if targets.usable is None else targets.usable.cpu()  # (B,)
-    with models.policy.training():
+    with models.policy.training(), models.runtime.large_tensors_apart():
         if models.value is not None:
             models.value.train()
         try:
@@ -127,6 +128,7 @@ def update(
                     if culprit is not None:
                         _leave_out(rows, culprit, setting, progress, health)
                     after_minibatch()
+                    models.runtime.give_back(every=GIVE_BACK_EVERY)
                 progress.epochs, progress.order, progress.rows = progress.epochs + 1, None, 0
         finally:
             if models.value is not None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from apa_cli.models import heap
+
 SOURCE = Path(__file__).resolve().parents[3] / "src"
 CHOSEN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 PREPARE = """
@@ -43,13 +45,17 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-def test_large_pieces_are_mapped_by_themselves_and_stay_so():
+def test_large_pieces_are_mapped_by_themselves_inside_alone():
     assert run("print(mapped_alone(16 << 20))") == "0"
-    assert run("heap.settle(); print(mapped_alone(16 << 20), mapped_alone(1 << 20))") == "1 0"
+    inside = "with heap.large_tensors_apart(): print(mapped_alone(16 << 20), mapped_alone(1 << 20))\n"
+    assert run(inside) == "1 0"
+    assert run(inside + "print(mapped_alone(16 << 20), mapped_alone(33 << 20))").split("\n") == ["1 0", "0 1"]
 
 
 def test_a_threshold_of_the_environment_is_kept():
-    assert run("heap.settle(); print(mapped_alone(16 << 20))", MALLOC_MMAP_THRESHOLD_=str(24 << 20)) == "0"
+    chosen = str(24 << 20)
+    code = "with heap.large_tensors_apart(): print(mapped_alone(16 << 20))"
+    assert run(code, MALLOC_MMAP_THRESHOLD_=chosen) == "0"
 
 
 def test_freed_pieces_between_kept_ones_go_back_to_the_system():
@@ -65,3 +71,13 @@ heap.give_back()
 print(full - resident() > 100 << 20)
 """)
     assert left == "True"
+
+
+def test_not_again_before_its_time(monkeypatch):
+    trims = []
+    monkeypatch.setattr(heap, "_glibc", lambda name: trims.append)
+    monkeypatch.setattr(heap, "_given_back", 0.0)
+    for now, every in ((10.0, 1.0), (10.9, 1.0), (11.1, 1.0), (11.2, 1.0), (11.3, 0.0), (12.2, 1.0)):
+        monkeypatch.setattr(heap.time, "monotonic", lambda now=now: now)
+        heap.give_back(every=every)
+    assert len(trims) == 3  # at 10, 11.1 and, asked without a time, 11.3
