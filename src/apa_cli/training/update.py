@@ -34,7 +34,7 @@ from apa_cli.training.targets import Targets
 
 ALWAYS = ("objective/policy_loss", "optim/grad_norm")
 ALWAYS_OF_CRITIC = ("objective/value_loss", "optim/value_grad_norm")
-GIVE_BACK_EVERY = 3.0  # seconds, so that a CPU's peak does not rise with the number of minibatches; 1.0 costs 5 %
+GIVE_BACK_EVERY = 1.0  # seconds, so that a CPU's peak does not rise with the number of minibatches
 _log = logging.getLogger(LOGGER)
 
 
