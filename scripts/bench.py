@@ -158,9 +158,9 @@ def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, d
 
 def grow(arguments: argparse.Namespace, device: str) -> None:
     arguments = argparse.Namespace(**{**vars(arguments), "rounds": 2})
-    for axis, sizes in growth.AXES.items():
-        for size in sizes[:1] if arguments.quick else sizes:
-            run(growth.case(axis, size), [growth.contestant()], arguments, device)
+    sizes = [(axis, size) for axis, along in growth.AXES.items() for size in (along[:1] if arguments.quick else along)]
+    for job in dict.fromkeys(growth.case(*each) for each in sizes):  # the base stands on every axis
+        run(job, [growth.contestant()], arguments, device)
 
 
 def report(arguments: argparse.Namespace) -> None:
