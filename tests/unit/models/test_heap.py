@@ -1,4 +1,4 @@
-"""Memory that was freed goes back to the system, and large pieces never lie on the heap."""
+"""Memory that was freed goes back to the system, and large pieces stay off the heap where that is asked for."""
 
 import os
 import platform
