@@ -13,6 +13,11 @@ settings.load_profile("repeatable")
 torch.set_num_threads(1)  # tiny models are slower on more
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Bytes are named after their argument: compressed ones contain the time, and workers must collect equal ids."""
+    return argname if isinstance(val, bytes | bytearray) else None
+
+
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return

@@ -112,7 +112,9 @@ def test_a_broken_file_is_one_clear_line(tmp_path, name, content, parts):
 
 
 @pytest.mark.parametrize(
-    "content", [b"not gzip at all", gzip.compress(b'{"prompt": "abc"}' * 50)[:-20], b"\x1f\x8b\x08junkjunkjunkjunk"]
+    "content",
+    [b"not gzip at all", gzip.compress(b'{"prompt": "abc"}' * 50)[:-20], b"\x1f\x8b\x08junkjunkjunkjunk"],
+    ids=["plain", "cut", "junk"],
 )
 def test_broken_gzip(tmp_path, content):
     (tmp_path / "a.jsonl.gz").write_bytes(content)
