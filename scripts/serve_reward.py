@@ -6,7 +6,8 @@
 A small server to begin with, and to see the protocol: one process, one model, one batch at a time. A token in the
 environment variable REWARD_TOKEN is asked of every request.
 
-    POST /score  {"prompts": [...], "responses": [...], "token_ids": [...], "messages": [...]}  ->  {"scores": [...]}
+    POST /score  {"prompts": [...], "responses": [...], "token_ids": [...], "ended": [...], "messages": [...]}
+                 ->  {"scores": [...]}
     GET  /       {"model": ...}
 """
 
@@ -55,6 +56,7 @@ def load(arguments: argparse.Namespace) -> Score:
             messages=request.get("messages"),
             columns={},
             token_ids=request.get("token_ids", []),
+            ended=() if arguments.token_ids else request.get("ended", ()),  # the ids have their end token
         )
         probed = arguments.token_ids and not any(finished.token_ids)
         if probed:  # apa-train's first question has no tokens

@@ -40,6 +40,12 @@ class ScorerConfig:
         "text (prompt + response), pair (two segments); auto = chat if it has a template",
         choices=("auto", "text", "pair", "chat", "policy"),
     )
+    eos: str = choice(
+        "auto",
+        "EOS behind what it reads: auto = where the response ended (not where its tokenizer or template writes an end "
+        "by itself), always, never",
+        choices=("auto", "always", "never"),
+    )
     max_tokens: Optional[int] = number(None, "longest text scored, cut on the left; null = the model's own", minimum=1)
 
     @property

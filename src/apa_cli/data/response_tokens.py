@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from apa_cli.data.prompts import Prompt
-from apa_cli.data.tokenization import tokenize
+from apa_cli.data.tokenization import tokens_after
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CONTEXT = 32  # characters of the prompt that a response's first token is read after
 
 
 class ResponseEncoder:
@@ -26,16 +24,15 @@ class ResponseEncoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         eos_token_ids: Sequence[int],
+        closing: int | None,
+        closing_turn: int | None,
         stop: Sequence[str],
         max_new_tokens: int,
-        end_of_turn: int | None = None,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
         self.tokenizer, self.stop, self.max_new_tokens = tokenizer, stop, max_new_tokens
         self.eos_token_ids = set(eos_token_ids)
-        own: Any = tokenizer.eos_token_id
-        self.closing = own if own in self.eos_token_ids else min(self.eos_token_ids, default=None)
-        self.closing_turn = end_of_turn if end_of_turn in self.eos_token_ids else self.closing
+        self.closing, self.closing_turn = closing, closing_turn
         self.arguments = dict(arguments or {})  # of the chat template
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], bool]]:
@@ -44,8 +41,8 @@ class ResponseEncoder:
             self._turn(prompt, text) if prompt.messages is not None and not at_stop else text
             for prompt, (text, at_stop) in zip(prompts, stopped, strict=True)
         ]
-        contexts = ["" if prompt.messages is not None else prompt.text[-CONTEXT:] for prompt in prompts]
-        ids = self._after(contexts, bare)
+        contexts = ["" if prompt.messages is not None else prompt.text for prompt in prompts]
+        ids = tokens_after(self.tokenizer, contexts, bare)
         return [
             self._close(row, None if at_stop else self._closing(prompt))
             for row, prompt, (_, at_stop) in zip(ids, prompts, stopped, strict=True)
@@ -71,16 +68,6 @@ class ResponseEncoder:
 
     def _closing(self, prompt: Prompt) -> int | None:
         return self.closing if prompt.messages is None else self.closing_turn
-
-    def _after(self, contexts: list[str], texts: list[str]) -> list[list[int]]:
-        """Ids of each text where it follows its context; alone where the two would share a token."""
-        before, whole, alone = (
-            tokenize(self.tokenizer, parts, special=False)
-            for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
-        )
-        return [
-            w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, whole, alone, strict=True)
-        ]  # fmt: skip
 
     def _close(self, ids: list[int], closing: int | None) -> tuple[list[int], bool]:
         end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)

@@ -13,6 +13,8 @@ from apa_cli.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CONTEXT = 32  # characters before a text that decide its first token
+
 
 def encode(
     rows: Sequence[Row],
@@ -36,7 +38,7 @@ def encode(
         ids = tokenize(tokenizer, texts, special=False)
     else:
         ids = tokenize(tokenizer, [row.text for row in rows], special=True)
-        before, after = _added_tokens(tokenizer, rows[0].text)
+        before, after = added_tokens(tokenizer, rows[0].text)
         ids = [row_ids[: len(row_ids) - after] for row_ids in ids]
     for row, row_ids in zip(rows, ids, strict=True):
         if len(row_ids) <= before:
@@ -70,7 +72,7 @@ def without_oldest_turns(
     return None
 
 
-def _added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
+def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
     """How many special tokens the tokenizer puts in front of a text, and how many behind it."""
     bare, full = (tokenize(tokenizer, [text], special=special)[0] for special in (False, True))
     if not bare:
@@ -92,6 +94,16 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: b
         verbose=False,  # no warning about length: data.max_prompt_tokens sees to that
     )
     return [list(ids) for ids in encoded["input_ids"]]
+
+
+def tokens_after(tokenizer: PreTrainedTokenizerBase, contexts: list[str], texts: list[str]) -> list[list[int]]:
+    """Ids of each text where it follows its context; alone where the two would share a token."""
+    contexts = [context[-CONTEXT:] for context in contexts]
+    before, whole, alone = (
+        tokenize(tokenizer, parts, special=False)
+        for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
+    )
+    return [w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, whole, alone, strict=True)]
 
 
 def _render(

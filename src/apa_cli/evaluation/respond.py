@@ -128,7 +128,7 @@ def _respond_batch(
     k3 = per_response(kl_k3(logprobs, rollout.reference_logprobs, mask), mask).tolist()
     exact = response_exact_kl(rollout, policy, reference, temperature=temperature, token_budget=budget).tolist()
     entropy = per_response(entropies, mask).tolist()
-    ids = [row[keep].tolist() for row, keep in zip(rollout.response_ids.cpu(), mask.cpu(), strict=True)]
+    ids = rollout.response_token_ids()
     return [
         JudgedResponse(
             prompt=finished.prompts[i],

@@ -1,6 +1,6 @@
 """A reward that is served: texts go out as JSON, scores come back.
 
-POST url   {"prompts": [...], "responses": [...], "query": [...], "token_ids": [...], "columns": {...}}
+POST url   {"prompts": [...], "responses": [...], "query": [...], "token_ids": [...], "ended": [...], "columns": {...}}
 200        {"scores": [...]}, or {"rewards": [...]}: one number a response; null and NaN are a missing score
 """
 
@@ -57,7 +57,13 @@ class HttpReward:
 
         Raises UserError.
         """
-        body = {"prompts": ["Hello"], "responses": [" there."], "query": ["Hello there."], "token_ids": [[]]}
+        body = {
+            "prompts": ["Hello"],
+            "responses": [" there."],
+            "query": ["Hello there."],
+            "token_ids": [[]],
+            "ended": [True],
+        }
         self._ask_all([({**body, "columns": {}}, 1)], min(self.config.retries, _PROBE_RETRIES), quiet=True)
 
     def _ask_all(
@@ -237,12 +243,14 @@ def probe_served(config: TrainConfig) -> None:
 def _request(finished: FinishedResponses, rows: range) -> dict[str, Any]:
     from apa_cli.models.reward import whole_texts
 
-    texts = whole_texts(finished)
+    texts, ended = whole_texts(finished), list(finished.ended) or [False] * len(finished.responses)
+    closed = finished.closed_ids(ended)
     body = {
         "prompts": [finished.prompts[row] for row in rows],
         "responses": [finished.responses[row] for row in rows],
         "query": [texts[row] for row in rows],
-        "token_ids": [finished.token_ids[row] for row in rows],
+        "token_ids": [closed[row] for row in rows],
+        "ended": [ended[row] for row in rows],
         "columns": {name: [_plain(values[row]) for row in rows] for name, values in finished.columns.items()},
     }
     if finished.messages is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from apa_cli.algorithms import position_ids, response_logits, response_logprobs
 from apa_cli.models.adapters import AdapterSwitch
 from apa_cli.models.device import Runtime
-from apa_cli.models.end_tokens import end_tokens
+from apa_cli.models.end_tokens import end_of_turn, end_tokens
 from apa_cli.models.head import OutputHead, take_apart
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,13 @@ class Policy:
         """Prompt and response tokens that the model was made for, where its configuration says so."""
         limit = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
         return int(limit) if limit else None
+
+    def closing_token(self, *, chat: bool) -> int | None:
+        """What ends a complete response: in a chat the template's end of turn, else EOS; None where nothing does."""
+        for token in (end_of_turn(self.tokenizer) if chat else None, self.tokenizer.eos_token_id):
+            if token in self.ends:
+                return int(token)
+        return min(self.ends, default=None)
 
     def describe_ends(self) -> str:
         """What ends a response, for the log."""

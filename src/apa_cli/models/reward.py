@@ -17,6 +17,7 @@ from torch import Tensor
 from apa_cli.config.schema import ScorerConfig, SeveralConfig
 from apa_cli.data.dialogues import hh_messages
 from apa_cli.data.messages import without_oldest_turn
+from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
 from apa_cli.models.http_reward import HttpReward
@@ -35,8 +36,16 @@ class FinishedResponses:
     responses: list[str]
     messages: list[list[dict[str, str]]] | None  # prompts as chats, where the data has them
     columns: dict[str, list[Any]]  # the data set's other columns, by name
-    token_ids: list[list[int]]  # prompt and counted response tokens, in the policy's ids
+    token_ids: list[list[int]]  # prompt and response in the policy's ids, without the token or string that ended it
+    prompt_lengths: Sequence[int] = ()  # how many of them are the prompt's; () = not known
+    ended: Sequence[bool] = ()  # False = cut at max_new_tokens; () = none ended
+    closing: int | None = None  # the policy's token that ends a complete response
     torn: Sequence[bool] = ()  # of each prompt, whether it was cut on the left, inside a turn; () = none
+
+    def closed_ids(self, closes: Sequence[bool]) -> list[list[int]]:
+        """`token_ids`, with the closing token behind the responses for which `closes` says so."""
+        end = [] if self.closing is None else [self.closing]
+        return [[*ids, *end] if close else ids for ids, close in zip(self.token_ids, closes, strict=True)]
 
 
 def whole_texts(finished: FinishedResponses) -> list[str]:
@@ -61,7 +70,12 @@ def require_finite(scorer: Scorer, scored: Scored) -> None:
 
 
 class RewardModel:
-    """Any `AutoModelForSequenceClassification`; the score is read at the last counted token."""
+    """Any `AutoModelForSequenceClassification`; of a decoder the score is read at the last token.
+
+    It reads the prompt and the response without the stop string and, of a response, without special tokens. Behind
+    that stands what its tokenizer or template writes by itself, else EOS as `reward.eos` says. That holds whether the
+    policy's ids pass through or the text is tokenized anew.
+    """
 
     def __init__(
         self,
@@ -91,6 +105,12 @@ class RewardModel:
         if config.label is not None and config.label >= outputs:
             raise UserError(f"{key}.label", f"{config.path} has {outputs} outputs", f"give one from 0 to {outputs - 1}")
         self.label = config.label or 0
+        if config.eos == "always" and tokenizer.eos_token_id is None:
+            problem = f"always, but the tokenizer of {config.path} has no EOS"
+            raise UserError(f"{key}.eos", problem, f"use {key}.eos=auto")
+        after = added_tokens(tokenizer, "a")[1]
+        self._own_end = tokenize(tokenizer, ["a"], special=True)[0][-after:] if after else []  # such as [SEP]
+        self._unsaid = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
         self._causal_head = _causal_head(model)
         self._reads_segments = (
@@ -110,6 +130,20 @@ class RewardModel:
         """Whether the policy's token ids are those of the very text that is scored."""
         reads = self.reads(chat=chat)
         return self.shares_tokenizer and (reads == "policy" or (reads == "text" and not chat))
+
+    def closes(self, finished: FinishedResponses) -> list[bool]:
+        """Behind which responses EOS is put: none where the tokenizer or the template writes an end by itself."""
+        chat = finished.messages is not None
+        if self.config.eos != "auto" or self.closed_by(chat=chat) is not None:
+            return [self.config.eos == "always"] * len(finished.responses)
+        return list(finished.ended) or [False] * len(finished.responses)
+
+    def closed_by(self, *, chat: bool) -> str | None:
+        """What ends every text by itself: template, tokenizer, or nothing."""
+        reads = self.reads(chat=chat)
+        if reads in ("chat", "pair"):
+            return "template" if reads == "chat" else "tokenizer"
+        return "tokenizer" if reads == "text" and self._own_end else None
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
         ids, types = (
@@ -140,18 +174,45 @@ class RewardModel:
     def _token_ids(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
         """Ids of every text, and of a pair its segments where the model tells them apart."""
         chat = finished.messages is not None
-        reads = self.reads(chat=chat)
-        if self.passes_ids_through(chat=chat):
-            return finished.token_ids, None
+        reads, closes = self.reads(chat=chat), self.closes(finished)
+        types: list[list[int]] | None = None
         if reads == "chat":
-            return self._chat_ids(_dialogues(finished)), None
-        if reads == "policy":
-            texts = self.policy_tokenizer.batch_decode(finished.token_ids, skip_special_tokens=False)
-            return self.tokenizer(texts, add_special_tokens=False)["input_ids"], None
-        if reads == "pair":
+            ids = self._chat_ids(_dialogues(finished))
+        elif reads == "policy" and chat:  # closed as the policy's template closes a turn
+            ids = finished.closed_ids(closes)
+            closes = [False] * len(ids)
+            if not self.shares_tokenizer:
+                ids = self._anew(ids)
+        elif reads == "policy":
+            ids = list(finished.token_ids) if self.shares_tokenizer else self._anew(finished.token_ids)
+        elif reads == "pair":
             pairs = self.tokenizer(finished.prompts, finished.responses)
-            return pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
-        return self.tokenizer(whole_texts(finished))["input_ids"], None
+            ids, types = pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
+        elif self.passes_ids_through(chat=chat):
+            ids = [row + self._own_end for row in self._without_special_tokens(finished)]
+        else:
+            ids = tokenize(self.tokenizer, whole_texts(finished), special=True)
+        written, eos = self.closed_by(chat=chat) is not None, self.tokenizer.eos_token_id
+        for row, close in enumerate(closes):
+            if close and eos is not None and not (written and ids[row][-1:] == [eos]):
+                ids[row] = [*ids[row], eos]
+                if types is not None:
+                    types[row] = [*types[row], types[row][-1]]
+        return ids, types
+
+    def _anew(self, ids: list[list[int]]) -> list[list[int]]:
+        """The policy's very text in this model's tokens."""
+        texts = self.policy_tokenizer.batch_decode(ids, skip_special_tokens=False)
+        return tokenize(self.tokenizer, texts, special=False)
+
+    def _without_special_tokens(self, finished: FinishedResponses) -> list[list[int]]:
+        """Token ids, of the response those that its text shows."""
+        known = len(self.tokenizer)
+        starts = finished.prompt_lengths or [len(row) for row in finished.token_ids]
+        return [
+            row[:start] + [i for i in row[start:] if i < known and i not in self._unsaid]
+            for row, start in zip(finished.token_ids, starts, strict=True)
+        ]
 
     def _chat_ids(self, dialogues: list[list[dict[str, str]]]) -> list[list[int]]:
         """Ids of each dialogue in the model's own template; of one too long the oldest turns are left out, whole."""

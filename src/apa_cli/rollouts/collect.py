@@ -12,7 +12,7 @@ from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.value import SharedValue, Value
-from apa_cli.rollouts.generation import decode
+from apa_cli.rollouts.generation import decode, spoken_ids
 from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
@@ -64,12 +64,16 @@ def add_passes(
 
 def finished_responses(policy: Policy, prompts: PromptBatch, rollout: Rollout, stop: list[str]) -> FinishedResponses:
     """The texts and columns that rewards read."""
+    texts, asked = decode(policy, rollout, stop), rollout.prompt_token_ids()
     return FinishedResponses(
         prompts=prompts.texts,
-        responses=decode(policy, rollout, stop),
+        responses=texts,
         messages=prompts.messages,
         columns=prompts.columns,
-        token_ids=rollout.token_ids(),
+        token_ids=[p + r for p, r in zip(asked, spoken_ids(policy, rollout, texts), strict=True)],
+        prompt_lengths=[len(ids) for ids in asked],
+        ended=rollout.ended.tolist(),
+        closing=policy.closing_token(chat=prompts.messages is not None),
         torn=prompts.torn,
     )
 

@@ -8,6 +8,7 @@ import torch
 
 from apa_cli.config import schema
 from apa_cli.data.prompts import PromptBatch
+from apa_cli.data.tokenization import tokens_after
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends import hf, static
 from apa_cli.rollouts.record import Rollout
@@ -39,18 +40,39 @@ def decode(policy: Policy, rollout: Rollout, stop: list[str]) -> list[str]:
 
     Text is what the response adds to its decoded prompt: some tokenizers drop the space that begins a lone response.
     """
-    prompts = [
-        row[keep].tolist() for row, keep in zip(rollout.prompt_ids.cpu(), rollout.prompt_mask.cpu(), strict=True)
-    ]
-    ends = set(policy.eos_token_ids)  # some are ordinary tokens to the tokenizer
-    token_ids = [ids[:-1] if ids[-1] in ends else ids for ids in rollout.token_ids()]
-    before = policy.tokenizer.batch_decode(prompts, skip_special_tokens=True)
-    whole = policy.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-    alone = policy.tokenizer.batch_decode(
-        [ids[len(prompt) :] for ids, prompt in zip(token_ids, prompts, strict=True)], skip_special_tokens=True
+    return [_without_stop(text, stop) for text in _texts(policy, rollout.prompt_token_ids(), _bodies(policy, rollout))]
+
+
+def spoken_ids(policy: Policy, rollout: Rollout, texts: list[str]) -> list[list[int]]:
+    """The sampled ids that say `texts`, which `decode` gave; the token or stop string that ended them left out.
+
+    A token that holds the last characters of a text and the first of the stop string gives way to tokens of the former.
+    """
+    prompts, bodies = rollout.prompt_token_ids(), _bodies(policy, rollout)
+    for row, whole in enumerate(_texts(policy, prompts, bodies)):
+        if whole == texts[row]:
+            continue
+        prompt, body, said = prompts[row], bodies[row], whole
+        while body and not texts[row].startswith(said):
+            body = body[:-1]
+            said = _texts(policy, [prompt], [body])[0]
+        before = policy.tokenizer.decode([*prompt, *body], skip_special_tokens=True)
+        bodies[row] = body + tokens_after(policy.tokenizer, [before], [texts[row].removeprefix(said)])[0]
+    return bodies
+
+
+def _bodies(policy: Policy, rollout: Rollout) -> list[list[int]]:
+    """The counted response tokens without the end token; some end tokens are ordinary ones to the tokenizer."""
+    ends = set(policy.eos_token_ids)
+    return [ids[:-1] if ids and ids[-1] in ends else ids for ids in rollout.response_token_ids()]
+
+
+def _texts(policy: Policy, prompts: list[list[int]], bodies: list[list[int]]) -> list[str]:
+    before, whole, alone = (
+        policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        for ids in (prompts, [p + b for p, b in zip(prompts, bodies, strict=True)], bodies)
     )
-    texts = [w[len(b) :] if w.startswith(b) else a for w, b, a in zip(whole, before, alone, strict=True)]
-    return [_without_stop(text, stop) for text in texts]
+    return [w[len(b) :] if w.startswith(b) else a for w, b, a in zip(whole, before, alone, strict=True)]
 
 
 def _without_stop(text: str, stop: list[str]) -> str:

@@ -67,8 +67,14 @@ class Rollout:
             changes[field.name] = tensor
         return replace(self, **changes)
 
-    def token_ids(self) -> list[list[int]]:
-        """Prompt and response ids that count, without padding."""
-        ids = torch.cat([self.prompt_ids, self.response_ids], dim=1).cpu()
-        mask = torch.cat([self.prompt_mask, self.response_mask], dim=1).cpu()
-        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+    def prompt_token_ids(self) -> list[list[int]]:
+        """Without padding."""
+        return _counted(self.prompt_ids, self.prompt_mask)
+
+    def response_token_ids(self) -> list[list[int]]:
+        """Those that count."""
+        return _counted(self.response_ids, self.response_mask)
+
+
+def _counted(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]

@@ -11,7 +11,6 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.data.logged import LoggedSet, load_logged
 from apa_cli.data.prompts import Prompt, PromptSet, collate
 from apa_cli.data.response_tokens import ResponseEncoder
-from apa_cli.models.end_tokens import end_of_turn
 from apa_cli.models.fingerprint import reference_fingerprint
 from apa_cli.models.roles import Models
 from apa_cli.rollouts.collect import add_passes
@@ -29,9 +28,10 @@ def read_logged(prompts: PromptSet, config: TrainConfig, models: Models) -> Logg
     encoder = ResponseEncoder(
         models.policy.tokenizer,
         eos_token_ids=models.policy.eos_token_ids,
+        closing=models.policy.closing_token(chat=False),
+        closing_turn=models.policy.closing_token(chat=True),
         stop=config.generation.stop,
         max_new_tokens=config.generation.max_new_tokens,
-        end_of_turn=end_of_turn(models.policy.tokenizer),
         arguments=config.data.arguments,
     )
     return load_logged(prompts, config, encoder)

@@ -54,6 +54,11 @@ READS = {
     "text": "prompt and response as plain text",
     "pair": "prompt and response as two segments",
 }
+CLOSED = {
+    "auto": ", and EOS behind a response that ended",
+    "always": ", and EOS behind every response",
+    "never": ", and no EOS behind it",
+}
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
 
@@ -229,8 +234,10 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
         )
     scorers = {**by_role("reward model", models.scorer), **by_role("evaluator", models.evaluator)}
     for name, scorer in scorers.items():
-        if isinstance(scorer, RewardModel) and (prompts.chat or scorer.tokenizer.chat_template):
-            tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}")
+        if isinstance(scorer, RewardModel):
+            written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)
+            end = f", closed by its {written}" if written else CLOSED[scorer.config.eos]
+            tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
 
 
 def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:

@@ -40,7 +40,12 @@ def load(tmp_path, tokenizer):
         config = make_config("unused", data__path=str(path), **changes)
         prompts, _ = load_prompts(config.data, reader, evaluation_prompts=0, seed=0)
         encoder = ResponseEncoder(
-            reader, eos_token_ids=[EOS], stop=stop, max_new_tokens=config.generation.max_new_tokens
+            reader,
+            eos_token_ids=[EOS],
+            closing=EOS,
+            closing_turn=EOS,
+            stop=stop,
+            max_new_tokens=config.generation.max_new_tokens,
         )
         return load_logged(prompts, config, encoder)
 
@@ -206,7 +211,7 @@ def test_a_response_is_read_after_its_prompt():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
     from apa_cli.data.prompts import Prompt
 
-    encoder = ResponseEncoder(tokenizer, eos_token_ids=[0], stop=[], max_new_tokens=9)
+    encoder = ResponseEncoder(tokenizer, eos_token_ids=[0], closing=0, closing_turn=0, stop=[], max_new_tokens=9)
     prompt = Prompt(token_ids=(1, 4), text="a:", messages=None, columns={})
     assert tokenizer("b")["input_ids"] == [2]
     assert encoder([prompt, prompt], ["b", " b"]) == [([3, 0], True), ([2, 0], True)]

@@ -40,6 +40,8 @@ def finished(count=5, **changes):
         "messages": None,
         "columns": {},
         "token_ids": [[row] for row in range(count)],
+        "ended": [row % 2 == 0 for row in range(count)],
+        "closing": 99,
     }
     return FinishedResponses(**{**fields, **changes})
 
@@ -73,7 +75,8 @@ def test_batches_go_out_and_scores_come_back_in_order():
         "prompts": ["p0", "p1"],
         "responses": ["", "r"],
         "query": ["p0", "p1r"],
-        "token_ids": [[0], [1]],
+        "token_ids": [[0, 99], [1]],
+        "ended": [True, False],
         "columns": {"answer": ["a", None]},
     }
     assert {"x": [1]} in [value for request in server.requests for value in request["columns"]["answer"]]

@@ -221,9 +221,12 @@ def test_it_may_start_from_the_reward_model(policy_dir, reward_dir):
     models = load_models(config, CPU)
     rollout = make_rollout(models, config, uneven_batch(models.policy))
     judge = AutoModelForSequenceClassification.from_pretrained(reward_dir).eval()
-    for row, ids in enumerate(rollout.token_ids()):
+    for row, (prompt, response) in enumerate(
+        zip(rollout.prompt_token_ids(), rollout.response_token_ids(), strict=True)
+    ):
         with torch.no_grad():
-            expected = judge(torch.tensor([ids[:-1]])).logits[0, 0]  # V_t is made before token t is known
+            # V_t is made before token t is known
+            expected = judge(torch.tensor([[*prompt, *response[:-1]]])).logits[0, 0]
         last = int(rollout.response_mask[row].sum()) - 1
         assert_close(rollout.values[row, last], expected, atol=1e-4, rtol=1e-4)
     assert all(p.requires_grad for p in models.value.parameters())

@@ -399,7 +399,7 @@ def test_an_end_that_is_an_ordinary_token_is_not_part_of_the_text(policy_dir, pl
     policy, generation = load(policy_dir(), generation__stop_tokens=["e"], generation__max_new_tokens=40)
     rollout = sample(policy, uneven_batch(policy, 64), generation)
     end = plain_tokenizer.convert_tokens_to_ids("e")
-    stopped = [i for i, ids in enumerate(rollout.token_ids()) if ids[-1] == end]
+    stopped = [i for i, ids in enumerate(rollout.response_token_ids()) if ids[-1] == end]
     texts = decode(policy, rollout, [])
     assert stopped
     for i in stopped:

@@ -118,7 +118,7 @@ def test_a_response_counts_up_to_its_first_eos(policy_dir, played, pad):
     assert rollout.ended.tolist() == [True, True, True, False, True]
     for row, ids in enumerate([[eos], [40, eos], rows[2], rows[3], [40, 41, eos]]):
         assert rollout.response_ids[row][rollout.response_mask[row]].tolist() == ids
-        assert rollout.token_ids()[row] == batch.prompt_ids[row][batch.prompt_mask[row]].tolist() + ids
+        assert rollout.response_token_ids()[row] == ids
     assert (rollout.rollout_logprobs[rollout.response_mask] < 0).all()
     assert (rollout.rollout_logprobs[~rollout.response_mask] == 0).all()
     assert (rollout.entropy[rollout.response_mask] > 0).all()

@@ -128,7 +128,7 @@ def test_selecting_rows_trims_and_keeps_what_counts(policy_dir):
     lengths = rollout.response_mask.sum(dim=1)
     rows = torch.tensor([int(lengths.argmin()), 3, 0])
     part = rollout.select(rows)
-    assert part.token_ids() == [rollout.token_ids()[r] for r in rows.tolist()]
+    assert part.response_token_ids() == [rollout.response_token_ids()[r] for r in rows.tolist()]
     assert part.prompt_ids.shape[1] == rollout.prompt_mask[rows].sum(dim=1).max()
     assert part.response_ids.shape[1] == lengths[rows].max()
     for i, r in enumerate(rows.tolist()):
