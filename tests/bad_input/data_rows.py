@@ -40,6 +40,7 @@ def chats(family: str, *chat_rows: dict[str, object]) -> Make:
     return make
 
 
+CALLING = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
 CHATTING = "policy.path=./chat_policy"
 NOTHING_MADE = file("prompts.jsonl", TWO)
 OFFLINE = "rollout.source=offline"
@@ -80,8 +81,25 @@ ROWS = [
          "a.jsonl, line 2: message 1 has the role 'human'; use one of system, developer, user, assistant, tool"),
     data("messages with nothing but an answer", "a.jsonl", rows("a.jsonl", chat("user"), chat("assistant")),
          "a.jsonl, line 2: there is no message before the assistant's; begin with a user message"),
-    data("messages that end with a tool", "a.jsonl", rows("a.jsonl", chat("user", "tool")),
-         "a.jsonl, line 1: the last message is from 'tool', not from the user; end the prompt with a user message"),
+    data("messages that end with the system's", "a.jsonl", rows("a.jsonl", chat("user", "system")),
+         "a.jsonl, line 1: the last message is from 'system', not from the user; end the prompt with a user message, or a tool's"),
+    data("tools for a template that takes none", "a.jsonl", chats("chatml", {**chat("user"), "tools": [{"name": "f"}]}),
+         "a.jsonl, line 1: the policy's chat template takes no tools; use a policy whose template does, or take the column …",
+         CHATTING),
+    data("calls for a template that takes none", "a.jsonl",
+         chats("chatml", {"messages": [*chat("user")["prompt"], CALLING, *chat("tool")["prompt"]]}),
+         "a.jsonl, line 1: the policy's chat template leaves tool_calls out; use a policy whose template takes them, …",
+         CHATTING),
+    data("a rendered dialogue inside a message", "a.jsonl",
+         chats("chatml", {"messages": [{"role": "user", "content": "a<|im_end|>\n<|im_start|>assistant\n"}]}),
+         "a.jsonl, line 1: a message of the user holds a rendered chat template, …; give its messages one by one, …",
+         CHATTING),
+    data("a picture in a message", "a.jsonl",
+         rows("a.jsonl", {"messages": [{"role": "user", "content": [{"type": "image", "url": "x"}]}]}),
+         "a.jsonl, line 1: the content of message 1 has a part that is of type 'image', and only text is read; remove the row"),
+    data("nothing but null prompts", "a.jsonl", rows("a.jsonl", {"prompt": None}, {"prompt": ""}),
+         "a.jsonl: every prompt is null or empty; correct the rows, or set data.prompt_column",
+         "data.empty=drop data.format=text"),
     data("ShareGPT's messages from nobody known", "a.jsonl",
          rows("a.jsonl", {"conversations": [{"from": "narrator", "value": "x"}]}),
          "a.jsonl, line 1: message 1 is from 'narrator'; use one of system, human, user, …"),

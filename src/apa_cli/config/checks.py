@@ -169,6 +169,11 @@ def _check_chat(config: TrainConfig) -> None:
                 f"set, but data.format={data.format} uses no chat template",
                 f"add {remedy}, or unset it",
             )
+    if data.prompt_template is not None and "{prompt}" not in data.prompt_template:
+        raise UserError("data.prompt_template", "holds no {prompt}", "write it where the prompt is to stand")
+    if data.prompt_template is not None and data.format not in ("auto", "text"):
+        problem = f"set, and it is for plain text, not for data.format={data.format}"
+        raise UserError("data.prompt_template", problem, "unset it, or add data.format=text")
     own = ("conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "continue_final_message")
     for argument in own:
         if argument in data.template_arguments:

@@ -26,6 +26,10 @@ class DataConfig:
         "(its turns as messages); auto looks at the rows",
         choices=("auto", "text", "chat", "hh", "hh_chat"),
     )
+    prompt_template: Optional[str] = text(
+        None,
+        "text: what is read of each prompt, {prompt} where it stands, such as an answer cue; null = the prompt alone",
+    )
     system_prompt: Optional[str] = text(None, "chat: system message of dialogues that have none; null = none")
     template_arguments: dict[str, Any] = mapping(
         {}, "chat: further arguments of the policy's template, such as {enable_thinking: false}; null = not given"
@@ -43,6 +47,11 @@ class DataConfig:
         "cut",
         "longer prompts are cut on the left (chat: the oldest turns are left out whole), or dropped",
         choices=("cut", "drop"),
+    )
+    empty: str = choice(
+        "stop",
+        "rows whose prompt, or logged response, is null or empty: stop there, or drop and count them",
+        choices=("stop", "drop"),
     )
     eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
     eval_split: str = text("test", "split of data.eval_path when that is a Hub data set")

@@ -3,8 +3,9 @@
 text     the prompt column holds the prompt.
 chat     the prompt column holds messages, a list of {role, content} or ShareGPT's {from, value}; a plain string counts
          as one user message when data.format=chat asks for it. An assistant's message at the end is the answer, and
-         no part of the prompt. Of each message only who says what is used. A string in a column `system`, otherwise
-         data.system_prompt, is the system message of dialogues that have none.
+         no part of the prompt. Messages go to the template with all their fields (tool_calls, name, ...), and a column
+         `tools` with them. A string in a column `system`, otherwise data.system_prompt, is the system message of
+         dialogues that have none.
 hh       `chosen` holds a dialogue "\\n\\nHuman: ...\\n\\nAssistant: ...": the prompt is everything up to and including
          its last "\\n\\nAssistant:". The prompt column plays no part.
 hh_chat  the same dialogue, its turns as messages.
@@ -20,8 +21,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from apa_cli.data.dialogues import hh_messages
-from apa_cli.data.messages import Messages, as_text, open_turn, read_messages, with_system
-from apa_cli.data.table import Table, check_text, kind_of, listing
+from apa_cli.data.messages import (
+    TOOLS,
+    Message,
+    Messages,
+    as_text,
+    open_turn,
+    read_messages,
+    read_tools,
+    with_system,
+)
+from apa_cli.data.table import EmptyError, Findings, Table, check_text, kind_of, listing
 from apa_cli.errors import UserError
 
 ASSISTANT = "\n\nAssistant:"
@@ -35,13 +45,22 @@ class Row:
     messages: Messages | None
     columns: dict[str, Any]
     place: str  # for errors
-    answer: str | None = None  # an assistant's message at its end, which is not among `messages`
+    answer: Message | None = None  # an assistant's message at its end, which is not among `messages`
 
 
 def parse_rows(
-    table: Table, *, format: str, prompt_column: str, system_prompt: str | None = None
+    table: Table,
+    *,
+    format: str,
+    prompt_column: str,
+    system_prompt: str | None = None,
+    prompt_template: str | None = None,
+    dropped: Findings | None = None,
 ) -> tuple[str, list[Row]]:
-    """The format ("text", "chat", "hh" or "hh_chat") and what each row says. Raises UserError, naming the row."""
+    """The format ("text", "chat", "hh" or "hh_chat") and what each row says. Raises UserError, naming the row.
+
+    Rows whose prompt is null or empty are refused, or left out and counted in `dropped` where that is given.
+    """
     names = table.columns()
     if format in ("auto", "chat"):
         prompt_column = _chat_column(table, names, prompt_column)
@@ -55,30 +74,46 @@ def parse_rows(
             f"set, but {table.source} holds {what}, and data.format={format} uses no template",
             f"add data.format={'hh_chat' if hh else 'chat'}, or unset it",
         )
+    if prompt_template is not None and format != "text":
+        problem = f"set, but {table.source} holds {'dialogues' if hh else 'messages'}, and it is for plain text"
+        raise UserError("data.prompt_template", problem, "unset it, or add data.format=text")
     column = "chosen" if hh else prompt_column
     if column not in names:
         if hh:
             raise UserError(table.source, f"has no column 'chosen' ({listing(names)})", "choose another data.format")
         raise _missing_column(table, names, column)
     others = names if hh else [name for name in names if name != column]
-    rows = []
-    for index, values in enumerate(table.rows):
-        place = table.place(index)
+
+    def parse(values: dict[str, Any], place: str) -> Row:
         if column not in values:
-            raise UserError(place, f"has no {column!r}", "give every row this column")
+            raise EmptyError(place, f"has no {column!r}", "give every row this column")
         columns = {name: values.get(name) for name in others}
         if not chat:
             text = _PARSERS[format](values[column], place, column)
-            rows.append(Row(text=text, messages=None, columns=columns, place=place))
-            continue
+            if prompt_template is not None:
+                text = prompt_template.replace("{prompt}", text)
+            return Row(text=text, messages=None, columns=columns, place=place)
         if hh:
             dialogue = tuple(hh_messages(_parse_hh(values[column], place, column)))
             messages, answer = open_turn(dialogue, place) if dialogue else read_messages([], place, column)
         else:
             messages, answer = read_messages(values[column], place, column)
+        if TOOLS in columns:
+            columns[TOOLS] = read_tools(columns[TOOLS], place)
         own = values.get("system")  # beside the dialogue, as ShareGPT's and Orca's rows have it
         messages = with_system(messages, own if isinstance(own, str) and own.strip() else system_prompt)
-        rows.append(Row(text=as_text(messages), messages=messages, columns=columns, place=place, answer=answer))
+        return Row(text=as_text(messages), messages=messages, columns=columns, place=place, answer=answer)
+
+    rows = []
+    for index, values in enumerate(table.rows):
+        try:
+            rows.append(parse(values, table.place(index)))
+        except EmptyError as error:
+            if dropped is None:
+                raise
+            dropped.add("null or empty prompts are left out", error.where)
+    if not rows:
+        raise UserError(table.source, "every prompt is null or empty", "correct the rows, or set data.prompt_column")
     return format, rows
 
 
@@ -100,8 +135,9 @@ def _decide_format(table: Table, names: list[str], prompt_column: str) -> str:
             return "text" if isinstance(first, str) else "chat"
         problem = f"{prompt_column!r} is {kind_of(first)}, neither text nor messages"
         raise UserError(table.place(index), problem, "set data.prompt_column or data.format")
-    dialogues = [table.rows[0].get("chosen"), table.rows[0].get("rejected")]
-    if all(isinstance(dialogue, str) and ASSISTANT in dialogue for dialogue in dialogues):
+    pairs = ((row.get("chosen"), row.get("rejected")) for row in table.rows)
+    first = next((pair for pair in pairs if all(pair)), ())
+    if first and all(isinstance(dialogue, str) and ASSISTANT in dialogue for dialogue in first):
         return "hh"
     raise _missing_column(table, names, prompt_column)
 

@@ -11,6 +11,8 @@ from apa_cli.config.schema import DataConfig
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.prompts import Prompt, PromptSet
 from apa_cli.data.sources import read_source
+from apa_cli.data.table import Findings
+from apa_cli.data.template import RENDERED
 from apa_cli.data.tokenization import cut_left, encode, without_oldest_turns
 from apa_cli.errors import UserError
 
@@ -28,6 +30,7 @@ class _Pool:
     source: str
     commit: str | None
     format: str
+    findings: Findings
 
     def select(self, chosen: Sequence[int], *, dropped: int = 0, withheld: int = 0) -> PromptSet:
         return PromptSet(
@@ -38,6 +41,8 @@ class _Pool:
             withheld=withheld,
             commit=self.commit,
             format=self.format,
+            warnings=tuple(self.findings.lines()),
+            rendered=self.findings.count(RENDERED) > 0,
         )
 
 
@@ -82,8 +87,14 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
     )
     system_prompt = config.system_prompt
     arguments = config.arguments
+    findings = Findings()
     format, rows = parse_rows(
-        table, format=config.format, prompt_column=config.prompt_column, system_prompt=system_prompt
+        table,
+        format=config.format,
+        prompt_column=config.prompt_column,
+        system_prompt=system_prompt,
+        prompt_template=config.prompt_template,
+        dropped=findings if config.empty == "drop" else None,
     )
     chat = format in ("chat", "hh_chat")
     if arguments and not chat:
@@ -92,7 +103,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
     limit = config.max_prompt_tokens
     prompts: list[Prompt] = []
     cut: list[bool] = []
-    every = encode(rows, tokenizer, arguments=arguments, system_prompt=system_prompt)
+    every = encode(rows, tokenizer, arguments=arguments, system_prompt=system_prompt, findings=findings)
     for row, row_ids in zip(rows, every, strict=True):
         overlong = len(row_ids) > limit
         if overlong and config.overlong == "drop":
@@ -132,6 +143,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         source=table.source,
         commit=table.commit,
         format=format,
+        findings=findings,
     )
 
 

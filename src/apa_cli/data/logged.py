@@ -17,10 +17,10 @@ from typing import Any
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.formats import ASSISTANT
-from apa_cli.data.messages import SYSTEM, each_message
+from apa_cli.data.messages import CALLS, SYSTEM, Message, each_message
 from apa_cli.data.prompts import LoggedResponse, Prompt, PromptSet
 from apa_cli.data.response_tokens import ResponseEncoder
-from apa_cli.data.table import check_text, kind_of
+from apa_cli.data.table import EmptyError, check_text, kind_of
 from apa_cli.errors import UserError
 
 PAIR = ("chosen", "rejected")
@@ -33,6 +33,7 @@ class LoggedSet:
     prompts: int  # different ones that they answer
     cut: int  # responses longer than generation.max_new_tokens
     astray: int  # responses left out because their dialogue is not the prompt's
+    empty: tuple[str, ...]  # places of responses left out as null or empty, with data.empty=drop
     source: str
     prompt_notes: list[str]  # what became of rows before their responses were read
 
@@ -44,6 +45,8 @@ class LoggedSet:
             notes.append(f"{self.cut:,} cut at generation.max_new_tokens")
         if self.astray:
             notes.append(f"{self.astray:,} left out that continue another dialogue")
+        if self.empty:
+            notes.append(f"{len(self.empty):,} left out as null or empty (the first: {self.empty[0]})")
         if self.prompt_notes:
             notes.append(f"of the prompts {', '.join(self.prompt_notes)}")
         return f"{len(self.rows):,} logged responses to {self.prompts:,} prompts from {self.source}: {', '.join(notes)}"
@@ -54,12 +57,21 @@ def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncode
     names = _response_names(prompts, config)
     dialogues = prompts.format in ("hh", "hh_chat")
     found: list[tuple[Prompt, str, float | None]] = []
-    astray = 0
+    astray, empty = 0, []
     for prompt in prompts.prompts:
         for name in names:
-            text = _response(prompt, name, whole=dialogues and name in PAIR)
+            try:
+                text = _response(prompt, name, whole=dialogues and name in PAIR)
+            except EmptyError as error:
+                if config.data.empty == "stop":
+                    raise
+                empty.append(error.where)
+                continue
             if text is None:
                 astray += 1
+                continue
+            if config.data.empty == "drop" and not text.strip():
+                empty.append(prompt.place)
                 continue
             column = config.data.score_column
             scored = column if column is None or names != PAIR else f"{column}_{name}"
@@ -78,6 +90,7 @@ def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncode
         prompts=len({row.token_ids for row in rows}),
         cut=sum(not ended for _, ended in encoded),
         astray=astray,
+        empty=tuple(empty),
         source=prompts.source,
         prompt_notes=prompts.notes,
     )
@@ -131,7 +144,7 @@ def _response(prompt: Prompt, name: str | None, *, whole: bool) -> str | None:
         if prompt.answer is None:
             problem = "its messages end without the assistant's answer, and those of other rows with one"
             raise UserError(prompt.place, problem, "add it, or remove the row")
-        return prompt.answer
+        return _said(prompt.answer, prompt.place)
     value = prompt.columns.get(name)
     if isinstance(value, list):
         return _last_message(prompt, name, value)
@@ -151,11 +164,21 @@ def _last_message(prompt: Prompt, name: str, messages: Sequence[Any]) -> str | N
         problem = f"{name!r} is a list of messages, and the prompt is text"
         raise UserError(prompt.place, problem, "set data.format=chat")
     if not messages:
-        raise UserError(prompt.place, f"{name!r} has no messages", "fill it in, or remove the row")
+        raise EmptyError(prompt.place, f"{name!r} has no messages", "fill it in, or remove the row")
     *before, last = each_message(messages, prompt.place)
     if last["role"] != "assistant":
         problem = f"the last message of {name!r} is from {last['role']!r}, not from the assistant"
         raise UserError(prompt.place, problem, "end it with the response")
     # of the dialogue before it the prompt may be the end alone, or have a system message of its own
-    said, asked = ([m for m in part if m["role"] not in SYSTEM] for part in (before, prompt.messages))
-    return last["content"] if not said or said[len(said) - len(asked) :] == asked else None
+    said, asked = (
+        [(m["role"], m["content"], m.get(CALLS)) for m in part if m["role"] not in SYSTEM]
+        for part in (before, prompt.messages)
+    )
+    return _said(last, prompt.place) if not said or said[len(said) - len(asked) :] == asked else None
+
+
+def _said(answer: Message, place: str) -> str:
+    if unread := [name for name in (CALLS, "reasoning_content") if answer.get(name)]:
+        problem = f"the response holds {unread[0]!r}, and of a logged response only the content is learnt from"
+        raise UserError(place, problem, "write it into the content, as the policy would, or remove the row")
+    return str(answer["content"])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apa_cli.data.messages import Message, Messages
 from apa_cli.errors import UserError
 
 
@@ -38,10 +39,10 @@ class Prompt:
 
     token_ids: tuple[int, ...]
     text: str
-    messages: tuple[dict[str, str], ...] | None
+    messages: Messages | None
     columns: dict[str, Any]  # every other column of the row; None where the row leaves it out
     place: str = ""  # of the row, for errors
-    answer: str | None = None  # the assistant's message that the row's dialogue ends with
+    answer: Message | None = None  # the assistant's message that the row's dialogue ends with
     torn: bool = False  # cut on the left, where `text` may begin inside a turn
     logged: LoggedResponse | None = None  # with rollout.source=offline
 
@@ -60,7 +61,7 @@ class PromptBatch:
     prompt_ids: Tensor  # (B, P) left-padded
     prompt_mask: Tensor  # (B, P) bool, True = a token of the prompt
     texts: list[str]
-    messages: list[list[dict[str, str]]] | None  # chat only
+    messages: list[list[Message]] | None  # chat only
     columns: dict[str, list[Any]]
     torn: list[bool]  # of each, whether its text may begin inside a turn
     copies: int = 1  # each prompt stands this often in the batch, next to itself
@@ -76,6 +77,8 @@ class PromptSet:
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
     commit: str | None = None  # of a data set on the Hub, where it is known
     format: str = "text"  # text, chat, hh or hh_chat
+    warnings: tuple[str, ...] = ()  # of rows that may not be what was meant
+    rendered: bool = False  # texts among them have been through the policy's chat template before
 
     @property
     def chat(self) -> bool:

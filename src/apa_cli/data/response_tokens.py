@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from apa_cli.data.messages import TOOLS
 from apa_cli.data.prompts import Prompt
+from apa_cli.data.template import Template
 from apa_cli.data.tokenization import tokens_after
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class ResponseEncoder:
         self.tokenizer, self.stop, self.max_new_tokens = tokenizer, stop, max_new_tokens
         self.eos_token_ids = set(eos_token_ids)
         self.closing, self.closing_turn = closing, closing_turn
-        self.arguments = dict(arguments or {})  # of the chat template
+        self.template = Template(tokenizer, arguments)
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], bool]]:
         stopped = [self._until_stop(response) for response in responses]
@@ -54,17 +56,14 @@ class ResponseEncoder:
 
     def _turn(self, prompt: Prompt, response: str) -> str:
         """What the chat template writes after the prompt: the response and the end of the turn."""
-        messages = [dict(message) for message in prompt.messages or ()]
-        asked = self._render(messages, add_generation_prompt=True)
-        messages.append({"role": "assistant", "content": response})
+        messages, tools = prompt.messages or (), prompt.columns.get(TOOLS)
+        asked = self.template.render(messages, tools)
+        answer = {"role": "assistant", "content": response}
         try:
-            whole = self._render(messages)
+            whole = self.template.render([*messages, answer], tools, add_generation_prompt=False)
         except Exception:  # a template may fail in any way; the prompt alone it took
             return response
         return whole.removeprefix(asked) if whole.startswith(asked) else response
-
-    def _render(self, messages: list[dict[str, str]], **options: Any) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, **{**self.arguments, **options, "tokenize": False}))
 
     def _closing(self, prompt: Prompt) -> int | None:
         return self.closing if prompt.messages is None else self.closing_turn

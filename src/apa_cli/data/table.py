@@ -24,6 +24,30 @@ class Table:
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
+class EmptyError(UserError):
+    """Of a prompt or a response that is null, empty or not there: data.empty=drop leaves it out."""
+
+
+class Findings:
+    """What rows turned out to hold, counted by kind, each with where it was first."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, what: str, place: str) -> None:
+        count, first = self._found.get(what, (0, place))
+        self._found[what] = count + 1, first
+
+    def count(self, what: str) -> int:
+        return self._found.get(what, (0, ""))[0]
+
+    def lines(self) -> list[str]:
+        return [
+            f"{what}: {count:,} prompt{'s' if count > 1 else ''}, the first {first}"
+            for what, (count, first) in self._found.items()
+        ]
+
+
 def kind_of(value: object) -> str:
     """What a value is, in a user's words."""
     if value is None:
@@ -46,9 +70,10 @@ def listing(names: list[str]) -> str:
 
 def check_text(value: object, place: str, what: str, *, empty: bool = False) -> str:
     if not isinstance(value, str):
-        raise UserError(place, f"{what} is {kind_of(value)}, not a string", "correct it, or remove the row")
+        kind = UserError if value is not None else EmptyError
+        raise kind(place, f"{what} is {kind_of(value)}, not a string", "correct it, or remove the row")
     if not empty and not value.strip():
-        raise UserError(place, f"{what} is empty", "fill it in, or remove the row")
+        raise EmptyError(place, f"{what} is empty", "fill it in, or remove the row")
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from apa_cli.data.formats import Row
-from apa_cli.data.messages import SYSTEM, as_text, without_oldest_turn
+from apa_cli.data.messages import as_text, without_oldest_turn
+from apa_cli.data.table import Findings
+from apa_cli.data.template import RENDERED, Template
 from apa_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,28 +24,49 @@ def encode(
     *,
     arguments: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    findings: Findings | None = None,
 ) -> list[list[int]]:
     """Token ids of each row, uncut.
 
     Text gets the special tokens that the tokenizer puts in front (a BOS, say) and none that it appends: a prompt that
-    ends with EOS asks for no answer. Messages go through the chat template with `arguments`, and it writes the special
-    tokens, a BOS among them where the model has one. `system_prompt` is data.system_prompt, for errors.
-    Raises UserError for a missing template, a template that refuses the messages, and a prompt without tokens.
+    ends with EOS asks for no answer. A text that begins with them, or that has been through a chat template which
+    writes none, gets none. Messages go through the chat template with `arguments`, and it writes the special
+    tokens, a BOS among them where the model has one. `system_prompt` is data.system_prompt, for errors. `findings`
+    takes what is worth a warning.
+    Raises UserError for a missing template, a template that refuses or leaves out what the messages say, and a prompt
+    without tokens.
     """
     if not rows:
         return []
-    before = 0  # special tokens in front of the prompt's own
+    findings = Findings() if findings is None else findings
+    template = Template(tokenizer, arguments)
     if rows[0].messages is not None:
-        texts = _render(rows, tokenizer, dict(arguments or {}), system_prompt)
+        texts = template.render_rows(rows, system_prompt=system_prompt, findings=findings)
         ids = tokenize(tokenizer, texts, special=False)
+        own = ids
     else:
         ids = tokenize(tokenizer, [row.text for row in rows], special=True)
         before, after = added_tokens(tokenizer, rows[0].text)
         ids = [row_ids[: len(row_ids) - after] for row_ids in ids]
-    for row, row_ids in zip(rows, ids, strict=True):
-        if len(row_ids) <= before:
+        own = [row_ids[before:] for row_ids in ids]
+        ids = [_with_specials(row, row_ids, before, template, findings) for row, row_ids in zip(rows, ids, strict=True)]
+    for row, row_ids in zip(rows, own, strict=True):
+        if not row_ids:
             raise UserError(row.place, "the tokenizer makes no tokens of this prompt", "remove the row")
     return ids
+
+
+def _with_specials(row: Row, ids: list[int], before: int, template: Template, findings: Findings) -> list[int]:
+    """The ids of a text, without the first `before` of them where the text brings its own special tokens."""
+    rendered = template.is_rendered(row.text)
+    if rendered:
+        findings.add(RENDERED, row.place)
+    elif marker := template.foreign_marker(row.text):
+        findings.add(f"the policy's tokenizer reads {marker} as plain characters", row.place)
+    if before and ids[before : 2 * before] == ids[:before]:
+        findings.add("special tokens that a text begins with are not added once more", row.place)
+        return ids[before:]
+    return ids[before:] if before and rendered and not template.writes_bos else ids
 
 
 def cut_left(ids: list[int], limit: int, bos_token_id: int | None) -> list[int]:
@@ -74,7 +97,10 @@ def without_oldest_turns(
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
     """How many special tokens the tokenizer puts in front of a text, and how many behind it."""
-    bare, full = (tokenize(tokenizer, [text], special=special)[0] for special in (False, True))
+    for sample in ("a", text):  # a text that begins with BOS would hide where its own begins
+        bare, full = (tokenize(tokenizer, [sample], special=special)[0] for special in (False, True))
+        if bare:
+            break
     if not bare:
         return len(full), 0
     for start in range(len(full) - len(bare) + 1):
@@ -104,55 +130,3 @@ def tokens_after(tokenizer: PreTrainedTokenizerBase, contexts: list[str], texts:
         for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
     )
     return [w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, whole, alone, strict=True)]
-
-
-def _render(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, arguments: dict[str, Any], system_prompt: str | None
-) -> list[str]:
-    template = tokenizer.chat_template
-    if not template:
-        problem = "the prompts are messages, and the policy's tokenizer has no chat template"
-        raise UserError("data.format", problem, "use a policy with one, or prompts as text")
-    for name in arguments:
-        if name not in str(template):
-            problem = f"the policy's chat template reads no argument {name}"
-            raise UserError("data.template_arguments", problem, "check its name, or leave it out")
-
-    def render(messages: list[dict[str, str]]) -> str:
-        options = {**arguments, "add_generation_prompt": True, "tokenize": False}
-        return str(tokenizer.apply_chat_template(messages, **options))  # type: ignore[arg-type]
-
-    texts = []
-    for row in rows:
-        messages = [dict(message) for message in row.messages or ()]
-        system = [message["content"] for message in messages if message["role"] in SYSTEM]
-        where = "data.system_prompt" if system_prompt is not None and system_prompt in system else row.place
-        try:
-            texts.append(render(messages))
-        except Exception as error:  # a template may fail in any way
-            others = [message for message in messages if message["role"] not in SYSTEM]
-            if system and _is_rendered(render, others):
-                problem = f"the policy's chat template takes no system message: {error}"
-                raise UserError(where, problem, _remedy(where, row)) from None
-            problem = f"the chat template refuses the messages: {error}"
-            roles = ", ".join(message["role"] for message in messages[:8]) + (", …" if len(messages) > 8 else "")
-            remedy = f"write them the way this policy's template expects (this row: {roles})"
-            raise UserError(row.place, problem, remedy) from None
-        if any(content.strip() not in texts[-1] for content in system):
-            problem = "the policy's chat template leaves the system message out"
-            raise UserError(where, problem, _remedy(where, row))
-    return texts
-
-
-def _remedy(where: str, row: Row) -> str:
-    """What to do about a system message that the template does not take."""
-    gone = "set data.system_prompt=null" if where != row.place else "take it out"
-    return f"{gone}, and put what it says at the head of the user's message"
-
-
-def _is_rendered(render: Callable[[list[dict[str, str]]], str], messages: list[dict[str, str]]) -> bool:
-    try:
-        render(messages)
-    except Exception:
-        return False
-    return True

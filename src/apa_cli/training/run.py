@@ -147,6 +147,8 @@ def _prepare(
         tracker.note(f"training on {prompts.describe()}")
     if held_out.prompts:
         tracker.note(f"evaluating on {held_out.describe()}")
+    for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):
+        tracker.warn(line)
     _say_how_it_is_read(models, prompts, tracker)
     stream = PromptStream(
         rows,

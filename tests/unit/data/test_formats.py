@@ -1,11 +1,13 @@
 """What a row means, and which rows are refused."""
 
+import json
+
 import pytest
 from hh_data import hh_file
 
 from apa_cli.data.files import read_file
 from apa_cli.data.formats import parse_rows
-from apa_cli.data.table import Table
+from apa_cli.data.table import EmptyError, Findings, Table
 from apa_cli.errors import UserError
 
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: See you"
@@ -65,7 +67,7 @@ def test_the_answer_at_the_end_is_left_out():
     dialogue = [user("a"), assistant("b"), user("c"), assistant("d")]
     _, rows = parse({"prompt": dialogue}, {"prompt": dialogue[:3]})
     assert [row.messages for row in rows] == [tuple(dialogue[:3])] * 2
-    assert [row.answer for row in rows] == ["d", None]
+    assert [row.answer for row in rows] == [assistant("d"), None]
     assert rows[0].text == "user: a\n\nassistant: b\n\nuser: c"
 
 
@@ -74,7 +76,7 @@ def test_sharegpt_and_the_columns_that_usually_hold_messages():
     format, rows = parse({"conversations": [{"from": who, "value": what} for who, what in turns], "id": 1})
     assert format == "chat"
     assert rows[0].messages == ({"role": "system", "content": "S"}, user("a"), assistant("b"), user("c"))
-    assert (rows[0].answer, rows[0].columns) == ("d", {"id": 1})
+    assert (rows[0].answer, rows[0].columns) == (assistant("d"), {"id": 1})
     assert parse({"messages": [user("a")]})[1][0].messages == (user("a"),)
     assert parse({"messages": [user("a")], "prompt": "b"})[0] == "text"
 
@@ -116,6 +118,61 @@ def test_every_dialogue_of_a_file_becomes_alternating_messages():
         roles = [message["role"] for message in row.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2) + ["user"]
         assert row.messages[-1]["content"] in row.columns["chosen"]
+
+
+def test_all_of_a_message_is_kept_and_calls_and_tools_are_read_as_objects():
+    call = {"id": "1", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    calling = {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None}
+    result = {
+        "role": "tool",
+        "tool_call_id": "1",
+        "content": [{"type": "text", "text": "3"}, {"type": "text", "text": "!"}],
+    }
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    _, rows = parse({"prompt": [user("a"), calling, result], "tools": json.dumps(tools)}, {"prompt": [user("b")]})
+    parsed = {"id": "1", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert rows[0].messages == (
+        user("a"),
+        {"role": "assistant", "content": "", "tool_calls": [parsed]},
+        {"role": "tool", "tool_call_id": "1", "content": "3!"},
+    )
+    assert [row.columns["tools"] for row in rows] == [tools, None]
+    assert rows[0].text == f"user: a\n\nassistant: {json.dumps(parsed)}\n\ntool: 3!"
+
+
+def test_a_prompt_template_puts_text_around_a_prompt():
+    settings = {"format": "auto", "prompt_column": "prompt", "prompt_template": "Q: {prompt}\nA:"}
+    _, rows = parse_rows(table({"prompt": "{why}"}), **settings)
+    assert rows[0].text == "Q: {why}\nA:"
+    with pytest.raises(UserError, match=r"^data.prompt_template: set, but prompts.jsonl holds messages"):
+        parse_rows(table({"prompt": [user("a")]}), **settings)
+
+
+PAIR = {"chosen": DIALOGUE, "rejected": DIALOGUE}
+EMPTY_ROWS = [
+    ("auto", [{"prompt": None}, {"prompt": " \n"}, {"n": 1}, {"prompt": "a"}]),
+    ("auto", [{"prompt": None}, {"prompt": []}, {"prompt": [user(" ")]}, {"prompt": [user("a")]}]),
+    ("chat", [{"prompt": [user("b"), assistant(None), user("c")]}, {"prompt": [user(None)]}, {}, {"prompt": "a"}]),
+    ("auto", [{"chosen": None, "rejected": None}, {"chosen": None}, {"chosen": ""}, PAIR]),
+    ("hh_chat", [{"chosen": None}, {"chosen": "\n\nHuman:\n\nAssistant: hi"}, {"n": 1}, {"chosen": DIALOGUE}]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "rows"), EMPTY_ROWS)
+def test_null_and_empty_prompts_stop_or_are_dropped_and_counted(format, rows):
+    with pytest.raises(EmptyError, match=r"^prompts.jsonl, line 1: "):
+        parse(*rows, format=format)
+    dropped = Findings()
+    _, kept = parse_rows(table(*rows), format=format, prompt_column="prompt", dropped=dropped)
+    assert [row.place for row in kept] == ["prompts.jsonl, line 4"]
+    assert dropped.lines() == ["null or empty prompts are left out: 3 prompts, the first prompts.jsonl, line 1"]
+    with pytest.raises(UserError, match="every prompt is null or empty"):
+        parse_rows(table(*rows[:1], rows[0]), format="chat", prompt_column=next(iter(rows[0])), dropped=dropped)
+
+
+def test_a_wrong_prompt_is_not_dropped():
+    with pytest.raises(UserError, match="line 2: 'prompt' is a number"):
+        parse_rows(table({"prompt": "a"}, {"prompt": 3}), format="auto", prompt_column="prompt", dropped=Findings())
 
 
 def test_a_string_is_one_user_message_when_chat_is_asked_for():
@@ -165,7 +222,20 @@ REFUSED = [
     ("chat", [{"prompt": [{"role": "user", "content": None}]}], ["content of message 1 is null"]),
     ("chat", [{"prompt": [assistant("b")]}], ["line 1", "no message before the assistant's"]),
     ("chat", [{"prompt": [user("a"), assistant("b"), assistant("c")]}], ["before the answer is from 'assistant'"]),
-    ("chat", [{"prompt": [user("a"), {"role": "tool", "content": "b"}]}], ["from 'tool', not from the user"]),
+    (
+        "chat",
+        [{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}],
+        ["message 1 has a part that is of type 'image'"],
+    ),
+    ("chat", [{"prompt": [{"role": "user", "content": ["a"]}]}], ["message 1 has a part that is a string"]),
+    (
+        "chat",
+        [{"prompt": [user("a")], "tools": "calculator"}],
+        ["line 1", "'tools' is a string, not a list of objects"],
+    ),
+    ("chat", [{"prompt": [user("a")], "tools": ["f"]}], ["line 1", "'tools' is a list, not a list of objects"]),
+    ("chat", [{"prompt": [{**user("a"), "tool_calls": "f"}]}], ["'tool_calls' of message 1 is a string"]),
+    ("chat", [{"prompt": [{**user("a"), "tool_calls": [{"id": "1"}]}]}], ["a call in message 1 names no function"]),
     ("hh_chat", [{"prompt": "a"}], ["no column 'chosen'", "data.format"]),
     ("hh_chat", [{"chosen": "\n\nHuman:\n\nAssistant: hi"}], ["line 1", "message 1 is empty"]),
     ("hh_chat", [{"chosen": "\n\nAssistant: hi"}], ["line 1"]),

@@ -235,6 +235,11 @@ BAD = [
     ([{"prompt": "p", "response": "x", "score": float("nan")}], {"data__score_column": "score"}, "'score' is nan"),
     ([{"prompt": "p", "response": [{"role": "assistant", "content": "x"}]}], {}, "and the prompt is text; set data.fo"),
     ([{"chosen": f"{ASK} good", "rejected": None}], {"data__format": "hh"}, "'rejected' is null"),
+    (
+        [{"prompt": "p", "response": None}, {"prompt": "q", "response": " "}],
+        {"data__empty": "drop"},
+        "no response continues its prompt",
+    ),
 ]
 
 
@@ -243,6 +248,29 @@ def test_what_is_wrong_is_named(load, rows, changes, line):
     with pytest.raises(UserError) as error:
         load(rows, **changes)
     assert line in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["tool_calls", "reasoning_content"])
+def test_an_answer_of_more_than_content_is_not_learnt_from_in_part(load, chat, name):
+    answer = {"role": "assistant", "content": "yes", name: [{"name": "f"}]}
+    for row in ({"prompt": [{"role": "user", "content": "a"}, answer]}, {"prompt": "a", "response": [answer]}):
+        with pytest.raises(UserError, match=f"line 1: the response holds '{name}', and of a logged response only"):
+            load([row], reader=chat, data__format="chat")
+
+
+def test_null_and_empty_responses_may_be_dropped(load, said):
+    pairs = [
+        {"chosen": f"{ASK} good", "rejected": None},
+        {"chosen": None, "rejected": f"{ASK} bad"},
+        {"chosen": f"{ASK} fine", "rejected": f"{ASK} "},
+    ]
+    logged = load(pairs, data__format="hh", data__empty="drop")
+    assert [text for _, text, _, _ in said(logged)] == [" good", " fine"]
+    assert len(logged.empty) == 2
+    assert f"2 left out as null or empty (the first: {logged.empty[0]})" in logged.describe()
+    rows = [{"prompt": "p", "response": None}, {"prompt": "p", "response": ""}, {"prompt": "p", "response": "x"}]
+    assert [text for _, text, _, _ in said(load(rows, data__empty="drop"))] == ["x"]
+    assert [text for _, text, _, _ in said(load(rows[1:]))] == ["", "x"]
 
 
 def test_the_stream_knows_when_responses_or_scores_changed(load, said):
