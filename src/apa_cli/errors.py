@@ -36,9 +36,9 @@ class DivergedError(RunError):
     def __init__(self, culprit: str, count: int, setting: str) -> None:
         self.culprit, self.count, self.setting = culprit, count, setting
         times = f"{count} minibatches in a row were" if count > 1 else "a minibatch was"
-        remedy = "see what scores them" if culprit == "scores" else "a lower optimizer.learning_rate may help"
         super().__init__(
-            f"training diverged: {times} skipped (training.max_skipped), not finite: {culprit}; at {setting}; {remedy}"
+            f"training diverged: {times} skipped (training.max_skipped), not finite: {culprit}; at {setting}; "
+            "a lower optimizer.learning_rate may help"
         )
 
     def __reduce__(self) -> tuple[type[DivergedError], tuple[str, int, str]]:

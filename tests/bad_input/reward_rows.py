@@ -26,8 +26,8 @@ def generator(prompts, responses):
     yield from (0.0 for _ in responses)
 
 
-def missing(prompts, responses):
-    return [0.0, None]
+def imaginary(prompts, responses):
+    return [0.0, 1j]
 
 
 def one_argument(prompts):
@@ -85,5 +85,5 @@ ROWS = [
     mine("a generator", "mine.py:generator", "mine.py:generator returned generator; return a list with one number a response"),
     mine("a coroutine", "mine.py:later", "mine.py:later returned coroutine; return a list with one number a response"),
     mine("a tensor of two columns", "mine.py:tensor", "mine.py:tensor returned [0.0, 0.0] for row 0; return finite numbers"),
-    mine("null among the scores", "mine.py:missing", "mine.py:missing returned None for row 1; return finite numbers"),
+    mine("a complex number", "mine.py:imaginary", "mine.py:imaginary returned 1j for row 1; return finite numbers"),
 ]  # fmt: skip

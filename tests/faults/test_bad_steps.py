@@ -48,45 +48,47 @@ def summary_of(run: Finished) -> dict[str, Any]:
     return json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))
 
 
-def test_one_bad_score_costs_its_minibatches_and_a_warning(tmp_path: Path):
-    run = run_with(tmp_path, "scores[5] = math.nan if calls == 2 else scores[5]")
+def test_a_response_without_a_score_is_left_out_by_itself(tmp_path: Path):
+    run = run_with(tmp_path, "scores = [None, *scores[1:5], math.nan, math.inf, 8.0] if calls == 2 else scores")
     assert run.code == 0, run.errors
     (warning,) = run.errors.splitlines()
     assert warning == (
-        f"warning: iteration 2: reward.function: {tmp_path}/mine.py:reward returned nan for row 5; "
-        "return finite numbers; the minibatches with this row are skipped"
+        f"warning: iteration 2: reward.function: {tmp_path}/mine.py:reward returned nan for row 0; "
+        "return finite numbers; 3 of 8 responses have no score and are left out"
     )
-    assert [line["optim/skipped_minibatches"] for line in run.metrics] == [0, 2, 0]  # one in each of two passes
+    assert [line["optim/skipped_responses"] for line in run.metrics] == [0, 3, 0]
+    assert [line["optim/skipped_minibatches"] for line in run.metrics] == [0, 0, 0]
     for line in run.metrics:
         assert all(value is not None for value in line.values()), line
-    assert saved_state(run)["moments"]["count"] == 3 * 8 - 1
-    assert saved_state(run)["health"]["skips"]["in_a_row"] == 0
+    assert saved_state(run)["moments"]["count"] == 3 * 8 - 3
+    assert saved_state(run)["health"]["unscored"] == 0
 
 
-def test_too_many_in_a_row_save_and_stop_and_a_mended_reward_goes_on(tmp_path: Path):
-    bad = run_with(tmp_path, "scores = [math.nan] * 8 if calls > 1 else scores", "training.max_skipped=6")
-    assert bad.code == 1
-    warnings, line = bad.errors.splitlines()[:-1], bad.errors.splitlines()[-1]
+def test_a_reward_that_never_scores_saves_and_stops_and_a_mended_one_goes_on(tmp_path: Path):
+    bad = run_with(tmp_path, "scores = [None] * 8 if calls > 1 else scores", "training.iterations=8")
+    assert bad.code == 2
+    *warnings, line = bad.errors.splitlines()
     assert line == (
-        "apa-train: error: training diverged: 6 minibatches in a row were skipped (training.max_skipped), "
-        "not finite: scores; at iteration 3, λ 0.3, scores (8 of 8 not finite); see what scores them"
+        f"apa-train: error: reward.function: {tmp_path}/mine.py:reward returned nan for row 0, "
+        "and no response has had a score for 5 iterations in a row; return finite numbers"
     )
-    assert all(warning.startswith("warning: iteration ") for warning in warnings)
-    assert len(warnings) == 2
+    assert [warning.rpartition("; ")[2] for warning in warnings] == [
+        "none of the 8 responses has a score, so there is no step"
+    ] * 4
     assert "Traceback" not in bad.errors + bad.output + log_of(bad)
     assert line.removeprefix("apa-train: error: ") in log_of(bad)
-    assert [row["optim/skipped_minibatches"] for row in bad.metrics] == [0, 4]  # the six go over two iterations
+    assert [row["optim/skipped_responses"] for row in bad.metrics] == [0, 8, 8, 8, 8]
     assert bad.metrics[1]["reward/mean"] is None
     assert bad.metrics[1]["kl/to_init"] is not None
-    assert saved_state(bad)["iteration"] == 2
-    assert saved_state(bad)["work"]["progress"]["skipped"] == 2
+    assert saved_state(bad)["iteration"] == 5
+    assert saved_state(bad)["health"]["unscored"] == 0  # as many tries again
     assert not (bad.folder / "summary.json").exists()
 
-    mended = run_with(tmp_path, "pass", "training.max_skipped=6", "training.iterations=4", "resume=auto")
+    mended = run_with(tmp_path, "pass", "training.iterations=8", "resume=auto")
     assert mended.code == 0, mended.errors
-    assert [row["iteration"] for row in mended.metrics] == [1, 2, 3, 4]
-    assert [row["optim/skipped_minibatches"] for row in mended.metrics] == [0, 4, 4, 0]
-    assert saved_state(mended)["moments"]["count"] == 2 * 8
+    assert [row["iteration"] for row in mended.metrics] == list(range(1, 9))
+    assert [row["optim/skipped_responses"] for row in mended.metrics[5:]] == [0, 0, 0]
+    assert saved_state(mended)["moments"]["count"] == 4 * 8
 
 
 POISONING = """

@@ -77,7 +77,7 @@ def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
         raise UserError("resume", problem, "set back what changes the models, or start a new run") from error
     lines = [f"going on from {checkpoint.name}: {state.iteration} iterations done"]
     if state.work is not None:
-        lines[0] += f", the next one under way ({state.work.progress.describe(len(state.work.scores))})"
+        lines[0] += f", the next one under way ({state.work.progress.describe()})"
     if resumption.changed:
         lines.append(f"changed since: {', '.join(resumption.changed)}")
     return lines

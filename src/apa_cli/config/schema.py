@@ -129,7 +129,9 @@ class TrainingConfig:
         False, "torch.compile of the update's transformers; takes a minute or more at the start, same gradient"
     )
     max_skipped: int = number(
-        10, "minibatches with numbers that are not finite, skipped in a row, before the run saves and stops", minimum=1
+        10,
+        "minibatches skipped in a row, as numbers of the models are not finite, before the run saves and stops",
+        minimum=1,
     )
     stop_if: StopIfConfig = field(default_factory=StopIfConfig)
 

@@ -182,10 +182,7 @@ class HttpReward:
         if not names:
             said = excerpt(answer[:1000].decode("utf-8", "replace"), key)
             raise UserError(where, f'{self.url} answers JSON without "scores"{said}', _ANSWER)
-        scores = content[names[0]]
-        if isinstance(scores, list):
-            scores = [math.nan if score is None else score for score in scores]
-        return checked(scores, count, self.url, where)
+        return checked(content[names[0]], count, self.url, where)
 
     def _refused(self, error: HTTPError, key: str | None) -> Exception:
         """The error for a status that is not 2xx."""

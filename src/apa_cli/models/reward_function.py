@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 import threading
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from apa_cli.errors import UserError
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 # What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
 _MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
+FLOAT32_MAX = torch.finfo(torch.float32).max
 _PYTHONS_OWN = (threading.__file__, importlib.__file__)
 
 
@@ -133,7 +136,7 @@ def _brief(error: BaseException) -> str:
 
 
 def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
-    """What `name` answered as one float a response. Raises UserError."""
+    """What `name` answered as one float a response, NaN for None: no score. Raises UserError."""
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu().tolist()
     elif hasattr(scores, "tolist"):
@@ -151,11 +154,16 @@ def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
         if isinstance(score, str):
             raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers")
         try:
-            number = float(score)
+            number = math.nan if score is None else float(score)
         except (TypeError, ValueError):
             raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers") from None
         except OverflowError:
             problem = f"{name} returned a whole number beyond every float for row {row}"
             raise UserError(key, problem, "return finite numbers") from None
-        checked.append(number)
+        checked.append(within_float32(number))
     return checked
+
+
+def within_float32(number: float) -> float:
+    """The number, or what it becomes in a tensor of scores: ±∞ beyond 3.4e38, and then no score."""
+    return math.copysign(math.inf, number) if abs(number) > FLOAT32_MAX else number

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from apa_cli.errors import UserError
+from apa_cli.models.reward_function import within_float32
 
 if TYPE_CHECKING:
     from apa_cli.models.reward import FinishedResponses, Scorer
@@ -48,7 +49,7 @@ class WeightedRewards:
     def _sum(self, row: tuple[float, ...]) -> float:
         if not all(map(math.isfinite, row)):
             return math.nan
-        return sum(weight * score for weight, score in zip(self.weights.values(), row, strict=True))
+        return within_float32(sum(weight * score for weight, score in zip(self.weights.values(), row, strict=True)))
 
 
 def score(scorer: Scorer, finished: FinishedResponses) -> Scored:

@@ -26,6 +26,15 @@ def usable_rows(rollout: Rollout, scores: Tensor) -> Tensor | None:
     return None if bool(usable.all()) else usable
 
 
+def trained_rows(rollout: Rollout, usable: Tensor | None) -> Tensor:
+    """(B,) bool, on the CPU: rows that go into minibatches. Sound ones that are not usable lack a score.
+
+    Of the model's own faults every minibatch is to hear: a row that is not sound stays in.
+    """
+    everywhere = torch.ones(len(rollout.ended), dtype=torch.bool)
+    return everywhere if usable is None else (usable | ~sound_rows(rollout)).cpu()
+
+
 def sound_part(rollout: Rollout) -> Rollout:
     """What can be measured of a rollout: its sound rows, or where there are none, what there is."""
     sound = sound_rows(rollout)
@@ -35,10 +44,7 @@ def sound_part(rollout: Rollout) -> Rollout:
 def fault_in(rollout: Rollout, rows: Tensor) -> str:
     """What is not finite in these rows, of the things made before the update in the order of their making."""
     mask = rollout.response_mask[rows]
-    for name, tensor in _made(rollout).items():
-        if not bool(_finite(tensor[rows], mask).all()):
-            return name
-    return "scores"
+    return next(name for name, tensor in _made(rollout).items() if not bool(_finite(tensor[rows], mask).all()))
 
 
 def _made(rollout: Rollout) -> dict[str, Tensor]:

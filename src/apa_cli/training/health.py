@@ -1,4 +1,5 @@
-"""What a run remembers of its troubles: minibatches skipped in a row, a lowered token budget, limits being crossed."""
+"""What a run remembers of its troubles: minibatches skipped in a row, iterations without any score, a lowered token
+budget, limits being crossed."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ class Health:
     skips: Skips
     budget: TokenBudget
     guards: Guards
+    unscored: int = 0  # iterations in a row in which no response had a score
 
     @classmethod
     def at_start(cls, config: TrainingConfig) -> Health:
@@ -31,9 +33,11 @@ class Health:
             "skips": self.skips.state_dict(),
             "budget": self.budget.state_dict(),
             "guards": self.guards.state_dict(),
+            "unscored": self.unscored,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.skips.load_state_dict(state["skips"])
         self.budget.load_state_dict(state["budget"])
         self.guards.load_state_dict(state["guards"])
+        self.unscored = state.get("unscored", 0)

@@ -15,6 +15,7 @@ from apa_cli.algorithms import explained_variance
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt
+from apa_cli.errors import UserError
 from apa_cli.evaluation.judge import Judgement, evaluate
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.roles import Models
@@ -36,6 +37,8 @@ from apa_cli.training.random_states import RandomStates
 from apa_cli.training.state import RolloutStart, TrainingState, Work
 from apa_cli.training.targets import estimate_targets, length_penalties, shape_scores
 from apa_cli.training.update import update
+
+UNSCORED_LIMIT = 5  # iterations in a row without any score, at which the run saves and stops
 
 
 @dataclass(kw_only=True)
@@ -185,7 +188,7 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
                 lambda tokens: _score(models.within(tokens), finished), budget, rollout.microbatches, where="scoring"
             )
         )
-    _warn_of_scores(run, state.iteration + 1, scored)
+    _check_scores(run, state, scored)
     return Collected(rollout=rollout, finished=finished, scored=scored)
 
 
@@ -193,6 +196,7 @@ def begin_work(config: TrainConfig, state: TrainingState, collected: Collected, 
     """What the update aims at. From here on a checkpoint keeps the work."""
     rollout, raw_scores = collected.rollout, collected.scored.scores
     scores = torch.tensor(raw_scores, device=rollout.response_ids.device)  # (B,)
+    state.health.unscored = 0 if bool(scores.isfinite().any()) else state.health.unscored + 1
     usable = usable_rows(rollout, scores)
     penalties = length_penalties(rollout.response_mask, config.reward)  # (B,)
     shaped = shape_scores(scores, rollout.ended, state.moments, config.objective, usable, length_penalties=penalties)
@@ -318,13 +322,24 @@ def reward_metrics(scored: Scored, penalties: Tensor | None, *, of: str = "rewar
     return metrics
 
 
-def _warn_of_scores(run: Run, iteration: int, scored: Scored) -> None:
-    bad = [row for row, score in enumerate(scored.scores) if not isfinite(score)]
-    if bad:
-        assert run.models.scorer is not None  # logged scores are finite
-        said = complaint(run.models.scorer, scored, bad[0])
-        count = f"{len(bad)} of {len(scored.scores)} rows" if len(bad) > 1 else "this row"
-        run.tracker.warn(f"iteration {iteration}: {said}; the minibatches with {count} are skipped")
+def _check_scores(run: Run, state: TrainingState, scored: Scored) -> None:
+    """Say how many responses have no score. Raises UserError where none has had one for UNSCORED_LIMIT iterations.
+
+    The count then begins anew, and a run that goes on from there draws this rollout once more.
+    """
+    missing = [row for row, score in enumerate(scored.scores) if not isfinite(score)]
+    if not missing:
+        return
+    assert run.models.scorer is not None  # logged scores are finite
+    said, total = complaint(run.models.scorer, scored, missing[0]), len(scored.scores)
+    if len(missing) == total and state.health.unscored + 1 >= UNSCORED_LIMIT:
+        state.health.unscored = 0
+        problem = f"{said.problem}, and no response has had a score for {UNSCORED_LIMIT} iterations in a row"
+        raise UserError(said.where, problem, said.remedy)
+    count = f"{len(missing)} of {total} responses have no score and are left out"
+    if len(missing) == total:
+        count = f"none of the {total} responses has a score, so there is no step"
+    run.tracker.warn(f"iteration {state.iteration + 1}: {said}; {count}")
 
 
 def _score(models: Models, finished: FinishedResponses) -> Scored:

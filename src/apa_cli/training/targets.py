@@ -73,10 +73,13 @@ def estimate_targets(
 ) -> Targets:
     """Advantages of the terminal score (apa, awr) or of the KL-shaped reward with coefficient `kl_coef` (ppo).
 
-    Rows that are not `usable` (B,) count for nothing, as if they were masked: in a group they are nobody's baseline.
+    Rows that are not `usable` (B,) count for nothing, as if they were masked: in a group they are nobody's baseline,
+    and one that is left alone there has nothing to be compared with, so that it is not usable either.
     `group_size` responses to one prompt stand next to each other.
     """
     assert rollout.reference_logprobs is not None
+    if advantage.name == "group" and usable is not None:
+        usable = usable & (usable.view(-1, group_size).sum(dim=1) > 1).repeat_interleave(group_size)
     mask = rollout.response_mask if usable is None else rollout.response_mask & usable[:, None]
     if kl_coef is None:
         rewards = terminal_rewards(scores, mask)  # (B, T)

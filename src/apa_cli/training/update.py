@@ -27,7 +27,7 @@ from apa_cli.models.roles import Models
 from apa_cli.models.value import SharedValue
 from apa_cli.rollouts.record import Rollout
 from apa_cli.tracking.log import LOGGER
-from apa_cli.training.finiteness import Suspects, bad_weights, fault_in
+from apa_cli.training.finiteness import Suspects, bad_weights, fault_in, trained_rows
 from apa_cli.training.health import Health
 from apa_cli.training.memory import enough_memory, within_memory
 from apa_cli.training.targets import Targets
@@ -62,16 +62,15 @@ class UpdateProgress:
     """How far an update has come. A checkpoint in its middle keeps this, and the update goes on from there."""
 
     epochs: int = 0  # finished passes
-    order: Tensor | None = None  # (B,) rows of the pass under way as they were shuffled; None between passes
+    order: Tensor | None = None  # (n,) rows of the pass under way as they were shuffled; None between passes
     rows: int = 0  # rows of `order` that are done
     means: dict[str, MeanAccumulator] = field(default_factory=lambda: defaultdict(MeanAccumulator))
     skipped: int = 0  # minibatches left out so far
     stepping: bool = False  # inside an optimizer step: weights and this record do not agree
 
-    def describe(self, batch_size: int) -> str:
-        return (
-            f"pass {self.epochs + 1}, {self.rows} of {batch_size} responses" if self.rows else f"pass {self.epochs + 1}"
-        )
+    def describe(self) -> str:
+        done = "" if self.order is None else f", {self.rows} of {len(self.order)} responses"
+        return f"pass {self.epochs + 1}{done}"
 
     def state_dict(self) -> dict[str, Any]:
         """All but `order`, which is a tensor, as JSON holds it."""
@@ -103,20 +102,23 @@ def update(
 
     Without `train_policy` the critic alone learns: the policy's loss is measured, and `optim/grad_norm` is NaN.
     `progress` says where to go on, and is kept up to date. `after_minibatch` is called whenever it and the weights
-    agree, and may raise to stop there. A minibatch with numbers that are not finite is left out, and counted in
-    `health`; `setting` says in warnings where the run stands. Raises DivergedError after too many of them in a row,
-    and UserError when a single response does not fit in memory; the record and the weights agree then too.
+    agree, and may raise to stop there. A response without a usable score is in no minibatch. A minibatch in which
+    numbers of the models are not finite is left out, and counted in `health`; `setting` says in warnings where the run
+    stands. Raises DivergedError after too many of them in a row, and UserError when a single response does not fit in
+    memory; the record and the weights agree then too.
     """
     progress = progress or UpdateProgress()
     health = health or Health.at_start(config.training)
     usable = torch.ones(len(rollout.ended)) if targets.usable is None else targets.usable.cpu()  # (B,)
+    trained = trained_rows(rollout, targets.usable)  # (B,)
     with models.policy.training(), models.runtime.large_tensors_apart():
         if models.value is not None:
             models.value.train()
         try:
             while progress.epochs < config.training.epochs_per_rollout:
-                if progress.order is None:
-                    progress.order = torch.randperm(len(rollout.response_ids))
+                order = torch.randperm(len(rollout.response_ids)) if progress.order is None else progress.order
+                done = torch.arange(len(order)) < progress.rows  # of an order that an earlier version kept whole
+                progress.order = order[done | trained[order]]
                 left = progress.order[progress.rows :]
                 for rows in left.split(config.training.minibatch_size) if len(left) else ():  # nothing splits into one
                     if bool(usable[rows].all()):
@@ -137,7 +139,8 @@ def update(
     stats = {**dict.fromkeys(always, math.nan), **{name: mean.mean() for name, mean in progress.means.items()}}
     if "objective/target_residual" in stats:
         stats["objective/target_residual"] **= 0.5  # root of the mean square
-    return {**stats, "optim/skipped_minibatches": progress.skipped}
+    skipped = {"minibatches": progress.skipped, "responses": int((~trained).sum())}
+    return {**stats, **{f"optim/skipped_{name}": count for name, count in skipped.items()}}
 
 
 def _step(
@@ -207,7 +210,7 @@ def _step(
 
 
 def _leave_out(rows: Tensor, culprit: str, setting: str, progress: UpdateProgress, health: Health) -> None:
-    if progress.skipped == 0 and culprit != "scores":  # of those the scoring has told
+    if progress.skipped == 0:
         _log.warning("a minibatch is skipped, not finite: %s; %s", culprit, setting)
     progress.skipped += 1
     progress.rows += len(rows)

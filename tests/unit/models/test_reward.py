@@ -432,7 +432,6 @@ def test_numbers_of_any_kind_are_taken(policy, good):
         ("abc", "returned str"),
         (1.0, "returned float"),
         (None, "returned NoneType"),
-        ([None, 1.0, 1.0], "None for row 0"),
         ([1.0, 10**5000, 1.0], "a whole number beyond every float for row 1"),
         (torch.zeros(3, 2), "for row 0"),
         ({0: 1.0, 1: 1.0, 2: 1.0}, "returned dict"),
@@ -477,6 +476,13 @@ def test_functions_that_cannot_be_loaded(tmp_path):
             load_function(name, "reward.function")
         assert str(caught.value).startswith("reward.function: ")
         assert "\n" not in str(caught.value)
+
+
+def test_none_is_no_score_and_so_is_what_float32_cannot_hold(policy):
+    answer = [None, 1e39, torch.tensor([2.0])]
+    scores = RewardFunction(lambda prompts, responses: answer, "mine:f", key="reward.function")(finished(policy))
+    assert math.isnan(scores[0])
+    assert scores[1:] == [math.inf, 2.0]
 
 
 def test_a_score_that_is_not_finite_is_passed_on_and_can_be_refused(policy, reward_dir):

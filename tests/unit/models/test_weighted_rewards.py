@@ -50,7 +50,7 @@ def test_a_response_without_one_of_the_scores_has_none(bad):
 
 
 def test_a_sum_that_overflows_is_the_weights():
-    rewards = several(a=(1e300, [1e300]), b=(1.0, [0.0]))
+    rewards = several(a=(1e30, [1e30]), b=(1.0, [0.0]))
     scored = score(rewards, responses(1))
     assert str(complaint(rewards, scored, 0)) == "reward.components: response 0 comes to inf; lower the weights"
 

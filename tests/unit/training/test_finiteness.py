@@ -12,7 +12,7 @@ from update_setting import setting
 from apa_cli.algorithms import RunningMoments
 from apa_cli.errors import DivergedError
 from apa_cli.rollouts.record import Rollout
-from apa_cli.training.finiteness import describe_setting, fault_in, usable_rows
+from apa_cli.training.finiteness import describe_setting, fault_in, trained_rows, usable_rows
 from apa_cli.training.health import Health
 from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.targets import Targets, estimate_targets, shape_scores
@@ -39,7 +39,7 @@ def spoil(x, row, position=0, value=NAN):
         ("rollout_logprobs", "rollout log-probs"),
         ("reference_logprobs", "reference log-probs"),
         ("values", "values"),
-        (None, "scores"),
+        (None, None),
     ],
 )
 def test_a_spoilt_row_is_found_and_what_is_spoilt_is_named(field, name, value):
@@ -61,8 +61,16 @@ def test_a_spoilt_row_is_found_and_what_is_spoilt_is_named(field, name, value):
         entropy=zeros,
         **made,
     )
-    assert usable_rows(rollout, scores).tolist() == [True, True, False, True]
-    assert fault_in(rollout, torch.tensor([1, 2])) == name
+    usable = usable_rows(rollout, scores)
+    assert usable.tolist() == [True, True, False, True]
+    assert trained_rows(rollout, usable).tolist() == [
+        True,
+        True,
+        field is not None,
+        True,
+    ]  # a missing score is no fault
+    if field is not None:
+        assert fault_in(rollout, torch.tensor([1, 2])) == name
     assert usable_rows(rollout.select(torch.tensor([0, 1, 3])), torch.zeros(3)) is None
 
 
@@ -133,6 +141,67 @@ def test_a_minibatch_with_a_spoilt_row_changes_nothing(policy_dir, monkeypatch, 
         assert torch.equal(weight, weights(others)[name]), name
     for index, entry in optimizer.state_dict()["state"].items():
         assert entry["step"] == other_optimizer.state_dict()["state"][index]["step"] == 2
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_a_row_without_a_score_is_left_out_by_itself(policy_dir, kind):
+    """Two passes of minibatches of 4 over the 9 other rows are an update of a rollout that holds no more than those."""
+    kept = torch.tensor([0, 1, 2, 4, 6, 7, 8, 9, 11])
+
+    def run(order, part):
+        config, models, rollout, targets = setting(
+            policy_dir(eos_logit=4.0), training__epochs_per_rollout=1, training__minibatch_size=4, **OBJECTIVES[kind]
+        )
+        usable = torch.zeros(12, dtype=torch.bool).index_fill(0, kept, True)
+        if part:
+            T = rollout.select(kept).response_ids.shape[1]
+            cut = {name: getattr(targets, name)[kept, :T] for name in ("advantages", "returns")}
+            rollout, targets = rollout.select(kept), replace(targets, **cut)
+        else:
+            targets = replace(targets, usable=usable)
+        optimizer, progress = make_optimizer(models, config.optimizer), UpdateProgress(order=torch.tensor(order))
+        steps = []
+        stats = update(
+            models, optimizer, rollout, targets, config, progress=progress,
+            after_minibatch=lambda: steps.append(progress.rows),
+        )  # fmt: skip
+        return models, stats, steps
+
+    models, stats, steps = run([3, 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11], part=False)
+    others, expected, _ = run(list(range(9)), part=True)
+    assert steps == [4, 8, 9]
+    assert (stats.pop("optim/skipped_responses"), expected.pop("optim/skipped_responses")) == (3, 0)
+    assert stats["optim/skipped_minibatches"] == 0
+    assert stats == pytest.approx(expected, rel=1e-5)
+    for name, weight in weights(models).items():
+        assert_close(weight, weights(others)[name])
+
+
+def test_an_order_kept_with_rows_that_have_no_score_goes_on_without_them(policy_dir):
+    """As a checkpoint of an earlier version holds it: row 1 is done, and row 3 is still to come."""
+    config, models, rollout, targets = setting(policy_dir(), training__epochs_per_rollout=1, training__minibatch_size=2)
+    usable = torch.ones(12, dtype=torch.bool)
+    usable[1] = usable[3] = False
+    progress, seen = UpdateProgress(order=torch.arange(12), rows=2), []
+    update(
+        models, make_optimizer(models, config.optimizer), rollout, replace(targets, usable=usable), config,
+        progress=progress, after_minibatch=lambda: seen.append(progress.order[: progress.rows].tolist()),
+    )  # fmt: skip
+    assert seen[0] == [0, 1, 2, 4]
+    assert seen[-1] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
+
+
+def test_without_any_score_there_is_no_step(policy_dir):
+    config, models, rollout, targets = setting(policy_dir())
+    before, optimizer = weights(models), make_optimizer(models, config.optimizer)
+    stats = update(
+        models, optimizer, rollout, replace(targets, usable=torch.zeros(12, dtype=torch.bool)), config
+    )  # fmt: skip
+    assert (stats["optim/skipped_responses"], stats["optim/skipped_minibatches"]) == (12, 0)
+    assert math.isnan(stats["objective/policy_loss"])
+    assert not optimizer.state
+    for name, weight in weights(models).items():
+        assert torch.equal(weight, before[name])
 
 
 def poison_gradient(models, config, rollout, targets):

@@ -168,7 +168,18 @@ def test_a_bad_row_leaves_its_group_alone(kl_coef):
     assert_close(targets.advantages[[0, 2]], pair.advantages)
     assert targets.advantages[1].tolist() == [0.0, 0.0]
     assert bool(targets.advantages.isfinite().all())
-    assert targets.usable is usable
+    assert targets.usable.tolist() == usable.tolist()
+
+
+def test_a_row_left_alone_in_its_group_is_not_trained_on():
+    """It has nothing to be compared with, and an A of 0 would also make the others' root mean square smaller."""
+    usable = torch.tensor([True, False, True, True])
+    scores = torch.tensor([4.0, math.nan, 2.0, 1.0])
+    shaped = torch.where(usable, scores, 0.0)
+    targets = estimate_targets(four(), shaped, objective(), group(), kl_coef=None, group_size=2, usable=usable)
+    assert targets.usable.tolist() == [False, False, True, True]
+    assert_close(targets.advantages[2:], torch.ones(2, 2) * torch.tensor([[1.0], [-1.0]]))
+    assert targets.advantages[:2].abs().sum() == 0
 
 
 def test_length_penalty_by_hand():
