@@ -53,7 +53,7 @@ ROWS = [
     yaml("a dollar that does not close", "output_dir: ${nowhere\n", "mine.yaml: output_dir: …; mend the ${...}"),
     yaml("a secret asked of the environment", "output_dir: ${oc.env:NO_SUCH_VARIABLE}\n",
          "output_dir: …'NO_SUCH_VARIABLE' not found…; mend the ${...}, …"),
-    yaml("a NUL in a path", 'output_dir: "a\\0b"\n',
+    yaml("a NUL in a path", 'defaults: [base.yaml]\noutput_dir: "a\\0b"\n',
          "output_dir: no folder 'a\\x00b' can be made: a NUL in its name; name another: output_dir=DIR"),
     # which files it extends
     yaml("defaults that name a recipe that is none", "defaults: [reviews_pp]\n",

@@ -320,7 +320,7 @@ def test_no_mode_of_the_command_runs_a_callback(mode, marker, tmp_path):
 
 def test_hydra_in_yaml_may_say_all_that_is_no_code(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("hydra:\n  sweep:\n    dir: somewhere\n  verbose: true\n")
+    file.write_text("defaults: [reviews_apa]\nhydra:\n  sweep:\n    dir: somewhere\n  verbose: true\n")
     compose_train([f"config={file}", "output_dir=x"])
 
 

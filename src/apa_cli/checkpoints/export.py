@@ -56,7 +56,7 @@ def export_final(
 def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """What the model is, from what, and the measured metrics before and after."""
     objective = config.objective
-    name, value = ("KL coefficient β", objective.kl_coef) if objective.name == "ppo" else ("λ", objective.kl_lambda)
+    name, value = ("KL coefficient β", objective.kl_coef) if objective.name == "ppo" else ("λ", objective.own_lambda)
     target = objective.kl_target
     knob = f"{name} {value:g}" + (
         f" at first, steered to a KL of {target:g} nats" if target is not None else " (fixed)"

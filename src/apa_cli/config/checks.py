@@ -40,7 +40,7 @@ def check_fields(config: Any, prefix: str = "") -> None:
     """Apply each field's own choices and limits, all the way down."""
     for key, value, metadata in _leaves(config, prefix):
         if isinstance(value, str) and value == MISSING:
-            raise UserError(key, "not set", f"give it a value, such as {key}=VALUE, or choose a recipe: config=NAME")
+            raise not_set(key)
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, float) and not math.isfinite(item):
                 raise UserError(key, f"{item} is not a finite number", "give an ordinary number")
@@ -53,6 +53,14 @@ def check_fields(config: Any, prefix: str = "") -> None:
         if "choices" in metadata and value not in metadata["choices"]:
             raise UserError(key, f"{value!r} is not a choice", one_of(str(value), metadata["choices"]))
         _check_limits(key, value, metadata.get("limits", {}))
+
+
+def not_set(key: str) -> UserError:
+    """A required key without a value, which a file has that was meant to change the built-in task."""
+    remedy = f"give it a value, such as {key}=VALUE, or choose a recipe: config=NAME"
+    if key in ("policy.path", "data.path"):
+        remedy += "; a YAML file that changes the built-in task begins with `defaults: [reviews_apa]`"
+    return UserError(key, "not set", remedy)
 
 
 def one_of(wrong: str, choices: tuple[str, ...] | list[str]) -> str:
@@ -133,7 +141,7 @@ def _check_leftovers(config: TrainConfig) -> None:
     """The default recipe's prompts and evaluator say nothing about another task."""
     if config.data.path.startswith("builtin:"):
         return
-    start = "begin your YAML file with `defaults: [own]`"
+    start = "start from config=own, as a YAML file without `defaults` does"
     if (config.data.eval_path or "").startswith("builtin:"):
         raise UserError(
             "data.eval_path",
@@ -199,10 +207,10 @@ def _check_objective(config: TrainConfig) -> None:
                 f"{lowest:g}, but objective.kl_lambda_max={highest:g}",
                 "lower the one or raise the other",
             )
-        if not lowest <= objective.kl_lambda <= highest:
+        if not lowest <= objective.own_lambda <= highest:
             raise UserError(
                 "objective.kl_lambda",
-                f"{objective.kl_lambda:g}, but a steered λ stays between {lowest:g} and {highest:g}",
+                f"{objective.own_lambda:g}, but a steered λ stays between {lowest:g} and {highest:g}",
                 "begin between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
             )
         return

@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from apa_cli.config import components, members, sources
-from apa_cli.config.checks import check_config
+from apa_cli.config.checks import check_config, not_set
 from apa_cli.config.help_text import register as register_help
 from apa_cli.config.hydra_code import refuse_code
 from apa_cli.config.keys import COMPONENTS, SWEEP, all_keys, find_key, groups, is_component, sections
@@ -33,7 +33,13 @@ def register() -> None:
     ConfigStore.instance().store(name="train_schema", node=schema, provider="apa-cli")
     sources.register()
     members.register()
+    OmegaConf.register_new_resolver("only_for", _only_for, replace=True)
     register_help()
+
+
+def _only_for(objective: str, value: float, *, _parent_: DictConfig) -> float | None:
+    """${only_for:apa,0.1} in a recipe: a knob that was chosen for one objective means nothing to another."""
+    return value if _parent_.name == objective else None
 
 
 def compose_train(overrides: list[str]) -> TrainConfig:
@@ -94,15 +100,14 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
         missing = OmegaConf.missing_keys(composed)
         for key in all_keys():
             if key in missing:
-                raise UserError(
-                    key, "not set", f"give it a value, such as {key}=VALUE, or choose a recipe: config=NAME"
-                )
+                raise not_set(key)
         config = OmegaConf.to_object(composed)
     except Exception as error:
         raise_translated(error)
     if not isinstance(config, TrainConfig):
         raise UserError("--config-name", "this configuration is not typed", "begin its defaults with train_schema")
     check_config(config)
+    config.objective.kl_lambda = config.objective.own_lambda
     return config
 
 

@@ -50,9 +50,10 @@ __all__ = [
 @dataclass(kw_only=True)
 class ObjectiveConfig:
     name: str = choice("apa", "policy objective", choices=("apa", "awr", "ppo"))
-    kl_lambda: float = number(
-        0.3,
-        "apa, awr: the KL knob, in whitened advantages; smaller moves further (the first value if steered)",
+    kl_lambda: Optional[float] = number(
+        None,
+        "apa, awr: the KL knob, in whitened advantages; smaller moves further (the first value if steered); "
+        "null = 0.3 for apa, 2 for awr",
         above=0,
     )
     target_bound: Optional[float] = number(
@@ -87,6 +88,11 @@ class ObjectiveConfig:
     )
     score_scaling: str = choice("running", "divide scores by their running deviation", choices=("none", "running"))
     score_clip: Optional[float] = number(100.0, "scaled scores are clipped at ± this; null = off", above=0)
+
+    @property
+    def own_lambda(self) -> float:
+        """λ as given, or the objective's own default: at 0.3, AWR would give much of its weight to single tokens."""
+        return self.kl_lambda if self.kl_lambda is not None else 2.0 if self.name == "awr" else 0.3
 
     @property
     def lambda_floor(self) -> float:

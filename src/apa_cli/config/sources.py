@@ -26,7 +26,7 @@ from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, n
 from apa_cli.errors import UserError
 
 PRIMARY = "train"  # configs/train.yaml
-DEFAULT_RECIPE = "reviews_apa"
+BASE = "own"  # the recipe that a file extends unless it says otherwise
 ENDINGS = (".yaml", ".yml")
 _GROUP = "config/"
 _PLAIN = re.compile(r"[\w/.+-]+")  # what Hydra's grammar takes without quotes
@@ -213,10 +213,10 @@ def complete_defaults(defaults: Any, path: str) -> list[Any]:
     if defaults is None:
         defaults = []
     if not isinstance(defaults, list):
-        raise UserError(f"{where}: defaults", "not a list", f"write `defaults: [{DEFAULT_RECIPE}]`")
+        raise UserError(f"{where}: defaults", "not a list", "write a list, such as `defaults: [reviews_apa]`")
     bases = [_base(entry, path) for entry in defaults if isinstance(entry, str)]
     if all(base == "_self_" for base in bases):
-        bases.insert(0, f"/{_GROUP}{DEFAULT_RECIPE}")
+        bases.insert(0, f"/{_GROUP}{BASE}")
     if "_self_" not in bases:
         bases.append("_self_")
     choices = [choice for entry in defaults if not isinstance(entry, str) for choice in _choices(entry, where)]

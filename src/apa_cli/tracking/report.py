@@ -188,7 +188,7 @@ def _settings(config: TrainConfig) -> list[tuple[str, object]]:
     knob = (
         f"kl_coef {objective.kl_coef}, clip {objective.clip_range}"
         if objective.name == "ppo"
-        else f"λ {objective.kl_lambda}"
+        else f"λ {objective.own_lambda}"
     )
     if objective.kl_target is not None:
         knob += f" at first, steered to a KL of {objective.kl_target:g} nats"

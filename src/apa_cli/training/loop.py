@@ -299,14 +299,14 @@ def _metrics(config: TrainConfig, state: TrainingState, work: Work) -> dict[str,
     if objective.name == "ppo":
         metrics["objective/kl_coef"] = objective.kl_coef
     else:
-        metrics["objective/kl_lambda"] = objective.kl_lambda
+        metrics["objective/kl_lambda"] = objective.own_lambda
     return metrics
 
 
 def _setting(config: TrainConfig, state: TrainingState, work: Work) -> str:
     """Where the run stands, in the words of a diagnosis."""
     objective = state.steered(config).objective
-    knob = f"β {objective.kl_coef:g}" if objective.name == "ppo" else f"λ {objective.kl_lambda:g}"
+    knob = f"β {objective.kl_coef:g}" if objective.name == "ppo" else f"λ {objective.own_lambda:g}"
     return describe_setting(state.iteration + 1, knob, torch.tensor(work.scores))
 
 

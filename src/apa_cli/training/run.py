@@ -59,6 +59,7 @@ CLOSED = {
     "always": ", and EOS behind every response",
     "never": ", and no EOS behind it",
 }
+HEAVY_LAMBDA = 0.5  # below it AWR's exp(A/λ) of an advantage of 3 deviations is 400 times that of the mean
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
 
@@ -220,6 +221,11 @@ def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
         tracker.warn(
             "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "
             "KL and ratios are those of a distribution that was not sampled from"
+        )
+    if config.objective.name == "awr" and config.objective.own_lambda < HEAVY_LAMBDA:
+        tracker.warn(
+            f"objective.kl_lambda={config.objective.own_lambda:g} is small for awr, which weights tokens by "
+            "exp(advantage / λ): few tokens hold most of the weight; awr's default is 2"
         )
     if not models.policy.eos_token_ids and not generation.stop:
         tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")

@@ -111,7 +111,7 @@ def initial_state(config: TrainConfig, models: Models, prompts: PromptStream) ->
             adaptive = AdaptiveKLCoefficient(objective.kl_coef, target=target, horizon=horizon)
         else:
             adaptive = SteeredLambda(
-                objective.kl_lambda,
+                objective.own_lambda,
                 target=objective.kl_target,
                 gain=objective.kl_gain,
                 damping=objective.kl_damping,

@@ -48,12 +48,12 @@ def policy_loss(policy_logprobs: Tensor, rollout: Rollout, advantages: Tensor, c
             rollout.reference_logprobs,
             advantages,
             mask,
-            kl_lambda=config.kl_lambda,
+            kl_lambda=config.own_lambda,
             target_bound=config.target_bound,
             huber_delta=config.huber_delta,
         )
     if config.name == "awr":
-        return awr_loss(policy_logprobs, advantages, mask, kl_lambda=config.kl_lambda)
+        return awr_loss(policy_logprobs, advantages, mask, kl_lambda=config.own_lambda)
     return ppo_loss(policy_logprobs, rollout.sampled[0], advantages, mask, clip_range=config.clip_range)
 
 
@@ -296,7 +296,7 @@ def _observe(
         means["logged/log_ratio"].add_masked(ratios, part.response_mask)
     if config.name == "apa":
         assert part.reference_logprobs is not None
-        mask, kl_lambda, bound = part.response_mask, config.kl_lambda, config.target_bound
+        mask, kl_lambda, bound = part.response_mask, config.own_lambda, config.target_bound
         squares, tokens = apa_target_residual(
             logprobs, part.reference_logprobs, advantages, mask, kl_lambda=kl_lambda, target_bound=bound
         )

@@ -14,9 +14,12 @@ def workdir(tmp_path, monkeypatch):
     return tmp_path
 
 
+OWN = ("data.path: prompts.jsonl", "reward.path: some/reward")
+
+
 def make_run(folder, lines=("seed: 7", "policy: {path: own/policy}")):
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "config.yaml").write_text("\n".join((*lines, *OWN)) + "\n", encoding="utf-8")
     return checkpoint(folder)
 
 
@@ -82,7 +85,7 @@ def test_overrides_stand_above_the_runs_own(workdir):
 
 
 def test_config_wins_over_the_runs_own(workdir):
-    (workdir / "mine.yaml").write_text("policy: {path: my/policy}\n", encoding="utf-8")
+    (workdir / "mine.yaml").write_text("\n".join(("policy: {path: my/policy}", *OWN)), encoding="utf-8")
     config = compose_evaluation([make_run(workdir / "run")], ["config=mine.yaml"])
     assert config.policy.path == "my/policy"
     assert config.seed == 0
@@ -99,13 +102,13 @@ def test_the_first_run_decides_for_several(workdir):
 
 
 @pytest.mark.parametrize(
-    "other", ["policy: {path: q}", "policy: {path: p, adapter: {path: x}}", "{policy: {path: p}, reference: {path: x}}"]
+    "other", ["policy: {path: q}", "policy: {path: p, adapter: {path: x}}", "policy: {path: p}\nreference: {path: x}"]
 )
 def test_runs_from_different_starts_are_not_compared(workdir, other):
     runs = [make_run(workdir / "a", ("policy: {path: p}",)), make_run(workdir / "b", (other,))]
     with pytest.raises(UserError, match="a and b started from different policies"):
         compose_evaluation(runs, [])
-    (workdir / "mine.yaml").write_text("policy: {path: p}\n", encoding="utf-8")
+    (workdir / "mine.yaml").write_text("\n".join(("policy: {path: p}", *OWN)), encoding="utf-8")
     assert compose_evaluation(runs, ["config=mine.yaml"]).policy.path == "p"
 
 

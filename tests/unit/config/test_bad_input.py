@@ -24,7 +24,7 @@ BAD = [
     (["objetive=ppo"], "objetive: unknown key; did you mean objective?"),
     (["+policy.foo=1"], "policy.foo: unknown key"),
     (["++training.iteratons=1"], "training.iteratons: unknown key; did you mean training.iterations?"),
-    (["+objective.kl_lambda=1"], "objective.kl_lambda: exists already; leave out the +"),
+    (["+objective.kl_coef=1"], "objective.kl_coef: exists already; leave out the +"),
     (["~objective.kl_lambda"], "objective.kl_lambda: cannot be deleted; leave out the ~"),
     (["seed.x=1"], "seed: a value, and holds no keys; write seed=VALUE"),
     # choices and files

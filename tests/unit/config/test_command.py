@@ -56,7 +56,7 @@ def test_overrides_and_options_come_in_any_order(apa_train, runs):
 
 
 def test_a_users_file_is_found(apa_train, runs, workdir):
-    (workdir / "mine.yaml").write_text("seed: 9\n")
+    (workdir / "mine.yaml").write_text("defaults: [reviews_apa]\nseed: 9\n")
     assert apa_train("config=mine.yaml", "output_dir=x")[0] == 0
     [(config, overrides)] = runs
     assert config.seed == 9
@@ -64,7 +64,7 @@ def test_a_users_file_is_found(apa_train, runs, workdir):
 
 
 def test_a_sweep_gives_each_run_its_folder(apa_train, runs, workdir):
-    (workdir / "mine.yaml").write_text("seed: 9\n")
+    (workdir / "mine.yaml").write_text("defaults: [reviews_apa]\nseed: 9\n")
     code, _, err = apa_train("-m", "config=mine.yaml,reviews_ppo", "objective.kl_lambda=0.1,0.2", "output_dir=sweep")
     assert (code, err) == (0, "")
     mine = member_name([f"config={workdir}/mine.yaml"])
@@ -84,7 +84,7 @@ def test_a_sweep_without_a_folder_gets_one_of_its_own(apa_train, runs, workdir):
 
 
 def test_a_sweeps_folder_may_stand_in_the_users_file(apa_train, runs, workdir):
-    (workdir / "mine.yaml").write_text("output_dir: it's here\nseed: 9\n")
+    (workdir / "mine.yaml").write_text("defaults: [reviews_apa]\noutput_dir: it's here\nseed: 9\n")
     assert apa_train("-m", "config=mine.yaml", "objective.kl_lambda=1,2")[0] == 0
     assert {Path(config.output_dir).parent for config, _ in runs} == {workdir / "it's here"}
 

@@ -39,7 +39,7 @@ def test_a_recipes_weights_are_changed_and_its_rewards_taken_out():
 def test_in_a_users_file_nested_and_dotted(tmp_path: Path):
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "reward:\n  path: null\n  components:\n    a: {path: m, weight: 2}\n"
+        "policy.path: p\ndata.path: d\nreward:\n  path: null\n  components:\n    a: {path: m, weight: 2}\n"
         "reward.components.b.kind: http\nreward.components.b.url: http://127.0.0.1:1/score\n"
     )
     config = compose_train([f"config={file}"])

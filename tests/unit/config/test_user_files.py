@@ -24,14 +24,32 @@ def same_but(base: list[str], **changes: object) -> object:
     return dataclasses.replace(config, **changes)
 
 
-def test_without_defaults_it_extends_the_default_recipe(workdir: Path):
-    write(workdir / "mine.yaml", "seed: 3\n")
-    assert compose_train(["config=mine.yaml", "output_dir=x"]) == same_but(["config=reviews_apa"], seed=3)
+OWN = "policy.path: p\nreward.path: r\ndata.path: d.jsonl\n"
+OWN_WORDS = ["config=own", "policy.path=p", "reward.path=r", "data.path=d.jsonl"]
+REVIEWS = "defaults: [reviews_apa]\n"
 
 
-def test_an_empty_file_is_the_default_recipe(workdir: Path):
-    write(workdir / "mine.yaml", "# nothing yet\n")
-    assert compose_train(["config=mine.yaml", "output_dir=x"]) == same_but([])
+@pytest.mark.parametrize("defaults", ["", "defaults: []\n", "defaults: [_self_]\n", "defaults: [own]\n"])
+def test_without_a_recipe_it_has_nothing_built_in(workdir: Path, defaults: str):
+    write(workdir / "mine.yaml", f"{defaults}{OWN}seed: 3\n")
+    config = compose_train(["config=mine.yaml", "output_dir=x"])
+    assert config == same_but(OWN_WORDS, seed=3)
+    assert (config.data.eval_path, config.evaluation.reward.kind) == (None, "none")
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("# nothing yet\n", "policy.path"),
+        ("objective.kl_lambda: 0.5\n", "policy.path"),
+        ("policy.path: p\n", "data.path"),
+        ("defaults: [{objective: ppo}]\n", "policy.path"),
+    ],
+)
+def test_a_file_for_the_built_in_task_is_told_how_to_begin(workdir: Path, text: str, key: str):
+    write(workdir / "mine.yaml", text)
+    with pytest.raises(UserError, match=rf"{key}: not set; .* begins with `defaults: \[reviews_apa\]`"):
+        compose_train(["config=mine.yaml"])
 
 
 @pytest.mark.parametrize("defaults", ["[reviews_ppo]", "[reviews_ppo, _self_]", "[/config/reviews_ppo]"])
@@ -41,7 +59,7 @@ def test_it_extends_a_named_recipe(workdir: Path, defaults: str):
 
 
 @pytest.mark.parametrize("choice", ["objective: ppo", "/objective: ppo", "override /objective: ppo"])
-@pytest.mark.parametrize("base", ["", "reviews_awr, "])
+@pytest.mark.parametrize("base", ["reviews_apa, ", "reviews_awr, "])
 def test_it_chooses_a_group_and_the_command_line_wins(workdir: Path, choice: str, base: str):
     write(workdir / "mine.yaml", f"defaults: [{base}{{{choice}}}]\n")
     assert compose_train(["config=mine.yaml"]).objective.name == "ppo"
@@ -49,15 +67,15 @@ def test_it_chooses_a_group_and_the_command_line_wins(workdir: Path, choice: str
 
 
 def test_its_keys_win_over_the_recipe_and_lose_to_the_command_line(workdir: Path):
-    write(workdir / "mine.yaml", "objective: {kl_lambda: 0.7}\ntraining: {iterations: 5}\n")
+    write(workdir / "mine.yaml", f"{REVIEWS}objective: {{kl_lambda: 0.7}}\ntraining: {{iterations: 5}}\n")
     config = compose_train(["config=mine.yaml", "training.iterations=6"])
     assert (config.objective.kl_lambda, config.training.iterations) == (0.7, 6)
 
 
 def test_a_key_set_directly_does_what_the_groups_file_does(workdir: Path):
-    write(workdir / "a.yaml", "objective: {name: ppo}\n")
-    write(workdir / "b.yaml", "objective.name: ppo\n")
-    write(workdir / "c.yaml", "defaults: [{objective: ppo}]\n")
+    write(workdir / "a.yaml", f"{REVIEWS}objective: {{name: ppo}}\n")
+    write(workdir / "b.yaml", f"{REVIEWS}objective.name: ppo\n")
+    write(workdir / "c.yaml", "defaults: [reviews_apa, {objective: ppo}]\n")
     configs = [
         compose_train([choice, "output_dir=x"]) for choice in ("config=a.yaml", "config=b.yaml", "config=c.yaml")
     ]
@@ -65,7 +83,7 @@ def test_a_key_set_directly_does_what_the_groups_file_does(workdir: Path):
 
 
 def test_dotted_and_nested_keys_mix(workdir: Path):
-    write(workdir / "mine.yaml", "policy.adapter.r: 4\npolicy:\n  adapter:\n    alpha: 2\n  revision: main\n")
+    write(workdir / "mine.yaml", f"{OWN}policy.adapter.r: 4\npolicy:\n  adapter:\n    alpha: 2\n  revision: main\n")
     policy = compose_train(["config=mine.yaml"]).policy
     assert (policy.adapter.r, policy.adapter.alpha, policy.revision) == (4, 2.0, "main")
 
@@ -79,9 +97,9 @@ def test_files_extend_files_beside_them(workdir: Path):
 
 def test_places_a_file_can_be(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(workdir / "home"))
-    write(workdir / "home/a.yaml", "seed: 1\n")
-    write(workdir / "with space, no.yml", "seed: 2\n")
-    write(workdir / "with space/it's.yml", "seed: 2\n")
+    write(workdir / "home/a.yaml", f"{OWN}seed: 1\n")
+    write(workdir / "with space, no.yml", f"{OWN}seed: 2\n")
+    write(workdir / "with space/it's.yml", f"{OWN}seed: 2\n")
     assert compose_train(["config=~/a.yaml"]).seed == 1
     assert compose_train([f"config={workdir}/home/a.yaml"]).seed == 1
     assert compose_train(["config=./home/../home/a.yaml"]).seed == 1
@@ -97,7 +115,9 @@ def test_overrides_name_files_in_full(workdir: Path):
 
 
 def test_interpolation_reaches_other_keys(workdir: Path):
-    write(workdir / "mine.yaml", "training.iterations: 12\noptimizer.warmup_iterations: ${training.iterations}\n")
+    write(
+        workdir / "mine.yaml", f"{OWN}training.iterations: 12\noptimizer.warmup_iterations: ${{training.iterations}}\n"
+    )
     assert compose_train(["config=mine.yaml"]).optimizer.warmup_iterations == 12
 
 
@@ -111,7 +131,7 @@ BAD_FILES = [
     ("seed: 1\n  data: 2", "mine.yaml: line 2: not YAML"),
     ("training: {iterations: many}", "mine.yaml: training.iterations: 'many' is not a whole number"),
     ("- a\n- b", "mine.yaml: not a mapping"),
-    ("defaults: reviews_ppo", "mine.yaml: defaults: not a list; write `defaults: [reviews_apa]`"),
+    ("defaults: reviews_ppo", "mine.yaml: defaults: not a list; write a list, such as `defaults: [reviews_apa]`"),
     ("defaults: [reviews_pp]", "mine.yaml: defaults: no such recipe: reviews_pp; did you mean reviews_ppo?"),
     ("defaults: [{objectve: ppo}]", "mine.yaml: defaults: no group 'objectve'; did you mean objective?"),
     ("defaults: [{objective: pp0}]", "objective=pp0: no such choice; did you mean ppo?"),
@@ -141,6 +161,35 @@ def test_files_in_a_circle(workdir: Path):
 
 
 def test_a_name_that_is_a_file_here(workdir: Path):
-    write(workdir / "mine.yaml", "seed: 1\n")
+    write(workdir / "mine.yaml", f"{OWN}seed: 1\n")
     with pytest.raises(UserError, match=r"did you mean the file config=mine\.yaml\?"):
         compose_train(["config=mine"])
+
+
+AWR = ["objective=awr"], ["objective.name=awr"], ["config=reviews_awr"], ["config=awr.yaml"], ["config=group.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kl_lambda"),
+    [
+        ([], 0.3),
+        (["objective=ppo"], 0.3),  # unread
+        *((words, 2.0) for words in AWR),
+        (["config=reviews_awr", "objective=apa"], 0.3),
+        (["objective=awr", "objective.kl_lambda=0.7"], 0.7),
+        (["config=given.yaml", "objective=awr"], 0.9),  # the user's own number stays
+        (["objective=awr", "objective.kl_target=5", "objective.kl_lambda_min=1.5", "objective.kl_lambda_max=3"], 2.0),
+        (["config=hh_pythia160m_apa"], 0.1),
+        (["config=hh_pythia160m_apa_offline"], 1.0),
+        (["config=hh_pythia160m_apa", "objective.name=awr"], 2.0),  # what a recipe chose for APA
+        (["config=hh_pythia160m_awr", "objective=apa"], 0.3),
+        (["config=reviews_awr_offline"], 0.5),
+        (["config=old.yaml"], 0.3),  # of a run made before: as it was
+    ],
+)
+def test_lambda_is_the_objectives_own_unless_given(workdir: Path, words: list[str], kl_lambda: float):
+    write(workdir / "awr.yaml", f"{REVIEWS}objective: {{name: awr}}\n")
+    write(workdir / "group.yaml", "defaults: [reviews_apa, {objective: awr}]\n")
+    write(workdir / "given.yaml", f"{REVIEWS}objective.kl_lambda: 0.9\n")
+    write(workdir / "old.yaml", f"{OWN}objective: {{name: awr, kl_lambda: 0.3}}\n")
+    assert compose_train(words).objective.kl_lambda == kl_lambda
