@@ -120,21 +120,25 @@ def test_a_poisoned_parameter_is_named(tmp_path: Path, role: str):
     assert (run.folder / "checkpoints" / "latest").exists()
 
 
-def test_an_evaluation_with_a_bad_score_is_missing_and_the_run_goes_on(tmp_path: Path):
+@pytest.mark.parametrize("missing", [1, 4])
+def test_an_evaluation_leaves_out_what_has_no_score_and_the_run_goes_on(tmp_path: Path, missing: int):
     file = tmp_path / "judge.py"
-    file.write_text("def score(prompts, responses):\n    return [float('inf')] + [1.0] * (len(responses) - 1)\n")
+    file.write_text(f"def score(prompts, responses):\n    return [float('inf')] * {missing} + [1.0] * {4 - missing}\n")
     judge = ("evaluation.reward.kind=function", f"evaluation.reward.function={file}:score", "evaluation.prompts=4")
-    run = run_with(tmp_path, "pass", *judge, "checkpoint.best_metric=eval/evaluator")
+    run = run_with(tmp_path, "pass", *judge, "checkpoint.best_metric=eval/evaluator", "training.iterations=1")
     assert run.code == 0, run.errors
-    assert [line for line in run.errors.splitlines() if "eval/evaluator is missing" in line] == [
-        f"warning: evaluation after iteration {i}: scores are not finite, so eval/evaluator is missing" for i in (0, 3)
+    left_out = "and are left out" if missing == 1 else "so it is missing"
+    assert [line for line in run.errors.splitlines() if "eval/evaluator" in line and "no score" in line] == [
+        f"warning: evaluation after iteration {i}: eval/evaluator: {missing} of 4 responses have no score, {left_out}"
+        for i in (0, 1)
     ]
     last = run.metrics[-1]
-    assert last["eval/evaluator"] is None
-    assert last["eval/evaluator_win_rate"] is None
+    assert last["eval/evaluator"] == (1.0 if missing == 1 else None)
+    assert last["eval/evaluator_tie_rate"] == (1.0 if missing == 1 else None)
+    assert last["eval/evaluator_unscored"] == missing / 4
     assert last["eval/reward"] is not None
-    assert summary_of(run)["after"]["evaluator"] is None
-    assert not (run.folder / "checkpoints" / "best").exists()
+    assert summary_of(run)["after"]["evaluator"] == last["eval/evaluator"]
+    assert (run.folder / "checkpoints" / "best").exists() == (missing == 1)
 
 
 LITTLE_MEMORY = """

@@ -30,7 +30,7 @@ def evaluate(
 ) -> Judgement:
     """Sample one response per prompt and judge it, against the `initial` judgement where there is one.
 
-    Training's random state is left as it was. A score that is not finite costs the figures it enters, not the run.
+    Training's random state is left as it was. A response without a finite score is left out of what needs one.
     """
     assert models.scorer is not None  # config.needs_reward
     responses = respond(

@@ -16,6 +16,8 @@ _RATES = {"win_rate": 1, "tie_rate": 0, "lose_rate": -1}
 LABELS = {
     "reward": ("training reward", "", 3),
     "evaluator": ("separate evaluator", "", 3),
+    "unscored": ("without a training reward, and left out of it", "fraction", 3),
+    "evaluator_unscored": ("without a score of the evaluator, and left out of it", "fraction", 3),
     "kl_exact": ("KL to the initial policy, exact", "nats a response", 3),
     "kl": ("KL, k1 estimate", "nats a response", 3),
     "kl_k3": ("KL, k3 estimate", "nats a response", 3),
@@ -62,19 +64,22 @@ def measure(
 ) -> dict[str, Estimate]:
     """All figures of `responses`; with the initial policy's responses to the same prompts, win rates too.
 
-    A score that is not finite makes the figures it enters NaN: they are missing.
+    A response without a finite score is left out of the figures that need it, with its pair of a win rate; NaN where
+    none is left. `unscored` and `evaluator_unscored`, the share of such responses, are there where there are any.
     """
 
     def mean(values: Sequence[float]) -> Estimate:
         return bootstrap_mean(values, resamples=resamples, seed=seed)
 
     def score_mean(values: Sequence[float]) -> Estimate:
-        return mean(values) if all(map(math.isfinite, values)) else MISSING
+        scored = [value for value in values if math.isfinite(value)]
+        return mean(scored) if scored else MISSING
 
     def rates(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Estimate]:
-        if not all(math.isfinite(score) for pair in pairs for score in pair):
+        scored = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+        if not scored:
             return dict.fromkeys((f"{prefix}{name}" for name in _RATES), MISSING)
-        return verdict_rates(prefix, [compare(a, b) for a, b in pairs], resamples=resamples, seed=seed)
+        return verdict_rates(prefix, [compare(a, b) for a, b in scored], resamples=resamples, seed=seed)
 
     ids = [response.token_ids for response in responses]
     lengths = [float(len(row)) for row in ids]
@@ -100,6 +105,9 @@ def measure(
     judged = [r.evaluator for r in responses if r.evaluator is not None]
     if judged:
         figures["evaluator"] = score_mean(judged)
+    for name, scores in (("unscored", [r.score for r in responses]), ("evaluator_unscored", judged)):
+        if not all(map(math.isfinite, scores)):
+            figures[name] = mean([float(not math.isfinite(score)) for score in scores])
     if initial is not None:
         figures |= rates("", [(r.score, i.score) for r, i in zip(responses, initial, strict=True)])
         both = [(r.evaluator, i.evaluator) for r, i in zip(responses, initial, strict=True)]

@@ -17,7 +17,7 @@ from apa_cli.data.prompts import Prompt, collate
 from apa_cli.models.device import Runtime
 from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
-from apa_cli.models.reward import FinishedResponses, Scorer, require_finite
+from apa_cli.models.reward import FinishedResponses, Scorer, require_scores
 from apa_cli.models.weighted_rewards import score
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
@@ -65,7 +65,7 @@ def respond(
     they agree, and a policy compared with itself would only tie. `progress` hears how many prompts are done. The
     caller's random states are left as they were. `token_budget` stands in for training.microbatch_tokens.
 
-    Raises UserError for a score that is not finite, unless `lenient`.
+    Raises UserError, unless `lenient`, where a batch of them has no finite score at all.
     """
     judged: list[JudgedResponse] = []
     with own_random_states(config.seed + SEED_OFFSET + stream, policy.runtime):
@@ -118,9 +118,9 @@ def _respond_batch(
     scored = score(scorer, finished)
     judged = score(evaluator, finished) if evaluator is not None else None
     if not lenient:
-        require_finite(scorer, scored)
+        require_scores(scorer, scored)
         if evaluator is not None and judged is not None:
-            require_finite(evaluator, judged)
+            require_scores(evaluator, judged)
     mask = rollout.response_mask
     assert rollout.reference_logprobs is not None
     logprobs, entropies = rollout.sampled

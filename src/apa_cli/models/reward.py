@@ -62,11 +62,10 @@ class Scorer(Protocol):
         """The complaint about such a score."""
 
 
-def require_finite(scorer: Scorer, scored: Scored) -> None:
-    """Raises the scorer's complaint about the first score that is not finite."""
-    for row, score in enumerate(scored.scores):
-        if not math.isfinite(score):
-            raise complaint(scorer, scored, row)
+def require_scores(scorer: Scorer, scored: Scored) -> None:
+    """Raises the scorer's complaint where it has given no response a finite score."""
+    if not any(map(math.isfinite, scored.scores)):
+        raise complaint(scorer, scored, 0)
 
 
 class RewardModel:

@@ -265,10 +265,11 @@ def judge(run: Run, state: TrainingState, iteration: int, *, log: bool = True) -
             lambda tokens: [range(tokens)],  # what it will sample cannot be planned yet
             where="the evaluation",
         )
-    missing = [name for name in ("reward", "evaluator") if not isfinite(judgement.metrics.get(f"eval/{name}", 0.0))]
-    if missing:
-        keys = " and ".join(f"eval/{name}" for name in missing)
-        run.tracker.warn(f"evaluation after iteration {iteration}: scores are not finite, so {keys} is missing")
+    for name, key in (("reward", "eval/unscored"), ("evaluator", "eval/evaluator_unscored")):
+        if key in judgement.metrics:
+            count = f"{judgement.metrics[key] * len(run.held_out):.0f} of {len(run.held_out)} responses have no score"
+            after = "so it is missing" if judgement.metrics[key] == 1 else "and are left out"
+            run.tracker.warn(f"evaluation after iteration {iteration}: eval/{name}: {count}, {after}")
     if log:
         samples = [
             Sample(

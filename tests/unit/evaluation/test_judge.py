@@ -126,21 +126,25 @@ def test_nothing_is_trained_or_left_in_train_mode(policy_dir):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_costs_its_figures_and_not_the_run(policy_dir, bad):
+def test_a_response_without_a_score_is_left_out_by_itself(policy_dir, bad):
     config, models, prompts = setting(
         policy_dir(), evaluation__reward__kind="function", evaluation__reward__function="tiny_models:vowels"
     )
     initial = evaluate(models, prompts, config)
+    assert not any("unscored" in name for name in initial.metrics)
 
-    def breaks(prompts, responses):
-        return [bad, *vowels(prompts[1:], responses[1:])]
+    models.scorer.function = lambda prompts, responses: [bad, *vowels(prompts[1:], responses[1:])]
+    metrics = evaluate(models, prompts, config, initial).metrics
+    scores = [response.score for response in initial.responses]
+    assert metrics["eval/reward"] == pytest.approx(sum(scores[1:]) / len(scores[1:]))
+    assert metrics["eval/tie_rate"] == 1  # of the pairs that are left
+    assert metrics["eval/unscored"] == pytest.approx(1 / len(scores))
+    assert "eval/evaluator_unscored" not in metrics
+    assert metrics["eval/evaluator"] == initial.metrics["eval/evaluator"]
 
-    models.scorer.function = breaks
+    models.scorer.function = lambda prompts, responses: [bad] * len(responses)
     metrics = evaluate(models, prompts, config, initial).metrics
     missing = {name for name, value in metrics.items() if math.isnan(value)}
-    assert missing == {
-        f"eval/{n}" for n in ("reward", "reward_low", "reward_high", "win_rate", "tie_rate", "lose_rate")
-    }
-    for name in ("eval/evaluator", "eval/kl", "eval/entropy", "eval/evaluator_tie_rate"):
-        assert math.isfinite(metrics[name]), name
-    assert metrics["eval/evaluator"] == initial.metrics["eval/evaluator"]
+    names = ("reward", "reward_low", "reward_high", "win_rate", "tie_rate", "lose_rate")
+    assert missing == {f"eval/{name}" for name in names}
+    assert metrics["eval/unscored"] == 1

@@ -88,6 +88,7 @@ def test_verdicts_become_rates():
 def test_every_figure_has_a_label():
     """The table shows only what has one."""
     figures = measure([response(evaluator=1.0)], [response(evaluator=0.0)], resamples=5, seed=0)
+    figures |= measure([response(score=float("nan"), evaluator=float("inf"))], resamples=5, seed=0)
     assert set(figures) | set(verdict_rates("judge_", [1], resamples=5, seed=0)) == set(LABELS)
 
 

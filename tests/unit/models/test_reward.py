@@ -23,7 +23,7 @@ from apa_cli.data import load_prompts
 from apa_cli.data.prompts import collate
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.models.reward import FinishedResponses, load_reward, require_finite, same_tokenizer
+from apa_cli.models.reward import FinishedResponses, load_reward, require_scores, same_tokenizer
 from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.models.weighted_rewards import Scored
 from apa_cli.rollouts.collect import finished_responses
@@ -492,12 +492,12 @@ def test_a_score_that_is_not_finite_is_passed_on_and_can_be_refused(policy, rewa
     scores = scorer(finished(policy))
     assert all(map(math.isnan, scores))
     with pytest.raises(UserError, match=r"reward\.path: .* scored response 0 as nan; try precision=fp32"):
-        require_finite(scorer, Scored(scores=scores))
+        require_scores(scorer, Scored(scores=scores))
 
     for bad in (math.nan, math.inf, -math.inf):
         function = RewardFunction(lambda prompts, responses, bad=bad: [1, bad, 2], "mine:f", key="reward.function")
         scores = function(finished(policy))
         assert [scores[0], scores[2]] == [1.0, 2.0]
-        with pytest.raises(UserError, match=rf"^reward\.function: mine:f returned {bad} for row 1; return finite"):
-            require_finite(function, Scored(scores=scores))
-    require_finite(function, Scored(scores=[1.0, 2.0]))
+        with pytest.raises(UserError, match=rf"^reward\.function: mine:f returned {bad} for row 0; return finite"):
+            require_scores(function, Scored(scores=[bad, bad]))
+        require_scores(function, Scored(scores=scores))
