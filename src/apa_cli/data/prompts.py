@@ -118,13 +118,22 @@ class PromptSet:
         return notes
 
 
-def check_room(prompts: Sequence[Prompt], *, max_new_tokens: int, room: int | None) -> None:
-    """Raise UserError when the longest prompt and response together exceed the `room` tokens that the policy takes."""
+def check_room(
+    prompts: Sequence[Prompt], *, max_new_tokens: int, room: int | None, known: int, tokenizer: Any, model: str
+) -> None:
+    """Raise UserError for more tokens than the `room` that the model has, or for ids that its embedding lacks."""
+    for prompt in prompts:
+        ids = (*prompt.token_ids, *(prompt.logged.token_ids if prompt.logged is not None else ()))
+        if (largest := max(ids)) >= known:
+            token = tokenizer.convert_ids_to_tokens(largest)
+            problem = f"{token} has id {largest}, and the {model} knows ids below {known}"
+            remedy = "take it out, or resize the model's embeddings for the tokens that were added to its tokenizer"
+            raise UserError(prompt.place or "data.path", problem, remedy)
     longest = max(len(prompt.token_ids) for prompt in prompts) + max_new_tokens
     if room is not None and longest > room:
         raise UserError(
             "data.max_prompt_tokens",
-            f"the longest prompt and generation.max_new_tokens are {longest} tokens, and the policy takes {room}",
+            f"the longest prompt and generation.max_new_tokens are {longest} tokens, and the {model} takes {room}",
             f"lower it to {max(1, room - max_new_tokens)} or less, or lower generation.max_new_tokens",
         )
 

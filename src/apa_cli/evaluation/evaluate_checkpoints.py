@@ -147,7 +147,14 @@ def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Pr
     _, held_out = load_prompts(
         config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
-    check_room(held_out.prompts, max_new_tokens=config.generation.max_new_tokens, room=policy.room)
+    check_room(
+        held_out.prompts,
+        max_new_tokens=config.generation.max_new_tokens,
+        room=policy.room,
+        known=policy.known_ids,
+        tokenizer=policy.tokenizer,
+        model="policy",
+    )
     budget, evaluator = config.training.microbatch_tokens, config.evaluation.reward
     loaded: Loaded = {}
     bench = _Bench(

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from apa_cli.errors import UserError
+from apa_cli.models.limits import known_ids
 
 _ANSWER = "Zq7answerZq7"  # no template, and no tokenizer, has a use for it
 
@@ -14,13 +15,14 @@ _ANSWER = "Zq7answerZq7"  # no template, and no tokenizer, has a use for it
 def end_tokens(model: Any, tokenizer: Any, stop_tokens: Sequence[str] = ()) -> dict[int, str]:
     """Id to where it comes from, in words. Raises UserError for a name in `stop_tokens` that is no token."""
     configured = getattr(model.generation_config, "eos_token_id", None)
+    known = known_ids(model)
     found: dict[int, str] = {}
     if tokenizer.eos_token_id is not None:
         found[int(tokenizer.eos_token_id)] = "EOS"
     for token in configured if isinstance(configured, list) else [configured]:
-        if token is not None:
+        if token is not None and token < known:
             found.setdefault(int(token), "generation_config.json")
-    turn, known = end_of_turn(tokenizer), int(model.get_input_embeddings().weight.shape[0])
+    turn = end_of_turn(tokenizer)
     if turn is not None and turn < known:
         found.setdefault(turn, "the chat template's end of turn")
     for name in stop_tokens:

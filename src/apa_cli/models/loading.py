@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from apa_cli.assets.resolve import PREFIX, resolve_path
 from apa_cli.errors import UserError
+from apa_cli.models.limits import check_ids, known_ids
 from apa_cli.models.weight_files import refuse_pickles
 
 NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # as they appear in names of configuration fields
@@ -120,11 +121,16 @@ def load_tokenizer(key: str, path: str, **options: Any) -> Any:
 
 
 def check_vocabulary(key: str, path: str, model: Any, tokenizer: Any) -> None:
-    """Raise UserError where the tokenizer knows ids that the model does not; added tokens are nobody's prompt."""
-    known = model.get_input_embeddings().weight.shape[0]
+    """Raise UserError where the tokenizer knows ids that the model does not.
+
+    Of added tokens, those are checked that every text gets; the others where texts are read, since few texts hold any.
+    """
+    known = known_ids(model)
     if tokenizer.vocab_size > known:
         problem = f"the tokenizer in {path} has {tokenizer.vocab_size} ids, and its model {known}"
         raise UserError(key, problem, "give a folder whose tokenizer is the model's own")
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    check_ids([[*tokenizer("a")["input_ids"], *eos]], known, tokenizer, key=key, whose=f"the model in {path}")
 
 
 def load_config(key: str, path: str, **options: Any) -> Any:

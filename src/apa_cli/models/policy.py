@@ -17,6 +17,7 @@ from apa_cli.models.adapters import AdapterSwitch
 from apa_cli.models.device import Runtime
 from apa_cli.models.end_tokens import end_of_turn, end_tokens
 from apa_cli.models.head import OutputHead, take_apart
+from apa_cli.models.limits import filling_id, known_ids, room_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class Policy:
 
     `eos_token_ids` are all ids that end a response, and `ends` says where each comes from; `pad_token_id` only fills
     rectangles: every mask is positional, so it may equal an EOS without hiding one. `parts` is the model's trunk and
-    head where the two explain it, found by a small trial unless `apart` says no.
+    head where the two explain it, found by a small trial unless `apart` says no. `room` is how many prompt and response
+    tokens the model was made for, where that is known, and `known_ids` how many ids its embedding has.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class Policy:
         self.generation_config = model.generation_config  # the model's own, put back into what is exported
         self.ends = end_tokens(model, tokenizer, stop_tokens)
         self.eos_token_ids = list(self.ends)
-        self.pad_token_id = _pad_token_id(
-            tokenizer, self.eos_token_ids, base_of(model).config.get_text_config().vocab_size
-        )
+        self.known_ids = known_ids(model)
+        self.pad_token_id = filling_id(tokenizer, self.known_ids, self.eos_token_ids)
         signature = inspect.signature(base_of(model).forward).parameters
         self._accepts = {name: name in signature for name in ("position_ids", "logits_to_keep")}
+        room = room_of(base_of(model), positions=self._accepts["position_ids"])
+        self.room = room.tokens if room is not None else None
         self.adapters = AdapterSwitch(model) if self.is_peft else None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         self.parts = take_apart(model, base_of(model), self._inputs(*trial_batch(model)), runtime) if apart else None
@@ -61,12 +64,6 @@ class Policy:
     @property
     def is_peft(self) -> bool:
         return hasattr(self.model, "peft_config")
-
-    @property
-    def room(self) -> int | None:
-        """Prompt and response tokens that the model was made for, where its configuration says so."""
-        limit = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
-        return int(limit) if limit else None
 
     def closing_token(self, *, chat: bool) -> int | None:
         """What ends a complete response: in a chat the template's end of turn, else EOS; None where nothing does."""
@@ -204,9 +201,3 @@ def trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def base_of(model: Any) -> Any:
     """The transformers model, where an adapter may be around it."""
     return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
-def _pad_token_id(tokenizer: Any, eos_token_ids: list[int], vocabulary: int) -> int:
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocabulary:
-        return int(tokenizer.pad_token_id)
-    return eos_token_ids[0] if eos_token_ids else 0

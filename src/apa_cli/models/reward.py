@@ -21,6 +21,7 @@ from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
 from apa_cli.models.http_reward import HttpReward
+from apa_cli.models.limits import check_ids, filling_id, known_ids, room_of
 from apa_cli.models.loading import check_vocabulary, freeze, load_config, load_pretrained, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.models.reward_function import RewardFunction, load_function
@@ -93,7 +94,7 @@ class RewardModel:
         self.microbatch_tokens = microbatch_tokens
         self.chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
         self.shares_tokenizer, self.policy_tokenizer = shares_tokenizer, policy_tokenizer
-        self.max_tokens = config.max_tokens or _longest_input(model, tokenizer)
+        self.max_tokens = self._longest()
         if config.format == "chat" and not tokenizer.chat_template:
             raise UserError(f"{key}.format", f"{config.path} has no chat template", f"use {key}.format=text")
         outputs = int(model.config.num_labels)
@@ -110,10 +111,13 @@ class RewardModel:
         after = added_tokens(tokenizer, "a")[1]
         self._own_end = tokenize(tokenizer, ["a"], special=True)[0][-after:] if after else []  # such as [SEP]
         self._unsaid = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
+        self._known = known_ids(model)
+        self._pad = filling_id(tokenizer, self._known)
         self._causal_head = _causal_head(model)
-        self._reads_segments = (
-            self._causal_head is None and "token_type_ids" in inspect.signature(model.forward).parameters
+        self._reads_segments = (  # RoBERTa takes the argument, and has one kind of segment
+            self._causal_head is None
+            and "token_type_ids" in inspect.signature(model.forward).parameters
+            and getattr(model.config, "type_vocab_size", 2) > 1
         )
 
     def reads(self, *, chat: bool) -> str:
@@ -144,11 +148,17 @@ class RewardModel:
             return "template" if reads == "chat" else "tokenizer"
         return "tokenizer" if reads == "text" and self._own_end else None
 
+    def _longest(self) -> int:
+        """reward.max_tokens; left open, the least of what the model takes and what its tokenizer is set to."""
+        room, asked = room_of(self.model), self.config.max_tokens
+        if asked is not None and room is not None and room.firm and asked > room.tokens:
+            problem = f"{asked}, and {self.config.path} has positions for {room.tokens} tokens"
+            raise UserError(f"{self.key}.max_tokens", problem, "lower it, or leave it null")
+        limits = [10**9 if room is None else room.tokens, self.tokenizer.model_max_length]
+        return asked or min(limit for limit in limits if limit > 0)
+
     def __call__(self, finished: FinishedResponses) -> list[float]:
-        ids, types = (
-            [self._cut(row) for row in rows] if rows is not None else None for rows in self._token_ids(finished)
-        )
-        assert ids is not None
+        ids, types = self.fed(finished)
         scores = [0.0] * len(ids)
         lengths, device = [len(row) for row in ids], self.runtime.device.type
         budget = pass_tokens(self.microbatch_tokens, device)
@@ -161,6 +171,12 @@ class RewardModel:
     def not_finite(self, row: int, score: float) -> UserError:
         problem = f"{self.config.path} scored response {row} as {score}"
         return UserError(f"{self.key}.path", problem, "try precision=fp32, or another reward model")
+
+    def fed(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
+        """Ids and segments as the model is given them. Raises UserError for an id that it does not know."""
+        ids, types = self._token_ids(finished)
+        check_ids(ids, self._known, self.tokenizer, key=f"{self.key}.path", whose=str(self.config.path))
+        return [self._cut(row) for row in ids], [self._cut(row) for row in types] if types is not None else None
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The last `max_tokens` ids; an encoder keeps its first token, which it pools."""
@@ -364,8 +380,3 @@ def _causal_head(model: Any) -> tuple[Any, Any] | None:
     """(trunk, score head) of a decoder-only classifier; None for encoders, which pool in their own way."""
     head = getattr(model, "score", None)
     return (model.base_model, head) if isinstance(head, torch.nn.Linear) else None
-
-
-def _longest_input(model: Any, tokenizer: Any) -> int:
-    limits = [getattr(model.config.get_text_config(), "max_position_embeddings", None), tokenizer.model_max_length]
-    return int(min(limit for limit in [*limits, 10**9] if limit and limit > 0))

@@ -11,11 +11,12 @@ from torch import nn
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
+from apa_cli.models.limits import known_ids
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.reward import Loaded, RewardModel, Scorer, load_reward
-from apa_cli.models.value import Value, load_value
+from apa_cli.models.value import SeparateValue, Value, load_value
 from apa_cli.models.weighted_rewards import by_role
 
 
@@ -33,6 +34,15 @@ class Models:
         policy = {f"policy {name}": parameter for name, parameter in self.policy.model.named_parameters()}
         critic = self.value.named_parameters() if self.value is not None else ()
         return policy | {f"critic {name}": parameter for name, parameter in critic}
+
+    def limits(self) -> dict[str, tuple[int | None, int]]:
+        """How many tokens each model takes that reads the policy's ids, where that is known, and how many ids."""
+        found = {"policy": (self.policy.room, self.policy.known_ids)}
+        if (frozen := self.reference.frozen) is not None:
+            found["reference"] = (frozen.room, frozen.known_ids)
+        if isinstance(self.value, SeparateValue):
+            found["critic"] = (self.value.room, known_ids(self.value.trunk))
+        return found
 
     def commits(self) -> dict[str, str]:
         """`{role}_commit`: the Hub's commit of each model that came from there."""

@@ -8,6 +8,7 @@ the token.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from apa_cli.config.schema import PolicyConfig, ValueConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, cast_adapters
 from apa_cli.models.device import Runtime, trained_dtype
+from apa_cli.models.limits import room_of
 from apa_cli.models.loading import load_config, load_pretrained, resolve_model_path
 from apa_cli.models.policy import Policy, model_inputs
 from apa_cli.models.policy_loading import adapter_folder
@@ -65,6 +67,8 @@ class SeparateValue(nn.Module):
         self.trunk = trunk
         self.head = ValueHead(hidden_size(trunk))
         self.compiled: Callable[..., Any] | None = None  # the trunk, for the update
+        room = room_of(trunk, positions="position_ids" in inspect.signature(trunk.forward).parameters)
+        self.room = room.tokens if room is not None else None
         self._runtime = runtime
 
     def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
@@ -231,7 +235,5 @@ def hidden_size(model: Any) -> int:
 
 
 def _accepted(trunk: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    import inspect
-
     known = inspect.signature(trunk.forward).parameters
     return {name: value for name, value in inputs.items() if name in known}

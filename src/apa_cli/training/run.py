@@ -8,6 +8,7 @@ import logging
 import platform
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,14 +27,15 @@ from apa_cli.checkpoints.training_state import resume_state
 from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import PromptSet, PromptStream, check_room
+from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room, collate
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
-from apa_cli.models.reward import RewardModel
+from apa_cli.models.policy import Policy
+from apa_cli.models.reward import FinishedResponses, RewardModel
 from apa_cli.models.roles import Models, load_models
 from apa_cli.models.weighted_rewards import by_role
 from apa_cli.tracking.log import LOGGER
@@ -60,6 +62,7 @@ CLOSED = {
     "never": ", and no EOS behind it",
 }
 HEAVY_LAMBDA = 0.5  # below it AWR's exp(A/λ) of an advantage of 3 deviations is 400 times that of the mean
+TRIED = 64  # prompts that reward models are shown before training
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
 
@@ -135,8 +138,6 @@ def _prepare(
         config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
     _write_versions(run_dir, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
-    every = [*prompts.prompts, *held_out.prompts]
-    check_room(every, max_new_tokens=config.generation.max_new_tokens, room=models.policy.room)
     rows = prompts.prompts
     if config.rollout.offline:
         logged = read_logged(prompts, config, models)
@@ -146,6 +147,15 @@ def _prepare(
             tracker.warn("rollout.source=offline and evaluation.prompts=0: nothing samples, and nothing says KL")
     else:
         tracker.note(f"training on {prompts.describe()}")
+    for name, (room, known) in models.limits().items():
+        check_room(
+            [*rows, *held_out.prompts],
+            max_new_tokens=config.generation.max_new_tokens,
+            room=room,
+            known=known,
+            tokenizer=models.policy.tokenizer,
+            model=name,
+        )
     if held_out.prompts:
         tracker.note(f"evaluating on {held_out.describe()}")
     for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):
@@ -241,11 +251,30 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
             "data.format=chat (HH dialogues: hh_chat) if they should"
         )
     scorers = {**by_role("reward model", models.scorer), **by_role("evaluator", models.evaluator)}
+    first = _answered(prompts.prompts[:TRIED], models.policy)
     for name, scorer in scorers.items():
         if isinstance(scorer, RewardModel):
+            scorer.fed(first)  # whatever it cannot read is said before the first rollout
             written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)
             end = f", closed by its {written}" if written else CLOSED[scorer.config.eos]
             tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
+
+
+def _answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
+    """These prompts, as reward models would be given them with a response of a word."""
+    batch = collate(prompts, policy.pad_token_id)
+    word = policy.tokenizer("a", add_special_tokens=False)["input_ids"]
+    return FinishedResponses(
+        prompts=batch.texts,
+        responses=["a"] * len(prompts),
+        messages=batch.messages,
+        columns=batch.columns,
+        token_ids=[[*prompt.token_ids, *word] for prompt in prompts],
+        prompt_lengths=[len(prompt.token_ids) for prompt in prompts],
+        ended=[True] * len(prompts),
+        closing=policy.closing_token(chat=batch.messages is not None),
+        torn=batch.torn,
+    )
 
 
 def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:

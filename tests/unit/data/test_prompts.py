@@ -138,8 +138,9 @@ def test_a_stream_needs_prompts_and_a_batch_size():
 def test_prompt_and_response_must_fit_the_policy(room, fits):
     """A prompt of 3 tokens and a response of 5 take 8."""
     prompts = [Prompt(token_ids=ids, text="x", messages=None, columns={}) for ids in [(1,), (1, 2, 3)]]
+    limits = {"max_new_tokens": 5, "room": room, "known": 4, "tokenizer": None, "model": "policy"}
     if fits:
-        check_room(prompts, max_new_tokens=5, room=room)
+        check_room(prompts, **limits)
     else:
         with pytest.raises(UserError, match=r"are 8 tokens, and the policy takes 7; lower it to 2 or less"):
-            check_room(prompts, max_new_tokens=5, room=room)
+            check_room(prompts, **limits)
