@@ -33,7 +33,11 @@ class ScorerConfig:
         "null = for ever, the function in the main thread",
         above=0,
     )
-    label: Optional[int] = number(None, "which output is the score, for a model with several", minimum=0)
+    label: Optional[int] = number(
+        None,
+        "which output is the score, for a model with several; of classes it is the label's log-odds against the others",
+        minimum=0,
+    )
     format: str = choice(
         "auto",
         "what it reads: chat (its own template), policy (the policy's very text, template and all), "

@@ -105,6 +105,8 @@ class RewardModel:
         if config.label is not None and config.label >= outputs:
             raise UserError(f"{key}.label", f"{config.path} has {outputs} outputs", f"give one from 0 to {outputs - 1}")
         self.label = config.label or 0
+        # outputs of problem_type multi_label_classification or regression are apart from each other
+        self.log_odds = outputs > 1 and model.config.problem_type in (None, "single_label_classification")
         if config.eos == "always" and tokenizer.eos_token_id is None:
             problem = f"always, but the tokenizer of {config.path} has no EOS"
             raise UserError(f"{key}.eos", problem, f"use {key}.eos=auto")
@@ -269,7 +271,23 @@ class RewardModel:
                 with torch.autocast(device.type, enabled=False):  # bf16 scores near 5 would come in steps of 0.03
                     bias = None if head.bias is None else head.bias.float()
                     logits = torch.nn.functional.linear(pooled.float(), head.weight.float(), bias)
-        return logits[:, self.label].float()
+        return self._score(logits.float())
+
+    def _score(self, logits: Tensor) -> Tensor:
+        """(b, labels) -> (b,): the label's output, or of classes the log-odds, log p / (1 − p), of the label's."""
+        chosen = logits[:, self.label]
+        if not self.log_odds:
+            return chosen
+        others = [i for i in range(logits.shape[1]) if i != self.label]
+        return chosen - logits[:, others].logsumexp(dim=1)
+
+    def describe_score(self) -> str | None:
+        """Which score is made of several outputs; None of one."""
+        outputs = self.model.config.num_labels
+        if outputs == 1:
+            return None
+        name = f"output {self.label} ({self.model.config.id2label.get(self.label)})"
+        return f"the log-odds of {name} among {outputs}" if self.log_odds else f"the value of {name}"
 
 
 Loaded = dict[tuple[str, str | None], tuple[Any, Any]]  # model and tokenizer by path and revision

@@ -258,6 +258,8 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
             written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)
             end = f", closed by its {written}" if written else CLOSED[scorer.config.eos]
             tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
+            if (score := scorer.describe_score()) is not None:
+                tracker.note(f"the {name}'s score is {score}")
 
 
 def _answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:

@@ -361,9 +361,32 @@ def test_several_outputs_need_a_label(policy, tmp_path, plain_tokenizer):
     save_reward(tmp_path, plain_tokenizer, labels=3)
     refused(policy, tmp_path, "reward.label", "3 outputs")
     refused(policy, tmp_path, "reward.label", "0 to 2", label=3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem", "log_odds"),
+    [
+        (2, None, True),
+        (3, None, True),
+        (3, "single_label_classification", True),
+        (3, "multi_label_classification", False),
+        (2, "regression", False),
+    ],
+)
+def test_of_classes_the_score_is_the_labels_log_odds(policy, tmp_path, plain_tokenizer, labels, problem, log_odds):
+    save_reward(tmp_path, plain_tokenizer, labels=labels)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "problem_type": problem}))
     rows = finished(policy)
-    expected = [score_alone(tmp_path, ids, label=2) for ids in rows.token_ids]
-    assert load(tmp_path, policy, label=2)(rows) == pytest.approx(expected, abs=1e-5)
+    expected = []
+    for ids in rows.token_ids:
+        outputs = [score_alone(tmp_path, ids, label=label) for label in range(labels)]
+        p = math.exp(outputs[1]) / sum(map(math.exp, outputs))
+        expected.append(math.log(p / (1 - p)) if log_odds else outputs[1])
+    scorer = load(tmp_path, policy, label=1)
+    assert scorer(rows) == pytest.approx(expected, abs=1e-5)
+    name = "output 1 (LABEL_1)"
+    assert scorer.describe_score() == (f"the log-odds of {name} among {labels}" if log_odds else f"the value of {name}")
 
 
 def test_the_evaluator_is_named_in_its_errors(policy, tmp_path, plain_tokenizer):
