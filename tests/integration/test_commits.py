@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import TEXTS
 
 from apa_cli.config.schema import AdapterConfig
-from apa_cli.models.policy_loading import adapter_folder
+from apa_cli.models.adapter_loading import adapter_folder
 
 OLD, NEW, REWARD = "a" * 40, "b" * 40, "c" * 40
 

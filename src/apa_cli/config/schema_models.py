@@ -14,8 +14,12 @@ ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_at
 class AdapterConfig:
     r: int = number(0, "LoRA rank; 0 trains all weights", minimum=0)
     alpha: float = number(16.0, "LoRA scale: the update is multiplied by alpha / r", above=0)
-    dropout: float = number(0.0, "dropout inside the adapter, active in the update only", minimum=0, below=1)
-    target_modules: Optional[list[str]] = items(None, "layers to adapt, by name; null = peft's choice for the model")
+    dropout: float = number(
+        0.0, "dropout inside the adapter, a trained one too, active in the update only", minimum=0, below=1
+    )
+    target_modules: Optional[list[str]] = items(
+        None, "layers to adapt, by name; null = peft's choice for the model, or all linear layers"
+    )
     path: Optional[str] = text(None, "start from this trained PEFT adapter, which is then the reference too")
     revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.adapter.path")
 

@@ -17,7 +17,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.limits import check_ids, known_ids
 from apa_cli.models.weight_files import refuse_pickles
 
-NOISE = ("dropout", "pdrop", "layerdrop", "jitter_noise")  # as they appear in names of configuration fields
+NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
 _LAYER = re.compile(r"(.+?)\.(\d+)\.")
 LONGEST_REASON = 240  # characters of a library's own words
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER, cast_adapters
+from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
+from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.loading import load_config
 from apa_cli.models.memory import available_bytes
@@ -25,7 +26,6 @@ from apa_cli.models.plan import (
     kv_cache_bytes,
     sampling_logits_bytes,
 )
-from apa_cli.models.policy_loading import adapter_folder, attach_adapter
 from apa_cli.models.value import ValueHead, hidden_size
 from apa_cli.rollouts.microbatches import rows_at_once
 
@@ -138,18 +138,9 @@ def _policy(config: TrainConfig, runtime: Runtime) -> Any:
     model = _build("AutoModelForCausalLM", "policy.path", config.policy.path, dtype, config, config.policy.revision)
     if not adapter.enabled:
         return model
-    if adapter.path is None:
-        model = attach_adapter(model, config.policy, None)
-    else:
-        from peft import PeftConfig, get_peft_model
-
-        trained = PeftConfig.from_pretrained(adapter_folder(adapter))
-        trained.inference_mode = False
-        model = get_peft_model(model, trained)
-        model.add_adapter(REFERENCE_ADAPTER, trained)
+    model = attach_adapter(model, config.policy, None)
     if config.value.kind == "adapter":
-        model.add_adapter(VALUE_ADAPTER, model.peft_config[POLICY_ADAPTER])
-    cast_adapters(model, trained_dtype(config.policy), POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER)
+        attach_value_adapter(model, config.policy, None)
     return model
 
 

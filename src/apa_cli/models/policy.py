@@ -159,19 +159,34 @@ class Policy:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Train mode, which gradient checkpointing and adapter dropout need; the base's dropouts are all 0.
-
-        The trunk is the compiled one, where there is one.
-        """
+        """Training mode without a dropout that nobody asked for. The trunk is the compiled one, where there is one."""
         parts = self.parts
         if parts is not None and self.compiled is not None:
             self.parts = replace(parts, trunk=self.compiled)
-        self.model.train()
+        train_without_noise(self.model)
         try:
             yield
         finally:
             self.model.eval()
             self.parts = parts
+
+
+def train_without_noise(model: nn.Module) -> None:
+    """Training mode where something needs it: recomputed layers, and an adapter that has dropout of its own.
+
+    Everything else stays in evaluation mode, where no dropout, layer drop or router noise of any model is active.
+    """
+    model.eval()
+    settings = [vars(own) for own in getattr(model, "peft_config", {}).values()]
+    dropout = any(value for own in settings for name, value in own.items() if name.endswith("dropout"))
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+        elif dropout and hasattr(module, "base_layer"):
+            module.training = True
+            for name, part in module.named_children():
+                if name != "base_layer":
+                    part.train()
 
 
 def model_inputs(

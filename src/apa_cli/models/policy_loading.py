@@ -8,22 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from apa_cli.config.schema import AdapterConfig, PolicyConfig
+from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, cast_adapters
-from apa_cli.models.device import Runtime, model_dtype, trained_dtype
+from apa_cli.models.adapter_loading import attach_adapter
+from apa_cli.models.device import Runtime, model_dtype
 from apa_cli.models.loading import (
     check_vocabulary,
-    first_line,
     load_config,
     load_pretrained,
     load_tokenizer,
-    resolve_model_path,
 )
 from apa_cli.models.policy import Policy, base_of
-from apa_cli.models.weight_files import check_adapter, fetch_adapter
 
 
 def load_policy(
@@ -74,63 +70,6 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
         attn_implementation=config.attn_implementation,
         **options,
     )
-
-
-def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
-    from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-
-    adapter = config.adapter
-    key = "policy.adapter"
-    try:
-        if adapter.path is not None:
-            kind = PeftConfig.from_pretrained(adapter_folder(adapter))
-            if kind.is_prompt_learning or kind.is_adaption_prompt:
-                raise UserError(
-                    f"{key}.path", "this adapter adds to the prompt, not to the weights", "give a LoRA adapter"
-                )
-        if weights is not None:
-            check_adapter("checkpoint", weights)
-            peft_model = PeftModel.from_pretrained(model, str(weights), is_trainable=True)
-        elif adapter.path is not None:
-            peft_model = PeftModel.from_pretrained(model, adapter_folder(adapter), is_trainable=True)
-        else:
-            peft_model = get_peft_model(
-                model,
-                LoraConfig(
-                    r=adapter.r,
-                    lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft divides by r, any number will do
-                    lora_dropout=adapter.dropout,
-                    target_modules=adapter.target_modules,
-                    task_type="CAUSAL_LM",
-                ),
-            )
-        if adapter.path is not None:
-            peft_model.load_adapter(adapter_folder(adapter), REFERENCE_ADAPTER, is_trainable=False)
-    except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
-        if weights is not None:
-            problem = f"{weights} is no adapter of {config.path} ({first_line(error)})"
-            raise UserError("checkpoint", problem, "give one trained on this base") from error
-        where = f"{key}.path" if adapter.path is not None else f"{key}.target_modules"
-        raise UserError(
-            where,
-            first_line(error),
-            "give an adapter trained on this base"
-            if adapter.path is not None
-            else "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]",
-        ) from error
-    cast_adapters(peft_model, trained_dtype(config), POLICY_ADAPTER, REFERENCE_ADAPTER)
-    return peft_model
-
-
-def adapter_folder(adapter: AdapterConfig) -> str:
-    """The folder of policy.adapter.path. Raises UserError when it holds no PEFT adapter in safetensors."""
-    key = "policy.adapter.path"
-    assert adapter.path is not None
-    folder = Path(resolve_model_path(key, adapter.path))
-    if not folder.is_dir():
-        folder = fetch_adapter(key, adapter.path, adapter.revision)
-    check_adapter(key, folder)
-    return str(folder)
 
 
 def _enable_checkpointing(policy: Policy) -> None:

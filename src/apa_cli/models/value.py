@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from apa_cli.algorithms import response_logits
 from apa_cli.config.schema import PolicyConfig, ValueConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER, cast_adapters
+from apa_cli.models.adapter_loading import attach_value_adapter
+from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, trained_dtype
 from apa_cli.models.limits import room_of
 from apa_cli.models.loading import load_config, load_pretrained, resolve_model_path
-from apa_cli.models.policy import Policy, model_inputs
-from apa_cli.models.policy_loading import adapter_folder
-from apa_cli.models.weight_files import check_adapter, read_safetensors
+from apa_cli.models.policy import Policy, model_inputs, train_without_noise
+from apa_cli.models.weight_files import read_safetensors
 
 HEAD_FILE = "value_head.safetensors"
 
@@ -70,6 +70,12 @@ class SeparateValue(nn.Module):
         room = room_of(trunk, positions="position_ids" in inspect.signature(trunk.forward).parameters)
         self.room = room.tokens if room is not None else None
         self._runtime = runtime
+
+    def train(self, mode: bool = True) -> SeparateValue:
+        super().train(mode)
+        if mode:
+            train_without_noise(self.trunk)
+        return self
 
     def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
         """V at the response positions, (B, T) float32."""
@@ -151,20 +157,13 @@ def load_value(
 
 
 def _attach_value_adapter(policy: Policy, config: PolicyConfig, weights: Path | None) -> list[nn.Parameter]:
-    """Put the critic's adapter on the policy's model, shaped and started as the policy's; its trained tensors.
+    """Put the critic's adapter on the policy's model; its trained tensors.
 
     PEFT freezes one adapter when it selects another: here both stay trained.
     """
     model, switch = policy.model, policy.adapters
     assert switch is not None
-    if weights is not None:
-        check_adapter("checkpoint", weights)
-        model.load_adapter(str(weights), VALUE_ADAPTER, is_trainable=True)
-    elif config.adapter.path is not None:
-        model.load_adapter(adapter_folder(config.adapter), VALUE_ADAPTER, is_trainable=True)
-    else:
-        model.add_adapter(VALUE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
-    cast_adapters(model, trained_dtype(config), VALUE_ADAPTER)
+    attach_value_adapter(model, config, weights)
     model.set_adapter(VALUE_ADAPTER)
     trained = [p for p in model.parameters() if p.requires_grad]
     model.set_adapter(POLICY_ADAPTER)

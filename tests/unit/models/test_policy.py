@@ -111,19 +111,22 @@ def test_ids_and_values_belong_to_the_predicting_position(policy_dir):
     assert_close(chosen[rollout.response_mask], rollout.rollout_logprobs[rollout.response_mask], atol=5e-6, rtol=0)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "opt"])
 @pytest.mark.parametrize("critic", ["separate", "shared"])
-def test_dropout_of_the_model_is_off_in_training_too(policy_dir, kind, critic):
+def test_dropout_of_the_model_is_off_in_training_too(policy_dir, kind, critic, checkpointing):
     folder = policy_dir(kind=kind, dropout=0.5, pad=False)
     saved = json.loads((folder / "config.json").read_text())
     assert any(value == 0.5 for value in saved.values())
-    config = make_config(folder, value__kind=critic)
+    config = make_config(folder, value__kind=critic, policy__gradient_checkpointing=checkpointing)
     models = load_models(config, CPU)
+    models.policy.model.base_model.written_in_code = torch.nn.Dropout(0.5)  # as no configuration says
     rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
     with torch.no_grad():
         resting, hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
         with models.policy.training():
-            assert models.policy.model.training
+            assert any(module.training for module in models.policy.model.modules()) is checkpointing
+            assert not models.policy.model.base_model.written_in_code.training
             active, active_hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
         assert not models.policy.model.training
         assert torch.equal(resting, active)

@@ -1,0 +1,182 @@
+"""An adapter around the policy's model: a new one, a trained one, or that of a checkpoint; and the critic's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from apa_cli.config.schema import AdapterConfig, PolicyConfig
+from apa_cli.errors import UserError
+from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER, cast_adapters
+from apa_cli.models.device import trained_dtype
+from apa_cli.models.loading import first_line, resolve_model_path
+from apa_cli.models.weight_files import check_adapter, fetch_adapter
+
+KEY = "policy.adapter"
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2")  # whose kernels read these layers' weights past an adapter
+CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")  # ways to start LoRA that do, in PEFT
+EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
+READ_BY_KERNELS = ["out_proj", "conv1d"]
+
+
+def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
+    """The PEFT model. `weights`: a checkpoint's policy folder to take the adapter from.
+
+    A trained adapter of policy.adapter.path is there twice: what is trained, and the reference.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    adapter = config.adapter
+    folder = str(weights) if weights is not None else adapter_folder(adapter) if adapter.path is not None else None
+    key = "checkpoint" if weights is not None else f"{KEY}.path"
+    try:
+        if folder is None:
+            key = f"{KEY}.target_modules"
+            peft_model: Any = get_peft_model(
+                model,
+                LoraConfig(
+                    r=adapter.r,
+                    lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # peft divides by r, any number will do
+                    lora_dropout=adapter.dropout,
+                    target_modules=adapter.target_modules or _layers(model),
+                    exclude_modules=READ_BY_KERNELS if model.config.model_type in MAMBA else None,
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        else:
+            check_adapter(key, Path(folder))
+            with _base_unchanged(key, folder, model):
+                own = adapter_settings(key, folder, adapter.dropout)
+                if (
+                    model.device.type == "meta"
+                ):  # a plan: shapes alone, without the start that some compute from weights
+                    own.init_lora_weights, own.inference_mode = True, False
+                    peft_model = get_peft_model(model, own)
+                else:
+                    peft_model = PeftModel.from_pretrained(model, folder, config=own, is_trainable=True)
+        if adapter.path is not None:
+            add_trained(peft_model, REFERENCE_ADAPTER, adapter_folder(adapter), dropout=0.0)
+    except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        if weights is not None:
+            problem = f"{weights} is no adapter of {config.path} ({first_line(error)})"
+            raise UserError("checkpoint", problem, "give one trained on this base") from error
+        raise UserError(
+            key,
+            first_line(error),
+            "give an adapter trained on this base"
+            if adapter.path is not None
+            else "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]",
+        ) from error
+    cast_adapters(peft_model, trained_dtype(config), POLICY_ADAPTER, REFERENCE_ADAPTER)
+    return peft_model
+
+
+def attach_value_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> None:
+    """The critic's adapter on the policy's model, shaped and started as the policy's, or as a checkpoint has it."""
+    if weights is not None:
+        check_adapter("checkpoint", weights)
+        add_trained(model, VALUE_ADAPTER, str(weights), dropout=config.adapter.dropout, train=True)
+    elif config.adapter.path is not None:
+        folder = adapter_folder(config.adapter)
+        add_trained(model, VALUE_ADAPTER, folder, dropout=config.adapter.dropout, train=True)
+    else:
+        model.add_adapter(VALUE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
+    cast_adapters(model, trained_dtype(config), VALUE_ADAPTER)
+
+
+def add_trained(model: Any, name: str, folder: str, *, dropout: float, train: bool = False) -> None:
+    """Another adapter on a PEFT model, from its folder; on the meta device its shapes alone."""
+    settings = adapter_settings(f"{KEY}.path", folder, dropout)
+    settings.inference_mode = not train
+    model.add_adapter(name, settings)
+    if model.device.type != "meta":
+        model.load_adapter(folder, name, is_trainable=train)
+    if train:
+        model.set_requires_grad(name)
+
+
+def adapter_settings(key: str, folder: str, dropout: float) -> Any:
+    """The PEFT configuration in `folder`, with `dropout` in place of the one that the adapter was trained with."""
+    from peft import PeftConfig
+
+    settings: Any = PeftConfig.from_pretrained(folder)
+    if settings.is_prompt_learning or settings.is_adaption_prompt:
+        raise UserError(key, "this adapter adds to the prompt, not to the weights", "give a LoRA adapter")
+    start = str(getattr(settings, "init_lora_weights", ""))
+    if start.startswith(CHANGES_BASE):
+        raise _other_base(key, folder, f"init_lora_weights={start}")
+    names = [field.name for field in fields(settings) if field.name.endswith("dropout")]
+    for name in names:
+        setattr(settings, name, 0.0)
+    usual = [name for name in names if name not in ("rank_dropout", "module_dropout")]
+    if dropout and not usual:
+        problem = f"{dropout:g}, but a {settings.peft_type.value} adapter has no dropout of this kind"
+        raise UserError(f"{KEY}.dropout", problem, "leave it at 0")
+    for name in usual:
+        setattr(settings, name, dropout)
+    return settings
+
+
+def adapter_folder(adapter: AdapterConfig) -> str:
+    """The folder of policy.adapter.path. Raises UserError when it holds no PEFT adapter in safetensors."""
+    key = f"{KEY}.path"
+    assert adapter.path is not None
+    folder = Path(resolve_model_path(key, adapter.path))
+    if not folder.is_dir():
+        folder = fetch_adapter(key, adapter.path, adapter.revision)
+    check_adapter(key, folder)
+    return str(folder)
+
+
+def _layers(model: Any) -> Any:
+    """PEFT's choice for this kind of model; where it has none, every linear layer but the head.
+
+    Experts that lie in one tensor stay out, and with them the layers whose names PEFT would read as theirs.
+    """
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    from transformers.pytorch_utils import Conv1D
+
+    chosen = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
+    if chosen is not None:
+        return chosen
+    experts = any("experts" in name and weight.dim() == 3 for name, weight in model.named_parameters())
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, (torch.nn.Linear, Conv1D))
+        and layer is not model.get_output_embeddings()
+        and not (experts and name.rpartition(".")[2] in EXPERT_LAYERS)
+    ]
+
+
+@contextmanager
+def _base_unchanged(key: str, folder: str, model: Any) -> Iterator[None]:
+    """Raise UserError where loading an adapter puts other numbers into the base, as PiSSA's start does.
+
+    The base would no longer be what the adapter turned off leaves. Embeddings may come with an adapter.
+    """
+    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    own = {id(layer.weight) for layer in layers}
+    before = [] if model.device.type == "meta" else [(p, _sum(p)) for p in model.parameters() if id(p) not in own]
+    yield
+    if any(not torch.equal(_sum(p), total) for p, total in before):
+        raise _other_base(key, folder, "its kind")
+
+
+def _other_base(key: str, folder: str, start: str) -> UserError:
+    return UserError(
+        key,
+        f"the adapter in {folder} does not fit its base as it was published: {start} changes the base's weights",
+        "convert it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)",
+    )
+
+
+def _sum(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().sum(dtype=torch.float64)
