@@ -123,15 +123,31 @@ class Template:
             if not _stands(_THOUGHT.sub("", message["content"]), text):
                 problem = f"the policy's chat template leaves out what message {number} ({message['role']}) says"
                 raise UserError(row.place, problem, "write it the way this template expects, or remove the row")
-        if tools and self._renders(messages, None) == text:
-            problem = f"the policy's chat template takes no {TOOLS}"
-            raise UserError(row.place, problem, f"use a policy whose template does, or take the column {TOOLS!r} out")
-        calls = [call.get("function", call) for message in messages for call in message.get(CALLS, ())]
-        bare = [{name: value for name, value in message.items() if name != CALLS} for message in messages]
-        if calls and (self._renders(bare, tools) == text or any(call["name"] not in text for call in calls)):
-            problem = f"the policy's chat template leaves {CALLS} out"
-            raise UserError(row.place, problem, "use a policy whose template takes them, or remove the row")
+        calls = any(CALLS in message for message in messages)
+        if tools or calls:
+            self._check_functions(row, messages, tools, calls)
         return text
+
+    def _check_functions(self, row: Row, messages: Sequence[Message], tools: Any, calls: bool) -> None:
+        """Whether every tool and call is written: under other names, that a text has for no other reason."""
+        named = [_renamed(tool, f"{_SAID}tool{i}x") for i, tool in enumerate(tools or ())]
+        calling = [
+            {**m, CALLS: [_renamed(call, f"{_SAID}call{i}_{j}x") for j, call in enumerate(m[CALLS])]}
+            if CALLS in m
+            else m
+            for i, m in enumerate(messages)
+        ]
+        text = self._renders(calling, named)
+        if text is None:  # it insists on names
+            return
+        if any(f"{_SAID}tool{i}x" not in text for i in range(len(named))):
+            problem = f"the policy's chat template takes no {TOOLS}, or not all of them"
+            raise UserError(row.place, problem, f"use a policy whose template does, or take the column {TOOLS!r} out")
+        if any(
+            f"{_SAID}call{i}_{j}x" not in text for i, m in enumerate(messages) for j in range(len(m.get(CALLS, ())))
+        ):
+            problem = f"the policy's chat template leaves {CALLS} out, or some of them"
+            raise UserError(row.place, problem, "use a policy whose template takes them, or remove the row")
 
     def _renders(self, messages: Sequence[Message], tools: object) -> str | None:
         try:
@@ -152,6 +168,12 @@ class Template:
                 findings.add(f"{mark} in a message is read as a marker of the chat template, not as text", place)
         if not _stands(content, text):
             findings.add("the policy's chat template leaves out the thoughts of earlier answers", place)
+
+
+def _renamed(function: dict[str, Any], name: str) -> dict[str, Any]:
+    """A tool or a call under another name, in either of its two shapes."""
+    inner = function.get("function")
+    return {**function, "function": {**inner, "name": name}} if isinstance(inner, dict) else {**function, "name": name}
 
 
 def _stands(content: str, text: str) -> bool:

@@ -63,8 +63,14 @@ def test_a_result_may_be_written_as_json(with_template):
 
 
 LEFT_OUT = [
-    (EACH + TURN + CALLED + END, tool_row(), "the policy's chat template takes no tools; use a policy whose"),
-    (HEAD + EACH + TURN + END, tool_row(), "the policy's chat template leaves tool_calls out; "),
+    (  # what it writes of a call is what the message says beside it
+        HEAD + EACH + TURN + "{% if m.tool_calls %}[calls]{{ m.content }}{% endif %}" + END,
+        tool_row(),
+        "the policy's chat template leaves tool_calls out",
+    ),
+    ("{% if tools %}[tools]{% endif %}" + EACH + TURN + END, tool_row(ASKED[:1]), "chat template takes no tools"),
+    (EACH + TURN + CALLED + END, tool_row(), "the policy's chat template takes no tools, or not all of them; use"),
+    (HEAD + EACH + TURN + END, tool_row(), "the policy's chat template leaves tool_calls out, or some of them; "),
     (  # of two calls the first alone
         HEAD + EACH + TURN + "{% for c in (m.tool_calls or [])[:1] %}<{{ c.function.name }}>{% endfor %}" + END,
         tool_row([ASKED[0], {**ASKED[1], "tool_calls": [CALL, {"name": "subtract", "arguments": {}}]}, ASKED[2]]),
