@@ -10,12 +10,18 @@ from apa_cli.config.fields import choice, items, mapping, number, required, text
 
 @dataclass(kw_only=True)
 class DataConfig:
-    path: str = required("prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a Hub id, or builtin:…")
+    path: str = required(
+        "prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a pattern or a folder of such files, a folder of "
+        "save_to_disk, a Hub id, or builtin:…"
+    )
+    max_rows: Optional[int] = number(
+        200_000, "rows that are read of a larger data set, chosen by the seed; null = all, in memory", minimum=1
+    )
     revision: Optional[str] = text(
         None, "Hub branch, tag or commit of data.path, and of data.eval_path where it is the same data set"
     )
     subset: Optional[str] = text(None, "Hub data set's configuration name")
-    split: str = text("train", "split of a Hub data set")
+    split: str = text("train", "split of a Hub data set, or of a folder of save_to_disk")
     prompt_column: str = text(
         "prompt",
         "column with the prompt (format text) or the messages (format chat; messages and conversations are found too)",
@@ -54,7 +60,7 @@ class DataConfig:
         choices=("stop", "drop"),
     )
     eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
-    eval_split: str = text("test", "split of data.eval_path when that is a Hub data set")
+    eval_split: str = text("test", "the same of data.eval_path")
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -10,14 +10,15 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from apa_cli.data.table import Table, kind_of
+from apa_cli.data.table import Draw, Table, kind_of
 from apa_cli.errors import UserError
 
 GZIP_MAGIC = b"\x1f\x8b"
+WITH_HEADER = (".csv", ".tsv", ".parquet")
 JSON_EXAMPLE = 'write one object a line, such as {"prompt": "..."}'
 
 
@@ -33,20 +34,56 @@ def known_suffixes() -> str:
 
 
 def read_file(path: str, *, source: str, prompt_column: str) -> Table:
-    """All rows of a file; `source` is its name in errors, `prompt_column` what a text file's only column is called.
+    """All rows of a file; see `read_files`."""
+    return read_files({source: path}, source=source, prompt_column=prompt_column)
 
-    Raises UserError, with the line or row where there is one, for whatever is wrong with the file.
+
+def read_files(paths: Mapping[str, str], *, source: str, prompt_column: str, draw: Draw | None = None) -> Table:
+    """The rows of one file, or of several of a kind, one after the other.
+
+    `paths` by their names in errors, `source` the name of them all; `prompt_column` is what a text file's only column
+    is called. Raises UserError, with the line or row where there is one, for whatever is wrong with a file.
     """
-    suffix = file_suffix(path)
-    if suffix is None:
-        raise UserError(source, "the kind of file is not known", f"give it one of the suffixes {known_suffixes()}")
+    several = list(paths) != [source]
+    kinds = {name: (file_suffix(path) or "").removesuffix(".gz") for name, path in paths.items()}
+    first = next(iter(kinds))
+    for name, kind in kinds.items():
+        if not kind:
+            raise UserError(name, "the kind of file is not known", f"give it one of the suffixes {known_suffixes()}")
+        if kind != kinds[first]:
+            raise UserError(source, f"names files of two kinds, {first} and {name}", "name those of one kind")
+
+    def rows() -> Labelled:
+        columns: list[str] | None = None
+        for name, path in paths.items():
+            own: list[str] | None = None
+            for label, row in _rows(path, name, prompt_column):
+                if own is None:
+                    own = list(row)
+                    if columns is not None and kinds[name] in WITH_HEADER and set(own) != set(columns):
+                        problem = f"has the columns {', '.join(own)}, and {first} has {', '.join(columns)}"
+                        raise UserError(name, problem, "name files with the same columns")
+                    columns = columns or own
+                yield f"{name}, {label}" if several else label, row
+
+    labelled, count = (draw or Draw()).of(rows())
+    return Table(
+        source=f"{source} ({len(paths):,} files)" if len(paths) > 1 else source,
+        rows=[row for _, row in labelled],
+        labels=[label for label, _ in labelled],
+        several=several,
+        count=count if count > len(labelled) else None,
+        padded=kinds[first] == ".parquet",
+    )
+
+
+def _rows(path: str, source: str, prompt_column: str) -> Labelled:
     try:
-        labelled = list(READERS[suffix](Path(path), source, prompt_column))
+        yield from READERS[file_suffix(path) or ""](Path(path), source, prompt_column)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(source, f"is not a whole gzip file ({error})", "compress it again, or drop the .gz") from None
     except OSError as error:
         raise UserError(source, f"cannot be read: {error.strerror or error}", "check the file") from None
-    return Table(source=source, rows=[row for _, row in labelled], labels=[label for label, _ in labelled])
 
 
 Labelled = Iterator[tuple[str, dict[str, Any]]]
@@ -167,12 +204,16 @@ def _read_parquet(path: Path, source: str, prompt_column: str) -> Labelled:
     import pyarrow
     import pyarrow.parquet
 
+    number = 0
     try:
-        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
     except (pyarrow.ArrowException, ValueError) as error:
         problem = f"is not a readable Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(source, problem, "write it again") from None
-    yield from ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 READERS: dict[str, Callable[[Path, str, str], Labelled]] = {

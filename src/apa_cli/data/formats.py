@@ -31,7 +31,7 @@ from apa_cli.data.messages import (
     read_tools,
     with_system,
 )
-from apa_cli.data.table import EmptyError, Findings, Table, check_text, kind_of, listing
+from apa_cli.data.table import EmptyError, Findings, Table, check_text, kind_of, listing, without_nulls
 from apa_cli.errors import UserError
 
 ASSISTANT = "\n\nAssistant:"
@@ -84,6 +84,8 @@ def parse_rows(
         raise _missing_column(table, names, column)
     others = names if hh else [name for name in names if name != column]
 
+    without_gaps = without_nulls if table.padded else lambda value: value
+
     def parse(values: dict[str, Any], place: str) -> Row:
         if column not in values:
             raise EmptyError(place, f"has no {column!r}", "give every row this column")
@@ -97,9 +99,9 @@ def parse_rows(
             dialogue = tuple(hh_messages(_parse_hh(values[column], place, column)))
             messages, answer = open_turn(dialogue, place) if dialogue else read_messages([], place, column)
         else:
-            messages, answer = read_messages(values[column], place, column)
+            messages, answer = read_messages(without_gaps(values[column]), place, column)
         if TOOLS in columns:
-            columns[TOOLS] = read_tools(columns[TOOLS], place)
+            columns[TOOLS] = read_tools(without_gaps(columns[TOOLS]), place)
         own = values.get("system")  # beside the dialogue, as ShareGPT's and Orca's rows have it
         messages = with_system(messages, own if isinstance(own, str) and own.strip() else system_prompt)
         return Row(text=as_text(messages), messages=messages, columns=columns, place=place, answer=answer)

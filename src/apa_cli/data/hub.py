@@ -1,15 +1,17 @@
-"""A data set of the Hugging Face Hub to rows."""
+"""A data set of the Hugging Face Hub, or one that `save_to_disk` wrote, to rows: mapped into memory, read by number."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from apa_cli.data.table import Table
+from apa_cli.data.table import Draw, Table
 from apa_cli.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
@@ -18,9 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 def read_hub(
-    path: str, *, key: str, subset: str | None, split: str, split_key: str, revision: str | None = None
+    path: str,
+    *,
+    key: str,
+    subset: str | None,
+    split: str,
+    split_key: str,
+    revision: str | None = None,
+    draw: Draw | None = None,
 ) -> Table:
-    """All rows of one split. Data only: `datasets` runs no code from a repository, and none is asked for here.
+    """The rows of one split. Data only: `datasets` runs no code from a repository, and none is asked for here.
 
     Raises UserError, naming the key at fault, when the data set, subset or split is missing or cannot be reached.
     """
@@ -33,11 +42,51 @@ def read_hub(
     try:
         with _quiet():
             data = datasets.load_dataset(path, name=subset, split=split, revision=revision)
-            rows = data.to_list()
+            return _table(data, path, draw or Draw(), commit=_commit(data))
     except Exception as error:  # network, authentication, format: each layer has its own types
         raise _as_user_error(error, path, key, split, split_key) from None
-    labels = [f"row {number}" for number in range(1, len(rows) + 1)]
-    return Table(source=path, rows=rows, labels=labels, commit=_commit(data))
+
+
+def is_saved(folder: str) -> bool:
+    """Whether `save_to_disk` of a Dataset or a DatasetDict wrote this folder."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_dict.json", "state.json"))
+
+
+def read_saved(folder: str, *, source: str, split: str, split_key: str, draw: Draw | None = None) -> Table:
+    """The rows of a Dataset, or of one split of a DatasetDict, that `save_to_disk` wrote. Raises UserError."""
+    import datasets
+
+    try:
+        splits = os.path.join(folder, "dataset_dict.json")
+        if os.path.isfile(splits):
+            with open(splits, encoding="utf-8") as file:
+                names = json.load(file)["splits"]
+            if split not in names:
+                problem = f"{source} has no split {split!r} (it has {', '.join(names)})"
+                raise UserError(split_key, problem, f"set {split_key}")
+            folder = os.path.join(folder, split)
+        with _quiet():
+            return _table(datasets.Dataset.load_from_disk(folder), source, draw or Draw())
+    except UserError:
+        raise
+    except Exception as error:  # a file that is missing or torn: each layer has its own types
+        problem = (
+            f"is not a whole data set of save_to_disk ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        )
+        raise UserError(source, problem, "save it again") from None
+
+
+def _table(data: Any, source: str, draw: Draw, commit: str | None = None) -> Table:
+    places = draw.places(len(data))
+    some = len(places) < len(data)
+    return Table(
+        source=source,
+        rows=(data.select(places) if some else data).to_list(),
+        labels=[f"row {place + 1}" for place in places],
+        commit=commit,
+        count=len(data) if some else None,
+        padded=True,
+    )
 
 
 def _commit(data: Any) -> str | None:

@@ -11,7 +11,7 @@ from apa_cli.config.schema import DataConfig
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.prompts import Prompt, PromptSet
 from apa_cli.data.sources import read_source
-from apa_cli.data.table import Findings
+from apa_cli.data.table import Draw, Findings
 from apa_cli.data.template import RENDERED
 from apa_cli.data.tokenization import cut_left, encode, without_oldest_turns
 from apa_cli.errors import UserError
@@ -29,6 +29,7 @@ class _Pool:
     dropped: int
     source: str
     commit: str | None
+    drawn: str | None
     format: str
     findings: Findings
 
@@ -40,6 +41,7 @@ class _Pool:
             source=self.source,
             withheld=withheld,
             commit=self.commit,
+            drawn=self.drawn,
             format=self.format,
             warnings=tuple(self.findings.lines()),
             rendered=self.findings.count(RENDERED) > 0,
@@ -53,13 +55,14 @@ def load_prompts(
 
     Held out are the first `evaluation_prompts` rows of data.eval_path (all, when it has fewer), otherwise as many
     distinct prompts of data.path, chosen by `seed`. 0 means none. A training row with a held-out prompt is left out.
+    Of a data set larger than data.max_rows, so many rows are read, chosen by `seed`.
     Both sets keep the order of their file. Raises UserError for anything wrong with the data.
     """
-    pool = _read(config, tokenizer, evaluation=False)
+    pool = _read(config, tokenizer, evaluation=False, seed=seed)
     if evaluation_prompts == 0:
         held_out = PromptSet(prompts=[], cut=0, dropped=0, source="")
     elif config.eval_path is not None:
-        other = _read(config, tokenizer, evaluation=True)
+        other = _read(config, tokenizer, evaluation=True, seed=seed)
         held_out = other.select(range(len(other.prompts))[:evaluation_prompts], dropped=other.dropped)
     else:
         held_out = pool.select(_set_aside(pool, evaluation_prompts, seed))
@@ -74,7 +77,7 @@ def load_prompts(
     return pool.select(kept, dropped=pool.dropped, withheld=len(pool.prompts) - len(kept)), held_out
 
 
-def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation: bool) -> _Pool:
+def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation: bool, seed: int) -> _Pool:
     key, split_key = ("data.eval_path", "data.eval_split") if evaluation else ("data.path", "data.split")
     table = read_source(
         (config.eval_path or "") if evaluation else config.path,
@@ -84,6 +87,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         split_key=split_key,
         prompt_column=config.prompt_column,
         revision=config.revision if not evaluation or config.eval_path == config.path else None,
+        draw=Draw(most=config.max_rows, seed=seed),
     )
     system_prompt = config.system_prompt
     arguments = config.arguments
@@ -142,6 +146,7 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         dropped=len(rows) - len(prompts),
         source=table.source,
         commit=table.commit,
+        drawn=f"{len(table.rows):,} of {table.count:,} rows were read (data.max_rows)" if table.count else None,
         format=format,
         findings=findings,
     )

@@ -77,6 +77,7 @@ class PromptSet:
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
     commit: str | None = None  # of a data set on the Hub, where it is known
     format: str = "text"  # text, chat, hh or hh_chat
+    drawn: str | None = None  # how many rows of a larger data set were read, in words
     warnings: tuple[str, ...] = ()  # of rows that may not be what was meant
     rendered: bool = False  # texts among them have been through the policy's chat template before
 
@@ -108,7 +109,7 @@ class PromptSet:
     @property
     def notes(self) -> list[str]:
         """What became of rows that are not here as they were read."""
-        notes = []
+        notes = [] if self.drawn is None else [self.drawn]
         if self.cut:
             notes.append(f"{self.cut:,} {'without their oldest turns' if self.chat else 'cut on the left'}")
         if self.dropped:

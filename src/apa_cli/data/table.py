@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from apa_cli.errors import UserError
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """How many rows of a data set are read: all, or `most` of a larger one, chosen by `seed`, in their order."""
+
+    most: int | None = None
+    seed: int = 0
+
+    def places(self, count: int) -> Sequence[int]:
+        """Of rows that can be read by number."""
+        if self.most is None or count <= self.most:
+            return range(count)
+        return sorted(random.Random(f"rows/{self.seed}").sample(range(count), self.most))
+
+    def of(self, stream: Iterable[Item]) -> tuple[list[Item], int]:
+        """Of rows that come one by one, and how many came: the reservoir of Vitter's algorithm R."""
+        chance, kept, count = random.Random(f"rows/{self.seed}"), [], 0
+        for count, item in enumerate(stream, start=1):
+            if self.most is None or count <= self.most:
+                kept.append((count, item))
+            elif (place := chance.randrange(count)) < self.most:
+                kept[place] = count, item
+        return [item for _, item in sorted(kept, key=lambda pair: pair[0])], count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,11 +41,14 @@ class Table:
     source: str  # file or data set, as the user named it
     rows: list[dict[str, Any]]
     labels: list[str]  # "line 7" of a file, "row 7", "entry 7" of an array; counted from 1
+    several: bool = False  # files, each of which is named in its labels
     commit: str | None = None  # of a data set on the Hub, where it is known
+    count: int | None = None  # rows of the data set, where only some were read
+    padded: bool = False  # records of unlike fields share all of them, filled up with nulls, as Arrow has it
 
     def place(self, index: int) -> str:
         """Name one row in an error."""
-        return f"{self.source}, {self.labels[index]}"
+        return self.labels[index] if self.several else f"{self.source}, {self.labels[index]}"
 
     def columns(self) -> list[str]:
         """Every column that any row has, in order of appearance."""
@@ -46,6 +77,13 @@ class Findings:
             f"{what}: {count:,} prompt{'s' if count > 1 else ''}, the first {first}"
             for what, (count, first) in self._found.items()
         ]
+
+
+def without_nulls(value: Any) -> Any:
+    """Records inside a value, without the fields that are null."""
+    if isinstance(value, dict):
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def kind_of(value: object) -> str:

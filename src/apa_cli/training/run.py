@@ -156,6 +156,9 @@ def _prepare(
             tokenizer=models.policy.tokenizer,
             model=name,
         )
+    asked = config.training.iterations * config.rollout.prompts
+    if prompts.drawn and asked > len(rows):
+        tracker.warn(f"{prompts.drawn}, and the run asks for {asked:,} prompts: raise data.max_rows, or prompts repeat")
     if held_out.prompts:
         tracker.note(f"evaluating on {held_out.describe()}")
     for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):

@@ -44,6 +44,18 @@ def test_held_out_prompts_are_chosen_by_the_seed_and_never_trained_on(tmp_path, 
     assert texts(load_prompts(config(path), tokenizer, evaluation_prompts=10, seed=1)[1]) != texts(held_out)
 
 
+def test_a_larger_data_set_is_drawn_from_and_the_rest_is_as_ever(tmp_path, tokenizer, config):
+    path = write_prompts(tmp_path / "a.jsonl", [f"p{number}" for number in range(40)])
+    training, held_out = load_prompts(config(path, max_rows=10), tokenizer, evaluation_prompts=2, seed=0)
+    assert (len(training), len(held_out)) == (8, 2)
+    assert "10 of 40 rows were read (data.max_rows)" in training.describe()
+    other, _ = load_prompts(config(path, max_rows=10), tokenizer, evaluation_prompts=2, seed=1)
+    assert set(texts(other)) != set(texts(training))
+    whole = [load_prompts(config(path, max_rows=most), tokenizer, evaluation_prompts=2, seed=0) for most in (40, None)]
+    assert whole[0] == whole[1]
+    assert "rows were read" not in whole[0][0].describe()
+
+
 def test_eval_path_gives_its_first_rows(tmp_path, tokenizer, config):
     path = write_prompts(tmp_path / "a.jsonl", ["a", "b", "c", "b"])
     other = write_prompts(tmp_path / "b.jsonl", ["b", "x", "a"])

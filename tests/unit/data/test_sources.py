@@ -1,10 +1,16 @@
 """Where data.path leads, and what a wrong one says."""
 
+import gzip
+import json
+from collections import Counter
+
 import datasets
 import pytest
 
 from apa_cli.assets.resolve import builtin_names, resolve_path
+from apa_cli.data.formats import parse_rows
 from apa_cli.data.sources import read_source
+from apa_cli.data.table import Draw
 from apa_cli.errors import UserError
 
 
@@ -25,6 +31,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    for name in ("two/test.jsonl", "two/train.csv", "none/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("prompt\na\n")
     return tmp_path
 
 
@@ -42,7 +51,11 @@ def test_a_file_by_relative_path_and_by_home(folder, monkeypatch):
         ("data/prompts.csv.gz", "did you mean data/prompts.jsonl?"),
         ("zzz/qqq.jsonl", "check the path (the current folder is"),
         ("/data/x/y/zzz", "there is no file /data/x/y/zzz"),
-        ("data", "data.path: data is a folder; name a file in it, such as data/prompts.jsonl"),
+        ("two", "data.path: two is a folder of files that are not parts of one set; name a file in it, such as two"),
+        ("two", "or several as in 'two/*.jsonl'"),
+        ("none", "data.path: none is a folder; name a file"),
+        ("data/*.csv", "data.path: no file is named data/*.csv; check the pattern"),
+        ("two/t*", "two/t*: names files of two kinds, two/test.jsonl and two/train.csv; name those of one kind"),
         ("model.pkl", "data.path: model.pkl is not a kind of file that is read; use .jsonl"),
         ("", "data.path: there is no file"),
     ],
@@ -80,6 +93,89 @@ def test_a_hub_data_set(folder, monkeypatch):
     assert table.commit == "c" * 40
     assert calls == [("org/some.name", {"name": "small", "split": "test", "revision": "v1"})]
     assert datasets.are_progress_bars_disabled() == bars
+
+
+ROWS = [{"prompt": f"p{number}"} for number in range(6)]
+CALLING = {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": {"a": 1}}]}
+
+
+def lines(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_what_save_to_disk_wrote(folder):
+    data = datasets.Dataset.from_list(ROWS)
+    data.with_format("numpy").select([5, 0, 3]).save_to_disk("saved")
+    datasets.DatasetDict(train=data, test=data.select(range(2))).save_to_disk("splits")
+    assert [row["prompt"] for row in read("saved").rows] == ["p5", "p0", "p3"]
+    assert read("splits", split="test").rows == ROWS[:2]
+    assert read("splits").place(5) == "splits, row 6"
+    assert message_of("splits", split="tset") == (
+        "data.split: splits has no split 'tset' (it has train, test); set data.split"
+    )
+    for arrow in (folder / "saved").glob("*.arrow"):
+        arrow.unlink()
+    assert message_of("saved").startswith("saved: is not a whole data set of save_to_disk (FileNotFoundError")
+
+
+@pytest.mark.parametrize(("path", "names"), [("parts", "parts/p-{}.jsonl"), ("parts/p-*", "parts/p-{}.jsonl")])
+def test_shards_are_one_set_and_places_name_the_file(folder, path, names):
+    (folder / "parts").mkdir()
+    (folder / "parts" / ".p.jsonl").write_text("no shard")
+    (folder / "parts" / "p-01.jsonl").write_text(lines(ROWS[3:]))
+    (folder / "parts" / "p-00.jsonl.gz").write_bytes(gzip.compress(lines(ROWS[:3]).encode()))
+    if path == "parts":  # .gz is another name than without
+        (folder / "parts" / "p-00.jsonl").write_text(lines(ROWS[:3]))
+        (folder / "parts" / "p-00.jsonl.gz").unlink()
+    table = read(path)
+    assert (table.rows, table.source) == (ROWS, f"{path} (2 files)")
+    assert table.place(3) == f"{names.format('01')}, line 1"
+    (folder / "parts" / "p-01.jsonl").write_text("{\n")
+    assert message_of(path).startswith(f"{names.format('01')}, line 1: is not JSON")
+
+
+def test_one_shard_is_named_too(folder):
+    (folder / "two" / "train.csv").unlink()
+    (folder / "two" / "test.jsonl").write_text("{}\n")
+    assert read("two").place(0) == "two/test.jsonl, line 1"
+
+
+def test_shards_with_other_columns(folder):
+    (folder / "two" / "a1.csv").write_text("prompt,n\nx,1\n")
+    (folder / "two" / "a2.csv").write_text("n,prompt\n2,y\n")
+    assert read("two/a*.csv").rows == [{"prompt": "x", "n": "1"}, {"n": "2", "prompt": "y"}]
+    (folder / "two" / "a2.csv").write_text("prompt,m\ny,2\n")
+    assert message_of("two/a*.csv") == (
+        "two/a2.csv: has the columns prompt, m, and two/a1.csv has prompt, n; name files with the same columns"
+    )
+
+
+@pytest.mark.parametrize("kind", ["saved", "a.jsonl", "a.parquet"])
+def test_of_a_larger_data_set_rows_are_drawn_by_seed(folder, kind):
+    rows = [{"prompt": f"p{number}"} for number in range(300)]
+    data = datasets.Dataset.from_list(rows)
+    if kind == "saved":
+        data.save_to_disk(kind)
+    else:
+        (data.to_parquet if kind.endswith("parquet") else data.to_json)(kind)
+    draws = [read(kind, draw=Draw(most=100, seed=seed)) for seed in range(30)]
+    numbers = [[int(row["prompt"][1:]) for row in table.rows] for table in draws]
+    assert all(len(set(drawn)) == 100 and drawn == sorted(drawn) for drawn in numbers)
+    assert {table.count for table in draws} == {300}
+    assert draws[0].labels[7].endswith(f" {numbers[0][7] + 1}")
+    often = Counter(number for drawn in numbers for number in drawn)  # 10 of 30 times on average
+    assert 100 * 30 / 3 * 0.9 < sum(often[number] for number in range(100)) < 100 * 30 / 3 * 1.1
+    assert read(kind, draw=Draw(most=100, seed=3)).rows == draws[3].rows != draws[4].rows
+    whole = read(kind, draw=Draw(most=300, seed=3))
+    assert (whole.rows, whole.count) == (rows, None)
+
+
+def test_records_of_a_table_hold_no_fields_of_other_rows(folder):
+    other = {"role": "user", "content": "b", "tool_calls": [{"name": "g", "arguments": {"z": 1}}]}
+    turns = [{"role": "user", "content": "a"}, CALLING, {"role": "tool", "content": "c"}]
+    datasets.Dataset.from_list([{"prompt": turns}, {"prompt": [other, turns[0]]}]).save_to_disk("saved")
+    _, rows = parse_rows(read("saved"), format="auto", prompt_column="prompt")
+    assert rows[0].messages == (turns[0], CALLING, turns[2])
 
 
 HUB_ERRORS = [
