@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from apa_cli import __version__
-from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
-from apa_cli.commands.messages import report_error, say
+from apa_cli.commands.environment import command, share_the_processor
+from apa_cli.commands.messages import say
 from apa_cli.config import compose, sources
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
@@ -58,32 +58,16 @@ Exit codes: 0 done; 2 something you gave is wrong (one line says what); 1 anythi
 """
 
 
-@ends_the_process
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+@command(PROGRAM)
+def main(arguments: list[str]) -> None:
+    """Run the command."""
     share_the_processor()
-    print_anything()
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-            print(HELP, end="")
-            return 0
-        if "--version" in arguments:
-            print(f"{PROGRAM} {__version__}")
-            return 0
-        _command(arguments)
-    except KeyboardInterrupt:
-        say(PROGRAM, "interrupted")
-        return 130
-    except BrokenPipeError:  # apa-eval --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return report_error(PROGRAM, error, full=os.environ.get("HYDRA_FULL_ERROR") == "1")
-    return 0
-
-
-def _command(arguments: list[str]) -> None:
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print(HELP, end="", flush=True)
+        return
+    if "--version" in arguments:
+        print(f"{PROGRAM} {__version__}")
+        return
     places, overrides = read_arguments(arguments)
     checkpoints = find_checkpoints(places)
     config = compose_evaluation(checkpoints, overrides)

@@ -23,8 +23,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from apa_cli import __version__
-from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
-from apa_cli.commands.messages import exit_code, report_error, say
+from apa_cli.commands.environment import command, share_the_processor
+from apa_cli.commands.messages import exit_code, report_error, traceback_wanted
 from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
 from apa_cli.config import components, compose, help_text, sources
 from apa_cli.errors import UserError
@@ -36,7 +36,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 class _Session:
     """One call of the command."""
 
-    full_error: bool  # HYDRA_FULL_ERROR=1: tracebacks for the user's errors too
+    full_error: bool  # APA_TRACEBACK=1: tracebacks for the user's errors too
     codes: list[int] = field(default_factory=list)  # exit codes of the runs that failed
     old_folders: set[str] = field(default_factory=set)  # that were there before Hydra made any
 
@@ -44,28 +44,16 @@ class _Session:
 _session: _Session | None = None
 
 
-@ends_the_process
-def main(argv: list[str] | None = None) -> int:
+@command(PROGRAM)
+def main(argv: list[str]) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session
     share_the_processor()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run has its own way with both
-    print_anything()
-    _session = session = _Session(full_error=os.environ.get(FULL_ERROR) == "1")
+    _session = session = _Session(full_error=traceback_wanted())
     try:
-        _command(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        say(PROGRAM, "interrupted")
-        return 130
-    except SystemExit as stop:  # Hydra ends --help and the like this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # apa-train --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return report_error(PROGRAM, error, full=session.full_error)
-    else:
+        _command(argv)
         return min(session.codes, default=0)  # 1 outranks 2
     finally:
         _session = None
@@ -220,7 +208,7 @@ def _hydra_raises() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[FULL_ERROR]
+            os.environ.pop(FULL_ERROR, None)  # a reward function may have taken it away
         else:
             os.environ[FULL_ERROR] = before
 
