@@ -19,6 +19,7 @@ from apa_cli import __version__
 from apa_cli.commands.environment import command, share_the_processor
 from apa_cli.commands.messages import say
 from apa_cli.config import compose, sources
+from apa_cli.config.overrides import check_overrides
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_checkpoints
@@ -105,15 +106,18 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     elif value.startswith("["):
         try:
             parsed = OverridesParser.create().parse_override(f"{KEY}={value}").value()
-            places = [str(place) for place in parsed] if isinstance(parsed, list) else [value]
+            if not isinstance(parsed, list) or any(isinstance(place, (list, dict)) for place in parsed):
+                raise ValueError("a list within the list")
+            places = [str(place) for place in parsed]
         except Exception as error:
             raise UserError(KEY, f"{value} cannot be read", "write a list such as [runs/a,runs/b]") from error
     elif Path(value).expanduser().exists() or glob.glob(str(Path(value).expanduser())):
         places = [value]  # whole: a sweep's folders have commas in their names
     else:
         places = value.split(",")
-    if not all(places):
+    if not places or not all(places):
         raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
+    check_overrides(rest)
     return places, rest
 
 
@@ -163,6 +167,7 @@ def _output_folder(checkpoints: list[EvaluatedCheckpoint], config: TrainConfig, 
 
 def _check_writable(folder: Path) -> None:
     """Raise UserError before hours of work rather than after them. Creates nothing."""
+    sources.refuse_variables(str(folder))
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         problem = f"{sources.shown(str(there))} is {'not writable' if there.is_dir() else 'a file'}"

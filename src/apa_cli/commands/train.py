@@ -26,7 +26,8 @@ from apa_cli import __version__
 from apa_cli.commands.environment import command, share_the_processor
 from apa_cli.commands.messages import exit_code, report_error, traceback_wanted
 from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
-from apa_cli.config import components, compose, help_text, sources
+from apa_cli.config import compose, help_text, sources
+from apa_cli.config.overrides import check_overrides, prepared
 from apa_cli.errors import UserError
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
@@ -148,7 +149,8 @@ class _Parser:
                 options = [name for action in self.hydra._actions for name in action.option_strings]
                 near = get_close_matches(word.split("=")[0], options, n=1)
                 raise UserError(word, "unknown option", f"did you mean {near[0]}?" if near else "see apa-train --help")
-        arguments.overrides = components.begun(sources.absolute_paths(arguments.overrides + rest))
+        check_overrides(arguments.overrides + rest)
+        arguments.overrides = prepared(arguments.overrides + rest)
         if arguments.resolve and not (arguments.cfg or arguments.help):
             raise UserError("--resolve", "says how --cfg prints", "add --cfg job")
         actions = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -181,6 +183,7 @@ def _trains(arguments: argparse.Namespace) -> bool:
 def _check_folder(output_dir: str) -> None:
     """Can the run's folder be made? Asked before Hydra makes it."""
     folder = Path(output_dir).absolute()
+    sources.refuse_variables(output_dir)
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
