@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def spoilt(part: str, *changes: Change, name: str = "") -> Make:
 
 
 def without(name: str) -> Change:
-    return lambda folder: (folder / name).unlink()
+    return lambda folder: shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def put(name: str, content: str | bytes) -> Change:

@@ -6,8 +6,17 @@ import shutil
 from pathlib import Path
 
 import pytest
-from bad_input import config_rows, data_rows, environment_rows, evaluation_rows, model_rows, resume_rows, reward_rows
-from bad_input.harness import COMMANDS, Parts, Row, Said, check, contents, matches, run_script, words
+from bad_input import (
+    config_rows,
+    data_rows,
+    environment_rows,
+    evaluation_rows,
+    folder_rows,
+    model_rows,
+    resume_rows,
+    reward_rows,
+)
+from bad_input.harness import COMMANDS, Parts, Row, Said, check, contents, run_script, words
 
 FAMILIES = {
     "config": config_rows.ROWS,
@@ -18,6 +27,7 @@ FAMILIES = {
     "report": evaluation_rows.REPORT_ROWS,
     "resume": resume_rows.ROWS,
     "environment": environment_rows.ROWS,
+    "folder": folder_rows.ROWS,
 }
 ALL = {f"{family}, {row.name}": row for family, rows in FAMILIES.items() for row in rows}
 
@@ -70,16 +80,6 @@ def test_what_may_not_be_touched(row: Row, folder: Path, parts: Parts):
         check(row, run_script(row, parts, folder, prefix=prefix), folder, before)
     finally:
         folder.chmod(0o755)
-
-
-@pytest.mark.parametrize("function", reward_rows.HOSTILE)
-def test_a_reward_function_that_spoils_its_process(function: str, folder: Path, parts: Parts):
-    code, line = reward_rows.HOSTILE[function]
-    row = reward_rows.mine("", f"mine.py:{function}", line)
-    row.make(folder, parts)
-    said = run_script(row, parts, folder)
-    assert said.code == code
-    assert matches(f"apa-train: error: {line}\n", said.errors)
 
 
 ODD = {

@@ -20,6 +20,7 @@ from command import ROOT, environment
 from safetensors.numpy import load_file
 
 from apa_cli.assets.resolve import resolve_path
+from apa_cli.checkpoints.find import pointed_to
 
 SMALL = (
     "training.iterations=6",
@@ -172,6 +173,12 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in json.loads(line).items() if not measured(name)} for line in lines]
 
 
+def latest(run: Path) -> Path:
+    checkpoint = pointed_to(run / "checkpoints" / "latest")
+    assert checkpoint is not None
+    return checkpoint
+
+
 def measured(name: str) -> bool:
     return name.startswith(("time/", "throughput/", "memory/"))
 
@@ -181,7 +188,7 @@ def assert_same_run(folder: Path, reference: Path) -> None:
     assert metrics(folder) == metrics(reference)
     assert (folder / "samples.jsonl").read_bytes() == (reference / "samples.jsonl").read_bytes()
     assert (folder / "summary.json").is_file()
-    newest = [(run / "checkpoints" / "latest").resolve() for run in (folder, reference)]
+    newest = [latest(run) for run in (folder, reference)]
     assert newest[0].name == newest[1].name
     files = [sorted(path.relative_to(place) for path in place.rglob("*.safetensors")) for place in newest]
     assert files[0] == files[1]

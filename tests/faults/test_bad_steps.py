@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from command import ROOT, Finished, apa_train
+from runs import latest
 from safetensors.torch import load_file
 
 QUICK = (
@@ -41,7 +42,7 @@ def log_of(run: Finished) -> str:
 
 
 def saved_state(run: Finished) -> dict[str, Any]:
-    return json.loads((run.folder / "checkpoints" / "latest" / "trainer_state" / "state.json").read_text("utf-8"))
+    return json.loads((latest(run.folder) / "trainer_state" / "state.json").read_text("utf-8"))
 
 
 def summary_of(run: Finished) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from runs import SMALL, assert_same_run, metrics
+from runs import SMALL, assert_same_run, latest, metrics
 
 # Fills the file system at one iteration and frees it at a later one. Counts calls: evaluations, then rollouts.
 FILLING = """
@@ -61,7 +61,7 @@ def test_a_full_disk_costs_checkpoints_but_not_the_run(server, small_disk, tmp_p
     log = (small_disk / "run" / "run.log").read_text()
     assert "the checkpoint of iteration 2 could not be saved (No space left on device); iter_000001 is kept" in log
     assert metrics(small_disk / "run") == metrics(tmp_path / "plain")
-    assert (small_disk / "run" / "checkpoints" / "latest").resolve().name == "iter_000006"
+    assert latest(small_disk / "run").name == "iter_000006"
     assert list((small_disk / "run" / "checkpoints").glob(".*")) == []
 
 
@@ -75,7 +75,7 @@ def test_a_disk_that_stays_full_ends_in_exit_1_with_the_state_elsewhere(server, 
     assert code == 1, output
     assert "the end of training could not be saved (No space left on device); its state is kept in" in output
     assert "Traceback" not in output
-    assert (folder / "checkpoints" / "latest").resolve().name == "iter_000003"
+    assert latest(folder).name == "iter_000003"
     assert not (folder / "summary.json").exists()
     (small_disk / "filler").unlink()
     (small_disk / "filler.never").touch()
@@ -120,13 +120,33 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, uninte
     assert_same_run(folder, uninterrupted("apa"))
 
 
-def test_without_any_whole_checkpoint_the_run_begins_again(server, uninterrupted, tmp_path):
+def test_without_any_whole_checkpoint_the_run_is_left_as_it_is(server, tmp_path):
     folder = tmp_path / "run"
     assert server.run(folder, *SMALL, terminate_at=6) == 130
     for checkpoint in (folder / "checkpoints").glob("iter_*"):
         (checkpoint / "manifest.json").unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    start = len(server.output.read_text())
+    assert server.run(folder, *SMALL, "resume=auto") == 2
+    assert "run has no whole checkpoint to go on from: iter_000001" in server.output.read_text()[start:]
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_copied_and_goes_on(server, uninterrupted, tmp_path):
+    """`scp -r` makes a folder of a link; a file manager leaves a file of its own."""
+    folder = tmp_path / "copied"
+    run = tmp_path / "run"
+    assert server.run(run, *SMALL, terminate_at=14) == 130
+    (run / "checkpoints" / "latest").unlink()
+    (run / "checkpoints" / "latest").symlink_to("iter_000003_part")  # as older versions wrote it
+    shutil.copytree(run, folder)
+    (folder / "checkpoints" / "iter_000003_part" / "policy" / "Thumbs.db").write_text("x")
+    copy = {path: path.read_bytes() for path in (folder / "checkpoints" / "latest").rglob("*") if path.is_file()}
     assert server.run(folder, *SMALL, "resume=auto") == 0
-    assert_same_run(folder, uninterrupted("apa"))
+    assert metrics(folder) == metrics(uninterrupted("apa"))
+    assert {path: path.read_bytes() for path in copy} == copy
+    assert (folder / "checkpoints" / "iter_000003_part" / "policy" / "Thumbs.db").read_text() == "x"
+    assert "holds policy/Thumbs.db, not of its manifest: ignored" in (folder / "run.log").read_text()
 
 
 def test_two_runs_on_one_folder(server, tmp_path):

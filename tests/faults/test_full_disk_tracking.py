@@ -21,7 +21,7 @@ from apa_cli.tracking.tracker import Tracker
 folder, limited, freed = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "freed"
 config = TrainConfig(output_dir=str(folder))
 config.training.iterations, config.tracking.console, config.tracking.wandb.mode = 30, "plain", "disabled"
-with Tracker(config, folder) as tracker:
+with Tracker(config, folder).begin() as tracker:
     for iteration in range(1, 31):
         if iteration == 5:
             narrow()
@@ -117,8 +117,8 @@ def test_a_small_file_system_filled_to_the_last_byte(tmp_path: Path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full")
 def test_output_that_a_full_disk_refuses_is_nobodys_error():
     program = (
-        "import sys; from apa_cli.commands.environment import command; "
-        "sys.exit(command('x')(lambda argv: print('done') or 0)())"
+        "import sys; from apa_cli.commands.environment import ends_the_process; "
+        "sys.exit(ends_the_process(lambda argv: print('done') or 0)())"
     )
     with open("/dev/full", "w") as full:
         done = subprocess.run(

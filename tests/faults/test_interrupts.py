@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import environment
-from runs import SMALL, VARIANTS, assert_same_run, metrics
+from runs import SMALL, VARIANTS, assert_same_run, latest, metrics
 
 SLOW_REWARD = """
 import time
@@ -31,7 +31,7 @@ def test_a_signal_in_an_update_is_resumed_inside_it(server, uninterrupted, tmp_p
     folder = tmp_path / "run"
     assert server.run(folder, *SMALL, *VARIANTS[variant], terminate_at=minibatch) == 130
     finished, within = divmod(minibatch, 4)
-    name = (folder / "checkpoints" / "latest").resolve().name
+    name = latest(folder).name
     assert name == (f"iter_{finished:06d}_part" if within else f"iter_{finished - 1:06d}_part")
     assert server.run(folder, f"resume={folder}") == 0, server.output.read_text()[-2000:]
     assert_same_run(folder, uninterrupted(variant))
@@ -64,7 +64,7 @@ def test_a_slurm_preemption(uninterrupted, tmp_path):
     assert "SIGTERM" in output
     assert output.splitlines()[-1] == "apa-train: interrupted"
     assert "go on with resume=" in output
-    assert (folder / "checkpoints" / "latest" / "manifest.json").is_file()
+    assert (latest(folder) / "manifest.json").is_file()
     again = start(folder, "checkpoint.every=0", "resume=auto")
     output, _ = again.communicate(timeout=240)
     assert again.returncode == 0, output

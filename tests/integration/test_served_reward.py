@@ -121,7 +121,7 @@ def test_ctrl_c_does_not_wait_for_an_answer(tmp_path: Path):
         _, errors = process.communicate(timeout=100)
     assert process.returncode == 130, errors
     assert time.monotonic() - began < 60
-    assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == "iter_000001"
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "iter_000001\n"
 
 
 def test_down_at_the_start_costs_no_time_and_leaves_no_folder(tmp_path: Path):

@@ -102,7 +102,7 @@ def test_the_folder_is_complete(run: Finished):
         "plots/reward.png", "plots/kl.png", "plots/entropy.png",
     }  # fmt: skip
     assert expected <= names
-    state = json.loads((run.folder / "checkpoints/latest/trainer_state/state.json").read_text(encoding="utf-8"))
+    state = json.loads((run.folder / "checkpoints/iter_000003/trainer_state/state.json").read_text(encoding="utf-8"))
     assert state["iteration"] == 3
     pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]
     assert not pickles

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from apa_cli.checkpoints.files import partial_of, put_in_place
+from apa_cli.checkpoints.ownership import RUN, own_files, record
 from apa_cli.config.schema import TrainConfig
+from apa_cli.files import UNFINISHED, files_in, partial_of, put_in_place
 from apa_cli.models.policy import Policy
 from apa_cli.models.value import Value
 from apa_cli.tracking.secrets import redact_text
@@ -42,14 +43,19 @@ def export_final(
     after: Mapping[str, float],
     critic: Value | None = None,
 ) -> Path:
-    """Write final/, the policy, its model card and in value/ a critic: whole or not at all."""
+    """Write final/, the policy, its model card and in value/ a critic: whole or not at all.
+
+    What an earlier export wrote there is replaced; a user's own files in it stay.
+    """
     partial = partial_of(folder)
     save_policy(policy, partial)
     if critic is not None:
         critic.save(partial / "value")
         (partial / "value" / "README.md").unlink(missing_ok=True)
     (partial / "README.md").write_text(redact_text(model_card(config, before, after)), encoding="utf-8")
-    put_in_place(partial, folder)
+    own = own_files(folder.parent, folder)
+    record(folder.parent, RUN, [f"{folder.name}/{name}" for name in files_in(partial) if name != UNFINISHED])
+    put_in_place(partial, folder, own)
     return folder
 
 

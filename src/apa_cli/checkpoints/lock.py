@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from apa_cli.errors import UserError
+from apa_cli.files import missing_folders, remove_empty
 
 LOCK_FILE = ".lock"
+_CONTENT = re.compile(rb"(process \d+ on [^\n]*\n?)?")
 
 
 @contextmanager
 def run_lock(run_dir: Path) -> Iterator[None]:
     """Hold `run_dir` against other runs. Raises UserError, naming the process, where one holds it.
 
-    A file system without locks is left unguarded.
+    A file system without locks is left unguarded. Folders made for the lock go again where nothing else came into them.
     """
-    path = run_dir / LOCK_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    made = missing_folders(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(run_dir, run_dir / LOCK_FILE):
+            yield
+    finally:
+        remove_empty(made)
+
+
+@contextmanager
+def _locked(run_dir: Path, path: Path) -> Iterator[None]:
     while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except IsADirectoryError:
-            problem = f"{path} is a folder, where the run's lock belongs"
-            raise UserError("output_dir", problem, "remove it, or choose another folder") from None
+        descriptor = _open(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -55,6 +64,24 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """Raises UserError where something else than a lock has its name."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        if not (path.is_symlink() or path.is_dir()):
+            raise
+        raise _no_lock(path) from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _CONTENT.fullmatch(os.pread(descriptor, 1000, 0)):
+        os.close(descriptor)
+        raise _no_lock(path)
+    return descriptor
+
+
+def _no_lock(path: Path) -> UserError:
+    return UserError("output_dir", f"{path} is not the lock of a run", "move it away, or choose another folder")
 
 
 def _is_still(descriptor: int, path: Path) -> bool:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path, PurePosixPath
 
-from apa_cli.checkpoints.files import write_text
 from apa_cli.errors import UserError
+from apa_cli.files import UNFINISHED, files_in, write_text
 
 MANIFEST = "manifest.json"
 CHUNK = 1 << 20
@@ -17,15 +21,18 @@ CHUNK = 1 << 20
 def write_manifest(folder: Path) -> None:
     """Size and SHA-256 of every file below `folder`, as manifest.json in it; all synced to disk."""
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != UNFINISHED):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
         with path.open("rb") as file:
             os.fsync(file.fileno())
     write_text(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=2))
 
 
-def check_manifest(folder: Path, key: str) -> None:
-    """Raise UserError, naming `key`, unless every file of the checkpoint is there and as it was written."""
+def check_manifest(folder: Path, key: str) -> list[str]:
+    """Files in the checkpoint that its manifest does not list, which nothing may read: see `listed_only`.
+
+    Raises UserError, naming `key`, unless every listed file is there and as it was written.
+    """
     remedy = "give another checkpoint of the run"
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
@@ -40,6 +47,31 @@ def check_manifest(folder: Path, key: str) -> None:
         _check_files(folder, entries, key, remedy)
     except OSError as error:
         raise UserError(key, f"{error.filename or folder} cannot be read: {error.strerror}", remedy) from None
+    return unlisted(folder, entries)
+
+
+def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
+    return [name for name in files_in(folder) if name not in (*listed, MANIFEST, UNFINISHED)]
+
+
+def warn_of_unlisted(folder: Path, names: Sequence[str], warn: Callable[[str], None]) -> None:
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        warn(f"{folder.name} holds {', '.join(names[:3])}{more}, not of its manifest: ignored")
+
+
+def listed_only(folder: Path) -> Path:
+    """The checkpoint for a library that reads whatever lies in a folder: where it holds more than its manifest lists,
+    a temporary folder of links to what it lists. The manifest has been checked."""
+    listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    if not any(name.startswith(("policy/", "value/")) for name in unlisted(folder, listed)):
+        return folder
+    view = Path(tempfile.mkdtemp(prefix=f"apa_{folder.name}_"))
+    atexit.register(shutil.rmtree, view, ignore_errors=True)
+    for name in listed:
+        (view / name).parent.mkdir(parents=True, exist_ok=True)
+        (view / name).symlink_to((folder / name).resolve())
+    return view
 
 
 def _check_files(folder: Path, entries: dict[str, tuple[int, str]], key: str, remedy: str) -> None:
@@ -56,10 +88,6 @@ def _check_files(folder: Path, entries: dict[str, tuple[int, str]], key: str, re
             raise UserError(key, f"{folder} lacks {name}", remedy)
         if path.stat().st_size != size or _digest(path) != digest:
             raise UserError(key, f"{path} is damaged: not as it was written", remedy)
-    for path in sorted(folder.rglob("*")):  # what was put there later would be loaded with the rest
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in entries and name != MANIFEST and not path.name.startswith("."):
-            raise UserError(key, f"{path} is not in the manifest: it was put there later", "move it elsewhere")
 
 
 def _digest(path: Path) -> str:

@@ -9,8 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from apa_cli.checkpoints.find import TRAINER_STATE, checkpoint_iteration, checkpoints_in, newest_whole
-from apa_cli.checkpoints.manifest import check_manifest
+from apa_cli.checkpoints.find import (
+    POINTERS,
+    TRAINER_STATE,
+    checkpoint_iteration,
+    checkpoints_in,
+    followed,
+    named_in,
+    newest_whole,
+)
+from apa_cli.checkpoints.manifest import check_manifest, warn_of_unlisted
+from apa_cli.checkpoints.ownership import is_run
 from apa_cli.config.keys import NAMING_KEY, groups, is_component
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import quoted, shown
@@ -53,7 +62,7 @@ class Resumption:
     """A run to go on with."""
 
     source: Path  # the folder of the run
-    checkpoint: Path | None  # None: it stopped before its first checkpoint, and begins again
+    checkpoint: Path | None  # None: it was stopped before its first checkpoint, and begins again
     iteration: int  # finished iterations
     changed: tuple[str, ...]  # `key before → now`, of keys that may change
     finished: bool  # nothing is left to do
@@ -95,7 +104,7 @@ def locate(place: str) -> tuple[Path, Path | None]:
         return folder, None
     if folder.name == "checkpoints" and (folder.parent / CONFIG_FILE).is_file():
         return folder.parent, None
-    checkpoint = folder.resolve()
+    checkpoint = followed(folder).resolve()
     if (checkpoint.parent.parent / CONFIG_FILE).is_file() and checkpoint_iteration(checkpoint) is not None:
         return checkpoint.parent.parent, checkpoint
     raise UserError(KEY, f"{place} is neither a run (no {CONFIG_FILE}) nor a checkpoint in one", remedy)
@@ -104,31 +113,39 @@ def locate(place: str) -> tuple[Path, Path | None]:
 def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumption | None:
     """What `config` goes on with; None where it begins anew. Damaged checkpoints are named to `warn`.
 
-    Raises UserError where it cannot be done as asked.
+    A folder in which a run has begun and learnt nothing may be begun in again. Raises UserError where it cannot be done
+    as asked; nothing has been changed then.
     """
     run_dir = Path(config.output_dir)
     if config.resume is None:
-        if (run_dir / CONFIG_FILE).exists():
+        if is_run(run_dir) and learnt(run_dir):
             remedy = f"add {KEY}={AUTO} to go on with it, or choose another folder"
             raise UserError("output_dir", f"{run_dir} already holds a run", remedy)
         return None
     source, checkpoint = run_dir, None
     if config.resume == AUTO:
-        if not (run_dir / CONFIG_FILE).exists():
+        if not is_run(run_dir) or not learnt(run_dir):
             return None
     else:
         source, checkpoint = locate(config.resume)
         elsewhere = source.resolve() != run_dir.resolve()
-        if elsewhere and (run_dir / CONFIG_FILE).exists():
+        if elsewhere and is_run(run_dir) and learnt(run_dir):
             raise UserError(
                 "output_dir", f"{run_dir} already holds another run", "choose a new folder to branch off in"
             )
+        if not elsewhere and not learnt(run_dir):
+            return None
         if checkpoint is not None and not elsewhere:
             _check_newest(checkpoint)
     if checkpoint is None:
-        checkpoint = newest_whole(source / "checkpoints", warn)
+        refused: list[str] = []
+        checkpoint = newest_whole(source / "checkpoints", refused.append)
+        if checkpoint is None:
+            _check_can_begin_again(source, refused)
+        for line in refused:
+            warn(line)
     else:
-        check_manifest(checkpoint, KEY)
+        warn_of_unlisted(checkpoint, check_manifest(checkpoint, KEY), warn)
     iteration = (checkpoint_iteration(checkpoint) or 0) if checkpoint else 0
     if checkpoint is not None and not (checkpoint / TRAINER_STATE).is_dir():
         raise UserError(KEY, f"{checkpoint} has no {TRAINER_STATE}", "give another checkpoint of the run")
@@ -142,6 +159,26 @@ def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumpt
         changed=_check_changes(source, config),
         finished=source.resolve() == run_dir.resolve() and _finished(source, config, iteration),
     )
+
+
+def _check_can_begin_again(source: Path, refused: Sequence[str]) -> None:
+    """Raise UserError unless the run was stopped before its first checkpoint: from its start, it repeats itself."""
+    run, saved = read_run(source), source / "checkpoints"
+    every = run.config.get("checkpoint.every")
+    traces = [name for name in (SUMMARY_FILE, "final") if (source / name).exists()]
+    traces += [f"checkpoints/{name}" for name in POINTERS if named_in(saved / name) or (saved / name).is_dir()]
+    if isinstance(every, int) and 0 < every < run.iterations:
+        traces.append(f"metrics of {run.iterations} iterations")
+    if refused or traces:
+        problem = f"{shown(str(source))} has no whole checkpoint to go on from"
+        problem += f": {'; '.join(refused)}" if refused else f", only {' and '.join(traces)}"
+        raise UserError(KEY, problem, "to start over, choose another folder: output_dir=NEW, without resume")
+
+
+def learnt(run_dir: Path) -> bool:
+    """Whether there is something of a run that beginning again would lose."""
+    kept = any((run_dir / name).exists() for name in (SUMMARY_FILE, "final"))
+    return kept or bool(checkpoints_in(run_dir / "checkpoints")) or read_run(run_dir).iterations > 0
 
 
 def _finished(source: Path, config: TrainConfig, iteration: int) -> bool:
@@ -225,9 +262,8 @@ def _value(overrides: Sequence[str]) -> str | None:
 
 
 def begin_from(resumption: Resumption, run_dir: Path) -> None:
-    """Make `run_dir` ready to go on: a branch takes over the lines so far; a finished run is finished no longer."""
+    """Give a branch the lines of its source so far."""
     if resumption.source.resolve() == run_dir.resolve():
-        (run_dir / SUMMARY_FILE).unlink(missing_ok=True)
         return
     for name in (METRICS_FILE, SAMPLES_FILE):
         if (resumption.source / name).is_file():

@@ -11,17 +11,18 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
 from apa_cli.checkpoints.export import save_policy
-from apa_cli.checkpoints.files import fault_point, partial_of, put_in_place, sync_folder, write_text
-from apa_cli.checkpoints.find import PART, checkpoints_in
+from apa_cli.checkpoints.find import PART, checkpoints_in, named_in
 from apa_cli.checkpoints.manifest import write_manifest
+from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, own_files, record
 from apa_cli.checkpoints.training_state import save_training_state
 from apa_cli.config.schema import CheckpointConfig
 from apa_cli.errors import UserError
+from apa_cli.files import discard, fault_point, partial_of, put_in_place, remove_partial, write_text
 from apa_cli.models.roles import Models
 from apa_cli.training.state import TrainingState
 
@@ -69,10 +70,9 @@ class CheckpointStore:
     def went_on_from(self, checkpoint: Path, state: TrainingState) -> None:
         """`state` has just been loaded from `checkpoint`. A crash may have come between it and `latest`."""
         self._saved = state.position
-        if checkpoint.parent == self.folder and (self.folder / "latest").resolve() != checkpoint.resolve():
-            with contextlib.suppress(OSError):  # a disk that takes nothing says so at the next save
-                self._point("latest", checkpoint)
-                self._prune()
+        if checkpoint.parent == self.folder:
+            self._point("latest", checkpoint)
+            self._prune(checkpoint)
 
     def save(self, models: Models, state: TrainingState) -> Path | None:
         """Write the checkpoint of `state`, point `latest` at it, and drop the oldest beyond `keep`.
@@ -82,9 +82,9 @@ class CheckpointStore:
         final = self.folder / f"iter_{state.iteration:06d}{PART if state.work else ''}"
         try:
             _write(final, models, state, sync=self._metrics.sync)
-            self._point("latest", final)
         except DISK_ERRORS as error:
-            shutil.rmtree(final.with_name(f".{final.name}.partial"), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_partial(final.with_name(f".{final.name}.partial"))
             self.failure = _reason(error)
             kept = self._newest()
             self._warn(
@@ -93,7 +93,8 @@ class CheckpointStore:
             )
             return None
         self.failure, self._saved = None, state.position
-        self._prune()
+        self._point("latest", final)
+        self._prune(final)
         return final
 
     def save_elsewhere(self, models: Models, state: TrainingState) -> Path | None:
@@ -103,6 +104,7 @@ class CheckpointStore:
         except OSError:
             return None
         try:
+            record(rescue, RUN, RUN_BEGINS)
             shutil.copy(self.run_dir / "config.yaml", rescue / "config.yaml")
             self._metrics.copy_to(rescue)
             final = rescue / "checkpoints" / f"iter_{state.iteration:06d}{PART if state.work else ''}"
@@ -133,42 +135,52 @@ class CheckpointStore:
         assert self.config.best_metric is not None
         facts = {"metric": self.config.best_metric, "value": metrics[self.config.best_metric], "name": checkpoint.name}
         try:
-            self._point("best", checkpoint)
             write_text(self.folder / BEST_FILE, json.dumps(facts) + "\n")
         except OSError as error:
             self._warn(f"checkpoints/best could not be set to {checkpoint.name} ({_reason(error)})")
-        self._prune()
+        self._point("best", checkpoint)
+        self._prune(checkpoint)
 
-    def _best_value(self) -> float | None:
+    def _best(self) -> dict[str, Any]:
+        """What best.json says; {} where there is none."""
         try:
             facts = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return None
-        return float(facts["value"]) if facts["metric"] == self.config.best_metric else None
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    def _best_value(self) -> float | None:
+        facts = self._best()
+        return float(facts["value"]) if facts.get("metric") == self.config.best_metric else None
 
     def _point(self, name: str, checkpoint: Path) -> None:
-        link = self.folder / f".{name}.partial"
-        link.unlink(missing_ok=True)
-        link.symlink_to(checkpoint.name, target_is_directory=True)
-        fault_point()
-        os.replace(link, self.folder / name)
-        fault_point()
-        sync_folder(self.folder)
+        """Write the checkpoint's name to `latest` or `best`, which is for people: nothing fails where it cannot be.
+
+        What has that name and is no pointer, as the copy of a checkpoint that `cp -rL` makes of a link, stays.
+        """
+        pointer = self.folder / name
+        named = named_in(pointer)
+        if named != checkpoint.name and (named or not os.path.lexists(pointer)):
+            with contextlib.suppress(OSError):
+                write_text(pointer, checkpoint.name + "\n")
 
     def _newest(self) -> Path | None:
         found = checkpoints_in(self.folder)
         return found[-1] if found else None
 
-    def _prune(self) -> None:
-        """Keep the newest and the best; one made in the middle of an iteration only while it is the newest."""
-        kept = {(self.folder / name).resolve() for name in ("latest", "best")}
+    def _prune(self, newest: Path) -> None:
+        """Keep the newest and the best; one made in the middle of an iteration only while it is the newest.
+
+        Of the others what their manifests list is deleted, and no more.
+        """
+        kept = {newest.name, self._best().get("name")}
         found = checkpoints_in(self.folder)
         whole = [path for path in found if not path.name.endswith(PART)]
         beyond = whole[: -self.config.keep] if self.config.keep else []
         for old in [*beyond, *(path for path in found if path.name.endswith(PART))]:
-            if old.resolve() not in kept:
+            if old.name not in kept:
                 fault_point()
-                shutil.rmtree(old, ignore_errors=True)
+                discard(old, own_files(self.run_dir, old) or [])
 
 
 def _write(final: Path, models: Models, state: TrainingState, *, sync: Callable[[], bool]) -> None:
@@ -184,7 +196,7 @@ def _write(final: Path, models: Models, state: TrainingState, *, sync: Callable[
     write_manifest(partial)
     if not sync():
         raise OSError("the lines of metrics before it are not on the disk")
-    put_in_place(partial, final)
+    put_in_place(partial, final, own_files(final.parents[1], final))
 
 
 def _reason(error: Exception) -> str:

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from apa_cli.checkpoints.files import fault_point
 from apa_cli.checkpoints.find import TRAINER_STATE
 from apa_cli.checkpoints.resume import Resumption
 from apa_cli.errors import UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.respond import JudgedResponse
+from apa_cli.files import fault_point
 from apa_cli.rollouts.record import Rollout
 from apa_cli.tracking.samples import Sample
 from apa_cli.training.random_states import RandomStates

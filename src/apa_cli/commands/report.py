@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from apa_cli import __version__
-from apa_cli.commands.environment import command
+from apa_cli.checkpoints.ownership import REPORT_NAMES, TABLES, check_free, check_place, record
+from apa_cli.commands.environment import print_anything
+from apa_cli.commands.messages import report_error, say
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 
@@ -38,14 +40,29 @@ Exit code: 0 done, 2 your input is wrong (one line says what), 1 anything else, 
 """
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
+    print_anything()
+    try:
+        _command(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        say(PROGRAM, "interrupted")
+        return 130
+    except SystemExit as stop:  # argparse ends --help and --version this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        return report_error(PROGRAM, error)
+    return 0
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError("", message, f"see {PROGRAM} --help")
 
 
-@command(PROGRAM)
-def main(argv: list[str]) -> None:
-    """Run the command."""
+def _command(argv: list[str]) -> None:
     parser = _Parser(
         prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,6 +83,8 @@ def main(argv: list[str]) -> None:
         raise UserError(where, "no metrics yet", "wait for the first iteration, or name other runs")
     output = Path(arguments.output) if arguments.output else _default_output(arguments.runs, folders)
     _check_output(output, folders)
+    output.mkdir(parents=True, exist_ok=True)
+    record(output, TABLES, REPORT_NAMES)
     title = arguments.title or (runs[0].name if len(runs) == 1 else f"{len(runs)} runs")
     overview = Overview(title=title, folder=output, runs=runs)
     tables, pictures = write_tables(overview, "report")
@@ -95,6 +114,8 @@ def _check_output(output: Path, folders: Sequence[Path]) -> None:
         raise UserError("--output", f"{shown(str(place))} is a file", "name a folder: --output DIR")
     if not os.access(place, os.W_OK | os.X_OK):
         raise UserError("--output", f"no permission to write in {place}", "name another folder: --output DIR")
+    check_place(output, TABLES, key="--output", remedy="name another: --output DIR")
+    check_free(output, TABLES, REPORT_NAMES, key="--output", remedy="name another: --output DIR")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,16 +17,16 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, ValueType
+from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
 
+from apa_cli.checkpoints.ownership import SWEEP_NAMES, TABLES, check_free, check_place, record
 from apa_cli.commands.messages import exit_code, one_line, report_error, say
 from apa_cli.config import compose, sources
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
 PROGRAM = "apa-train"
-MOST_RUNS = 1000  # of one sweep
 WHOLE_SWEEP = 256  # up to so many runs each is composed before the first begins
 
 
@@ -99,9 +99,15 @@ def _outcome(folder: Path, *, reward_only: bool) -> tuple[float, ...] | None:
 
 
 @contextmanager
-def sweeping(arguments: argparse.Namespace, *, full_error: bool, codes: list[int]) -> Iterator[Member]:
+def sweeping(
+    arguments: argparse.Namespace, inputs: Sequence[tuple[str, Path]], *, full_error: bool, codes: list[int]
+) -> Iterator[Member]:
     """Settle the sweep's folder beforehand; afterwards, however it ends, write its tables and collect exit codes."""
     folder = _settle_folder(arguments)
+    check_place(folder, TABLES, inputs)
+    check_free(folder, TABLES, SWEEP_NAMES)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, TABLES, SWEEP_NAMES)
     member = Member(sweep=uuid.uuid4().hex, process=os.getpid(), full_error=full_error)
     print(f"sweep in {sources.shown(str(folder))}", flush=True)
     try:
@@ -116,7 +122,7 @@ def sweeping(arguments: argparse.Namespace, *, full_error: bool, codes: list[int
 
 def _redact_hydras_own(sweep: Path) -> None:
     """Hydra's sweeper has written the composition as it is, passwords in addresses included."""
-    from apa_cli.checkpoints.files import write_text
+    from apa_cli.files import write_text
     from apa_cli.tracking.secrets import redact_text
 
     file = sweep / "multirun.yaml"
@@ -186,9 +192,7 @@ def planned(arguments: argparse.Namespace) -> Iterator[list[str]]:
             raise UserError("output_dir", "several folders for one sweep", "give one: each run gets a folder inside it")
     if any(override.key_or_group == "hydra/sweeper" for override in parsed) or not all(map(_listed, parsed)):
         return  # what another sweeper will try cannot be told beforehand; each run is checked as it begins
-    if math.prod(map(_count, parsed)) > MOST_RUNS:
-        return  # a sweeper's that searches
-    choices = list({override.get_key_element(): list(_values(override)) for override in parsed}.values())
+    choices = list({override.get_key_element(): _values(override) for override in parsed}.values())
     if math.prod(map(len, choices)) <= WHOLE_SWEEP:
         yield from map(list, itertools.product(*choices))
         return
@@ -200,35 +204,14 @@ def planned(arguments: argparse.Namespace) -> Iterator[list[str]]:
 
 def first_choices(overrides: list[str]) -> list[str]:
     """One run of the sweep, without the values that only a sweeper can tell."""
-    return [next(_values(override)) for override in _parsed(overrides) if _listed(override)]
+    return [_values(override)[0] for override in _parsed(overrides) if _listed(override)]
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        return OverridesParser.create().parse_overrides(overrides)
     except Exception as error:
         compose.raise_translated(error)
-    runs = 1
-    for override in parsed:
-        runs *= (count := _count(override))
-        if not count:
-            problem = f"{override.input_line}: no value is in it"
-            raise UserError(override.key_or_group, problem, "begin a range below its end, such as range(1,3)")
-    if runs > MOST_RUNS and not any("optuna" in (override.input_line or "") for override in parsed):
-        raise UserError("-m", f"{runs:,} runs, and {MOST_RUNS:,} are the most of one sweep", "give fewer values")
-    return parsed
-
-
-def _count(override: Override) -> int:
-    """How many values it has, without writing them out; 1 where only a sweeper can tell."""
-    values = override.value()
-    if isinstance(values, RangeSweep):
-        assert values.start is not None
-        assert values.stop is not None
-        if values.step == 0:
-            raise UserError(override.key_or_group, f"{override.input_line}: a step of 0", "give another")
-        return max(0, math.ceil((values.stop - values.start) / values.step))
-    return len(values.list) if isinstance(values, ChoiceSweep) else 1
 
 
 def _listed(override: Override) -> bool:
@@ -237,9 +220,7 @@ def _listed(override: Override) -> bool:
     return override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
 
 
-def _values(override: Override) -> Iterator[str]:
+def _values(override: Override) -> list[str]:
     if not override.is_sweep_override():
-        yield override.input_line or ""
-        return
-    for value in override.sweep_string_iterator():
-        yield f"{override.get_key_element()}={value}"
+        return [override.input_line or ""]
+    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]

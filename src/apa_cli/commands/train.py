@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -23,12 +23,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from apa_cli import __version__
-from apa_cli.commands.environment import command, share_the_processor
-from apa_cli.commands.messages import exit_code, report_error, traceback_wanted
+from apa_cli.checkpoints.ownership import check_run_folder, inputs_of
+from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
+from apa_cli.commands.messages import exit_code, report_error, say
 from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
-from apa_cli.config import compose, help_text, sources
-from apa_cli.config.overrides import check_overrides, prepared
+from apa_cli.config import components, compose, help_text, sources
 from apa_cli.errors import UserError
+from apa_cli.files import missing_folders, remove_empty
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -37,26 +38,39 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 class _Session:
     """One call of the command."""
 
-    full_error: bool  # APA_TRACEBACK=1: tracebacks for the user's errors too
+    full_error: bool  # HYDRA_FULL_ERROR=1: tracebacks for the user's errors too
     codes: list[int] = field(default_factory=list)  # exit codes of the runs that failed
-    old_folders: set[str] = field(default_factory=set)  # that were there before Hydra made any
+    missing: list[Path] = field(default_factory=list)  # folders that Hydra makes, and a failed start need not leave
 
 
 _session: _Session | None = None
 
 
-@command(PROGRAM)
-def main(argv: list[str]) -> int:
+@ends_the_process
+def main(argv: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session
     share_the_processor()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run has its own way with both
-    _session = session = _Session(full_error=traceback_wanted())
+    print_anything()
+    _session = session = _Session(full_error=os.environ.get(FULL_ERROR) == "1")
     try:
-        _command(argv)
+        _command(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        say(PROGRAM, "interrupted")
+        return 130
+    except SystemExit as stop:  # Hydra ends --help and the like this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # apa-train --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return report_error(PROGRAM, error, full=session.full_error)
+    else:
         return min(session.codes, default=0)  # 1 outranks 2
     finally:
+        remove_empty(session.missing)
         _session = None
 
 
@@ -75,18 +89,21 @@ def _command(argv: list[str]) -> None:
     if not _trains(arguments):
         _hydra(arguments, parser, run_job)
         return
+    assert _session is not None
+    inputs: list[tuple[str, Path]] = []
     for overrides in planned(arguments):
         config = compose.to_train_config(_compose(arguments, overrides))
         _check_folder(config.output_dir)
-        if _session is not None and os.path.lexists(config.output_dir):
-            _session.old_folders.add(os.path.abspath(config.output_dir))
+        inputs += inputs_of(config)
+        if not is_sweep(arguments) and not config.plan_only:
+            check_run_folder(config)
         if config.plan_only and is_sweep(arguments):
             raise UserError("plan_only", "plans one run, and -m begins many", "leave out -m")
     if not is_sweep(arguments):
+        _session.missing = missing_folders(Path(config.output_dir))
         _hydra(arguments, parser, run_job)
         return
-    assert _session is not None
-    with sweeping(arguments, full_error=_session.full_error, codes=_session.codes) as member:
+    with sweeping(arguments, inputs, full_error=_session.full_error, codes=_session.codes) as member:
         _hydra(arguments, parser, member)
 
 
@@ -129,9 +146,6 @@ def run_job(composed: DictConfig) -> None:
         assert _session is not None
         report_error(PROGRAM, error, run_dir=Path(composed.output_dir), full=_session.full_error)
         _session.codes.append(exit_code(error))
-        if os.path.abspath(composed.output_dir) not in _session.old_folders:
-            with suppress(OSError):  # it holds something
-                os.rmdir(composed.output_dir)
 
 
 class _Parser:
@@ -149,8 +163,7 @@ class _Parser:
                 options = [name for action in self.hydra._actions for name in action.option_strings]
                 near = get_close_matches(word.split("=")[0], options, n=1)
                 raise UserError(word, "unknown option", f"did you mean {near[0]}?" if near else "see apa-train --help")
-        check_overrides(arguments.overrides + rest)
-        arguments.overrides = prepared(arguments.overrides + rest)
+        arguments.overrides = components.begun(sources.absolute_paths(arguments.overrides + rest))
         if arguments.resolve and not (arguments.cfg or arguments.help):
             raise UserError("--resolve", "says how --cfg prints", "add --cfg job")
         actions = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -183,7 +196,6 @@ def _trains(arguments: argparse.Namespace) -> bool:
 def _check_folder(output_dir: str) -> None:
     """Can the run's folder be made? Asked before Hydra makes it."""
     folder = Path(output_dir).absolute()
-    sources.refuse_variables(output_dir)
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -211,7 +223,7 @@ def _hydra_raises() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            os.environ.pop(FULL_ERROR, None)  # a reward function may have taken it away
+            del os.environ[FULL_ERROR]
         else:
             os.environ[FULL_ERROR] = before
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from apa_cli.checkpoints.find import checkpoint_iteration
-from apa_cli.checkpoints.manifest import check_manifest
+from apa_cli.checkpoints.find import checkpoint_iteration, checkpoints_in, followed, pointed_to
+from apa_cli.checkpoints.manifest import check_manifest, warn_of_unlisted
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 
@@ -29,12 +29,15 @@ class EvaluatedCheckpoint:
     iteration: int | None  # finished iterations, where the run says so
 
 
-def find_checkpoints(places: Sequence[str]) -> list[EvaluatedCheckpoint]:
-    """All that `places` name, patterns expanded, in the order of their iterations. Raises UserError."""
+def find_checkpoints(places: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[EvaluatedCheckpoint]:
+    """All that `places` name, patterns expanded, in the order of their iterations. Raises UserError.
+
+    Files of a checkpoint that its manifest does not list are named to `warn`.
+    """
     found: dict[str, EvaluatedCheckpoint] = {}
     for place in places:
         for path in _expand(place):
-            checkpoint = _read(path)
+            checkpoint = _read(path, warn)
             found.setdefault(checkpoint.policy, checkpoint)
     runs = {checkpoint.run_dir for checkpoint in found.values() if checkpoint.run_dir is not None}
     ordered = sorted(found.values(), key=lambda checkpoint: (checkpoint.iteration is None, checkpoint.iteration or 0))
@@ -53,8 +56,8 @@ def _expand(place: str) -> list[str]:
     return matches
 
 
-def _read(place: str) -> EvaluatedCheckpoint:
-    folder = Path(place).expanduser()
+def _read(place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
+    folder = followed(Path(place).expanduser())
     if not folder.exists():
         if place.startswith((".", "/", "~")) or place.count("/") > 1 or (Path(place).parent.is_dir() and "/" in place):
             raise UserError(KEY, f"no folder {place}", "give a run, a checkpoint of it, or a model folder")
@@ -63,16 +66,16 @@ def _read(place: str) -> EvaluatedCheckpoint:
         raise UserError(KEY, f"{place} is a file", "give the folder it is in")
     folder = folder.resolve()
     if (folder / "trainer_state").is_dir() or folder.name.endswith(".partial") or (folder / "manifest.json").exists():
-        return _checkpoint_of_run(folder, place)
+        return _checkpoint_of_run(folder, place, warn)
     if (folder / "config.yaml").is_file():
-        return _newest_of_run(folder, place)
-    if folder.name == "checkpoints" and (folder / "latest").exists():
-        return _checkpoint_of_run((folder / "latest").resolve(), place)
+        return _newest_of_run(folder, place, warn)
+    if folder.name == "checkpoints" and (newest := _newest(folder)):
+        return _checkpoint_of_run(newest, place, warn)
     if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         run = next((parent for parent in folder.parents[:3] if _is_run(parent)), None)
         iteration = _last_iteration(run) if run is not None and folder.name == "final" else None
         if run is not None and folder.name == "policy":
-            return _checkpoint_of_run(folder.parent, place)
+            return _checkpoint_of_run(folder.parent, place, warn)
         return _folder(folder, name=folder.name, run_dir=run, iteration=iteration)
     raise UserError(
         KEY,
@@ -81,19 +84,24 @@ def _read(place: str) -> EvaluatedCheckpoint:
     )
 
 
-def _newest_of_run(folder: Path, place: str) -> EvaluatedCheckpoint:
+def _newest(folder: Path) -> Path | None:
+    """The latest of a run's checkpoints/."""
+    return pointed_to(folder / "latest") or next(reversed(checkpoints_in(folder)), None)
+
+
+def _newest_of_run(folder: Path, place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
     """final/ where the run ended, otherwise its latest checkpoint."""
     if (folder / "final").is_dir():
         return _folder(folder / "final", name="final", run_dir=folder, iteration=_last_iteration(folder))
-    if (folder / "checkpoints" / "latest").exists():
-        return _checkpoint_of_run((folder / "checkpoints" / "latest").resolve(), place)
+    if newest := _newest(folder / "checkpoints"):
+        return _checkpoint_of_run(newest.resolve(), place, warn)
     raise UserError(KEY, f"{place} has saved no checkpoint yet", "wait for one, or lower checkpoint.every")
 
 
-def _checkpoint_of_run(folder: Path, place: str) -> EvaluatedCheckpoint:
+def _checkpoint_of_run(folder: Path, place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
     if folder.name.endswith(".partial"):
         raise UserError(KEY, f"{place} was never finished", "give another checkpoint of the run")
-    check_manifest(folder, KEY)
+    warn_of_unlisted(folder, check_manifest(folder, KEY), warn)
     run = folder.parent.parent if (folder.parent.parent / "config.yaml").is_file() else None
     return _folder(folder / "policy", name=folder.name, run_dir=run, iteration=checkpoint_iteration(folder))
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from apa_cli.checkpoints.manifest import MANIFEST, listed_only
 from apa_cli.config.schema import AdapterConfig, PolicyConfig, TrainConfig
 from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, check_room
@@ -176,7 +177,10 @@ def _load(
 ) -> tuple[Policy, Reference]:
     """The checkpoint's policy and the initial policy that its KL is measured from."""
     settings = _settings(config.policy, checkpoint)
-    policy = load_policy(settings, runtime, weights=Path(checkpoint.policy), stop_tokens=config.generation.stop_tokens)
+    weights = Path(checkpoint.policy)
+    if (weights.parent / MANIFEST).is_file():
+        weights = listed_only(weights.parent) / weights.name
+    policy = load_policy(settings, runtime, weights=weights, stop_tokens=config.generation.stop_tokens)
     if frozen is not None and not checkpoint.is_adapter:
         with frozen.active() as initial:
             if _vocabulary(initial) != _vocabulary(policy):

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from apa_cli.checkpoints.ownership import is_run
+from apa_cli.checkpoints.resume import AUTO, learnt
 from apa_cli.config.members import ELSEWHERE
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 from apa_cli.evaluation.runs import ASIDE, FAILURE_FILE, flat, is_finished, read_run
+from apa_cli.files import write_text
 from apa_cli.tracking.secrets import redact, redact_text
 
 CONFLICTS = ".conflicts"  # notes of members whose folder holds another finished run
 
 
 def done_before(folder: Path, config: TrainConfig) -> bool:
-    """Whether this very run is finished in `folder`. An unfinished one is moved aside, to be run again.
-
-    With resume=auto it stays, to be gone on with.
+    """Whether this very run is finished in `folder`. One that was killed is gone on with: `config.resume` says so then.
 
     Raises UserError where another run is finished there.
     """
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return False
     if not is_finished(folder):
-        if config.resume is None:
-            _move_aside(folder)
+        if _is_note(folder / FAILURE_FILE):
+            (folder / FAILURE_FILE).unlink()
+        if config.resume is None and is_run(folder) and learnt(folder):
+            config.resume = AUTO
         return False
     different = _differences(read_run(folder).config, config)
     if different:
@@ -51,14 +51,6 @@ def _differences(before: Mapping[str, Any], config: TrainConfig) -> list[tuple[s
     now = flat(redact(config))
     names = [name for name in now if name.split(".")[0] not in ELSEWHERE and name in before]
     return [(name, before[name], now[name]) for name in names if before[name] != now[name]]
-
-
-def _move_aside(folder: Path) -> None:
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}{ASIDE}{number}")).exists():
-        number += 1
-    folder.rename(aside)
-    folder.mkdir()
 
 
 @contextmanager
@@ -80,7 +72,7 @@ def alone(folder: Path) -> Iterator[None]:
 def note_failure(folder: Path, error: str, *, code: int, sweep: str, overrides: Sequence[str], config: Any) -> None:
     """Leave in the member's folder why it failed: the launchers' processes have no other way to tell.
 
-    A finished run's folder is not touched; the note then lies beside it.
+    A finished run's folder is not touched, nor one with something of the user's; the note then lies beside it.
     """
     record = {
         "error": redact_text(error),
@@ -89,11 +81,20 @@ def note_failure(folder: Path, error: str, *, code: int, sweep: str, overrides: 
         "overrides": redact(list(overrides)),
         "config": redact(asdict(config)) if isinstance(config, TrainConfig) else None,
     }
-    file = folder.parent / CONFLICTS / f"{folder.name}.json" if is_finished(folder) else folder / FAILURE_FILE
+    theirs = folder.is_dir() and not is_run(folder) and any(p.name != FAILURE_FILE for p in folder.iterdir())
+    file = folder / FAILURE_FILE
+    if theirs or is_finished(folder) or (file.exists() and not _is_note(file)):
+        file = folder.parent / CONFLICTS / f"{folder.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f"{file.name}.tmp")
-    beside.write_text(json.dumps(record, indent=2, default=str) + "\n", "utf-8", "backslashreplace")
-    os.replace(beside, file)
+    write_text(file, json.dumps(record, indent=2, default=str) + "\n")
+
+
+def _is_note(file: Path) -> bool:
+    """Whether `note_failure` has written it."""
+    try:
+        return not file.is_symlink() and {"error", "code", "sweep"} <= json.loads(file.read_text("utf-8")).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def failures_of(sweep_dir: Path, sweep: str) -> list[tuple[str, str, int]]:

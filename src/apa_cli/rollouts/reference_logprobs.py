@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from apa_cli.checkpoints.files import fault_point, sync_folder
 from apa_cli.data.prompts import Prompt
+from apa_cli.files import fault_point, sync_folder
 
 KIND = "apa-cli reference log-probs 1"
 PARTIAL_SECONDS = 24 * 3600.0  # after which a file that was not finished is nobody's any more

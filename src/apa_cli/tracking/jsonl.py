@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
+from apa_cli.files import write_text
 from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 
 
@@ -77,9 +77,7 @@ def _rewind(path: Path, start_iteration: int | None) -> None:
         text = str(error).removeprefix(f"{path}, ")
         problem = text if isinstance(error, ValueError) else "a line has no number as its iteration"
         raise UserError(shown(str(path)), problem, "mend the line, or move the file away") from error
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), "utf-8", "backslashreplace")
-    os.replace(beside, path)
+    write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
 
 
 def _plain(value: Any) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apa_cli.files import separate
 from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 from apa_cli.tracking.secrets import environment_secrets, redact_text
 
@@ -22,13 +23,14 @@ WARNINGS = "py.warnings"  # where logging.captureWarnings sends warnings.warn
 
 @contextmanager
 def open_run_log(
-    run_dir: Path, terminal: logging.Handler | None = None, trouble: DiskTrouble | None = None
+    run_dir: Path | None, terminal: logging.Handler | None = None, trouble: DiskTrouble | None = None
 ) -> Iterator[RunLog]:
     """run.log, which the logger `apa_cli` writes to as well as to `terminal`; afterwards all loggers are as they were.
 
+    Without `run_dir` its lines wait in memory until `RunLog.open`, and are forgotten where that never comes.
     From the libraries, warnings and errors are kept. Python's warnings go to run.log only.
     """
-    file = RunLog(run_dir / LOG_FILE, trouble)
+    file = RunLog(None if run_dir is None else run_dir / LOG_FILE, trouble)
     handlers: list[logging.Handler] = [file] if terminal is None else [file, terminal]
     capturing = getattr(logging, "_warnings_showwarning", None) is not None
     saved = [_Saved(logging.getLogger(name)) for name in (LOGGER, *LIBRARIES, WARNINGS)]
@@ -66,13 +68,24 @@ class RunLog(logging.Handler):
     Whatever is logged, tracebacks included, the environment's secrets stay out of the file.
     """
 
-    def __init__(self, path: Path, trouble: DiskTrouble | None = None) -> None:
+    def __init__(self, path: Path | None, trouble: DiskTrouble | None = None) -> None:
         super().__init__()
-        self.file = PatientFile(path, trouble)
+        self.file: PatientFile | None = None
+        self._trouble, self._waiting = trouble, b""
         self._secrets = environment_secrets()
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        if path is not None:
+            self.open(path)
+
+    def open(self, path: Path) -> None:
+        """Append to `path` from here on, first what has waited. Where it is open already, nothing happens."""
+        if self.file is not None:
+            return
+        separate(path)
+        self.file = PatientFile(path, self._trouble)
         if not _ends_a_line(path):  # a process that was killed
             self.file.write(b"\n")
+        self.file.write(self._waiting)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -80,10 +93,15 @@ class RunLog(logging.Handler):
         except Exception:
             text = f"{record.levelname} {record.name}: {message_of(record)}"
         line = redact_text(text.rstrip(), self._secrets) + "\n"
-        self.file.write(line.encode("utf-8", errors="backslashreplace"))
+        encoded = line.encode("utf-8", errors="backslashreplace")
+        if self.file is None:
+            self._waiting += encoded
+        else:
+            self.file.write(encoded)
 
     def close(self) -> None:
-        self.file.close()
+        if self.file is not None:
+            self.file.close()
         super().close()
 
 

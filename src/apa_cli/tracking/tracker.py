@@ -13,7 +13,7 @@ from types import TracebackType
 from rich.console import RenderableType
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.tracking.log import LOGGER, open_run_log
+from apa_cli.tracking.log import LOG_FILE, LOGGER, open_run_log
 from apa_cli.tracking.metrics import METRICS_FILE, MetricsFile
 from apa_cli.tracking.patient_file import DiskTrouble
 from apa_cli.tracking.plots import draw_run
@@ -29,20 +29,18 @@ _log = logging.getLogger(LOGGER)
 class Tracker:
     """Writes metrics, samples and messages to the run's folder, to wandb and to the terminal. A context manager.
 
+    Until `begin` nothing is written but run.log, and that only where there is one: messages wait for it.
     A run that goes on passes the iteration that it starts from: lines of later ones are dropped, to be written again.
     """
 
     def __init__(self, config: TrainConfig, run_dir: Path, *, start_iteration: int | None = None) -> None:
-        run_dir.mkdir(parents=True, exist_ok=True)
         self.config, self.run_dir = config, run_dir
+        self._start_iteration = start_iteration
         self._held: dict[int, dict[str, float]] = {}
+        self._files: tuple[MetricsFile, SamplesFile] | None = None
         held_out = config.evaluation.prompts > 0
         with ExitStack() as opened:
-            trouble = DiskTrouble()
-            self._metrics = MetricsFile(run_dir / METRICS_FILE, start_iteration=start_iteration, trouble=trouble)
-            opened.callback(self._metrics.close)
-            self._samples = SamplesFile(run_dir / SAMPLES_FILE, start_iteration=start_iteration, trouble=trouble)
-            opened.callback(self._samples.close)
+            self._trouble = DiskTrouble()
             self._terminal = Terminal(
                 choose_console(config.tracking.console),
                 iterations=config.training.iterations,
@@ -53,7 +51,8 @@ class Tracker:
                     logged=config.rollout.offline,
                 ),
             )
-            self._run_log = opened.enter_context(open_run_log(run_dir, self._terminal, trouble))
+            of_before = run_dir if (run_dir / LOG_FILE).is_file() else None
+            self._run_log = opened.enter_context(open_run_log(of_before, self._terminal, self._trouble))
             opened.enter_context(self._terminal)
             self._wandb = WandbRun(
                 config.tracking.wandb,
@@ -64,6 +63,28 @@ class Tracker:
                 warn=self.warn,
             )
             self._opened = opened.pop_all()
+
+    def begin(self) -> Tracker:
+        """Open the files of the run. Raises UserError where those of a run that goes on cannot be read."""
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        start, trouble = self._start_iteration, self._trouble
+        samples = SamplesFile(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
+        self._opened.callback(samples.close)
+        metrics = MetricsFile(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
+        self._opened.callback(metrics.close)
+        self._files = metrics, samples
+        self._run_log.open(self.run_dir / LOG_FILE)
+        return self
+
+    @property
+    def _metrics(self) -> MetricsFile:
+        assert self._files is not None, "begin() comes first"
+        return self._files[0]
+
+    @property
+    def _samples(self) -> SamplesFile:
+        assert self._files is not None, "begin() comes first"
+        return self._files[1]
 
     def note(self, message: str) -> None:
         """One line to the terminal, above the live table, and to run.log."""
@@ -176,6 +197,8 @@ class Tracker:
 
     def _report_unwritten(self) -> None:
         """Lines that the disk refuses to the last."""
+        if self._files is None or self._run_log.file is None:
+            return
         for file in (self._metrics.lines.file, self._samples.lines.file, self._run_log.file):
             file.write(b"")
             if file.problem is not None and (lines := file.pending.count(b"\n")):

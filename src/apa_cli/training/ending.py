@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from apa_cli.checkpoints.export import export_final
-from apa_cli.checkpoints.files import write_text
+from apa_cli.checkpoints.ownership import RUN, RUN_ENDS, check_free, record
 from apa_cli.checkpoints.store import DISK_ERRORS
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
 from apa_cli.errors import SaveError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.runs import SUMMARY_FILE
+from apa_cli.files import write_text
 from apa_cli.tracking.report import Outcome, SamplePair, Summary
 from apa_cli.training.loop import Run, judge
 from apa_cli.training.state import TrainingState
@@ -45,12 +46,14 @@ def conclude(run: Run, state: TrainingState, after: Judgement | None, started: f
     config, run_dir = run.config, run.checkpoints.run_dir
     if not run.checkpoints.holds(state) and (run.checkpoints.failure or not run.checkpoints.save(run.models, state)):
         raise _save_failed(run, state)
+    check_free(run_dir, RUN, RUN_ENDS, remedy=f"go on elsewhere: resume={shown(str(run_dir))} output_dir=NEW")
     if after is None and state.initial is not None:  # the run was stopped between its last iteration and here
         after = judge(run, state, state.iteration, log=False)
     run.tracker.phase("save")
     judged = (state.initial, after) if state.initial is not None and after is not None else None
     before_metrics, after_metrics = (judged[0].metrics, judged[1].metrics) if judged else ({}, {})
     try:
+        record(run_dir, RUN, RUN_ENDS)
         done = replace(config, training=replace(config.training, iterations=state.iteration))
         critic = run.models.value if config.value.keep else None
         final = export_final(run.models.policy, run_dir / "final", done, before_metrics, after_metrics, critic)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import warnings
-from pathlib import Path
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
@@ -16,8 +14,8 @@ from apa_cli.tracking.plan_table import memory_lines, plan_lines, plan_table, pr
 from apa_cli.tracking.tracker import Tracker
 
 
-def show_plan(config: TrainConfig, runtime: Runtime, run_dir: Path) -> None:
-    """`plan_only`: to the terminal, whether it fits or not; the folder that Hydra has made goes again."""
+def show_plan(config: TrainConfig, runtime: Runtime) -> None:
+    """`plan_only`: to the terminal, whether it fits or not."""
     with warnings.catch_warnings():  # of libraries about one another: a run sends them to run.log
         warnings.simplefilter("ignore")
         try:
@@ -28,8 +26,6 @@ def show_plan(config: TrainConfig, runtime: Runtime, run_dir: Path) -> None:
             problem = f"the models cannot be planned ({type(error).__name__}: {error})"
             raise UserError("plan_only", " ".join(problem.split())[:300], "check their config.json files") from error
     print_plan(plan)
-    with contextlib.suppress(OSError):  # somebody's own folder, with something in it
-        run_dir.rmdir()
     doubt = check_fits(plan, remedies=remedies(config))
     if doubt:
         print(f"warning: {doubt}", file=sys.stderr)

@@ -19,8 +19,9 @@ import torch
 from omegaconf import OmegaConf
 
 from apa_cli import __version__
-from apa_cli.checkpoints.files import recover, write_text
 from apa_cli.checkpoints.lock import run_lock
+from apa_cli.checkpoints.manifest import listed_only
+from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, check_run_folder, is_run, record, recover
 from apa_cli.checkpoints.resume import Resumption, begin_from, find_resumption
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.checkpoints.training_state import resume_state
@@ -31,6 +32,8 @@ from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room, co
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
+from apa_cli.evaluation.runs import SUMMARY_FILE
+from apa_cli.files import write_text
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
@@ -39,7 +42,6 @@ from apa_cli.models.reward import FinishedResponses, RewardModel
 from apa_cli.models.roles import Models, load_models
 from apa_cli.models.weighted_rewards import by_role
 from apa_cli.tracking.log import LOGGER
-from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
@@ -51,6 +53,7 @@ from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.state import TrainingState, initial_state
 
 CONFIG_FILE = "config.yaml"
+VERSIONS_FILE = "versions.json"
 READS = {
     "chat": "messages and response in its own chat template",
     "policy": "the policy's own text, template and all",
@@ -70,40 +73,37 @@ QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one li
 def train(config: TrainConfig, overrides: list[str]) -> None:
     """Run `config` in its output_dir and leave there all that DESIGN.md's run folder holds.
 
-    Raises UserError for what the user can mend, SaveError where the end could not be saved, Interrupted after a
-    signal; the traceback of anything else is in run.log.
+    The folder becomes a run when everything is loaded; a start that fails before leaves nothing. Raises UserError for
+    what the user can mend, SaveError where the end could not be saved, Interrupted after a signal; the traceback of
+    anything else is in run.log.
     """
     started = time.perf_counter()
     run_dir = Path(config.output_dir)
     runtime = select_runtime(config.device, config.precision)
     check_best_metric(config)
     if config.plan_only:
-        show_plan(config, runtime, run_dir)
+        show_plan(config, runtime)
         return
     check_optimizer(config.optimizer)
     if config.training.compile:
         check_compiler(runtime)
+    check_run_folder(config)
     with Interrupts(config.checkpoint.grace_seconds) as interrupts, run_lock(run_dir):
-        if (run_dir / "checkpoints").is_dir():
-            recover(run_dir / "checkpoints")
+        if is_run(run_dir):
+            recover(run_dir)
         damaged: list[str] = []
         resumption = find_resumption(config, damaged.append)
         if resumption is not None and resumption.finished:
             print(f"{run_dir}: finished before, nothing to go on with", flush=True)
             return
         probe_served(config)
-        if resumption is not None:
-            begin_from(resumption, run_dir)
         start = resumption.iteration if resumption is not None and resumption.checkpoint is not None else None
         with Tracker(config, run_dir, start_iteration=start) as tracker:
             for line in damaged:
                 tracker.warn(line)
             try:
-                if resumption is None:
-                    _write_settings(run_dir, config, overrides)
-                run, state = _prepare(config, run_dir, runtime, resumption, tracker, interrupts)
-                if resumption is not None:  # not before it is known to fit the checkpoint
-                    _write_settings(run_dir, config, overrides)
+                run, state, versions = _prepare(config, run_dir, runtime, resumption, tracker, interrupts)
+                _begin(config, run_dir, resumption, tracker, overrides, versions)
                 after = _train(run, state, started)
                 summary = conclude(run, state, after, started)
             except KeyboardInterrupt as interruption:
@@ -114,8 +114,6 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
                 raise
             except Exception as error:
                 logging.getLogger(LOGGER).error("stopped by %s", type(error).__name__, exc_info=True, extra=QUIETLY)
-                if isinstance(error, FileNotFoundError) and not (run_dir / METRICS_FILE).exists():
-                    raise RunError(f"{run_dir / METRICS_FILE} was deleted while the run was at work") from error
                 raise
         write_summary(run_dir, summary)
 
@@ -127,12 +125,12 @@ def _prepare(
     resumption: Resumption | None,
     tracker: Tracker,
     interrupts: Interrupts,
-) -> tuple[Run, TrainingState]:
-    """Load models, prompts and, of a run that goes on, its state."""
+) -> tuple[Run, TrainingState, dict[str, str]]:
+    """Load models, prompts and, of a run that goes on, its state. Also what versions.json will say."""
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     announce_plan(config, runtime, tracker)
-    models = load_models(config, runtime, checkpoint=checkpoint)
+    models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
     _warn(config, models, tracker)
     if config.training.compile:
         tracker.note("compiling the update's transformers")
@@ -140,7 +138,8 @@ def _prepare(
     prompts, held_out = load_prompts(
         config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
-    _write_versions(run_dir, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
+    before = run_dir / VERSIONS_FILE if resumption is not None else None
+    versions = _versions(before, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
     rows = prompts.prompts
     if config.rollout.offline:
         logged = read_logged(prompts, config, models)
@@ -196,7 +195,26 @@ def _prepare(
         checkpoints=checkpoints,
         interrupts=interrupts,
     )
-    return run, state
+    return run, state, versions
+
+
+def _begin(
+    config: TrainConfig,
+    run_dir: Path,
+    resumption: Resumption | None,
+    tracker: Tracker,
+    overrides: list[str],
+    versions: dict[str, str],
+) -> None:
+    """From here on the folder holds a run."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    record(run_dir, RUN, RUN_BEGINS)
+    if resumption is not None:
+        begin_from(resumption, run_dir)
+    tracker.begin()
+    _write_settings(run_dir, config, overrides)
+    write_text(run_dir / VERSIONS_FILE, json.dumps(versions, indent=2) + "\n")
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # a finished run that goes on is finished no longer
 
 
 def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
@@ -292,7 +310,7 @@ def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) ->
     write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(redact(overrides)))))
 
 
-def _write_versions(run_dir: Path, models: Models, data: dict[str, str | None], tracker: Tracker) -> None:
+def _versions(file: Path | None, models: Models, data: dict[str, str | None], tracker: Tracker) -> dict[str, str]:
     """Also the Hub's commit of each model and data set that came from there.
 
     Of a run that goes on, a change is said: other versions may round differently. What its checkpoint brings has no
@@ -307,10 +325,10 @@ def _write_versions(run_dir: Path, models: Models, data: dict[str, str | None], 
         "peft": version("peft"),
         "device": models.runtime.describe(),
     }
-    file = run_dir / "versions.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {**versions, **commits}
+    known = file is not None and file.is_file()
+    before = json.loads(file.read_text(encoding="utf-8")) if file and known else {**versions, **commits}
     versions |= {name: value for name, value in before.items() if name.endswith("_commit") and value} | commits
     changed = [f"{name} {before.get(name)} → {now}" for name, now in versions.items() if before.get(name) != now]
     if changed:
         tracker.warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(changed)}")
-    write_text(file, json.dumps(versions, indent=2) + "\n")
+    return versions

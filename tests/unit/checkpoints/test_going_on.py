@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,18 +10,20 @@ import pytest
 from omegaconf import OmegaConf
 from tiny_models import make_config
 
-from apa_cli.checkpoints.files import partial_of, put_in_place, recover, write_text
 from apa_cli.checkpoints.find import checkpoint_iteration, checkpoints_in, newest_whole
 from apa_cli.checkpoints.lock import run_lock
-from apa_cli.checkpoints.manifest import check_manifest, write_manifest
+from apa_cli.checkpoints.manifest import check_manifest, listed_only, write_manifest
+from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, record, recover
 from apa_cli.checkpoints.resume import begin_from, expand, find_resumption, locate
 from apa_cli.errors import UserError
+from apa_cli.files import files_in, partial_of, put_in_place, write_text
 
 
 def make_run(folder: Path, *names: str, **changes) -> Path:
     """A run's folder with (empty) checkpoints of these names."""
     folder.mkdir(parents=True)
     config = make_config("policy", **changes)
+    record(folder, RUN, RUN_BEGINS)
     OmegaConf.save(OmegaConf.create(asdict(config)), folder / "config.yaml")
     for name in names:
         (folder / "checkpoints" / name / "trainer_state").mkdir(parents=True)
@@ -59,12 +62,48 @@ def test_the_newest_whole_one_is_gone_on_with(tmp_path):
 
 def test_auto_begins_where_there_is_nothing(tmp_path):
     assert resumption(tmp_path / "new") == (None, [])
-    found, _ = resumption(make_run(tmp_path / "run"))
-    assert found is not None and found.checkpoint is None  # a run that has not saved yet begins again
+    run = make_run(tmp_path / "run")
+    assert resumption(run) == resumption(run, None) == (None, [])  # it has begun and learnt nothing
+    (run / "metrics.jsonl").write_text('{"iteration": 3}\n')
+    found, _ = resumption(run)
+    assert found is not None and found.checkpoint is None  # stopped before its first checkpoint
+
+
+@pytest.mark.parametrize("damage", ["manifest.json", "trainer_state/state.json", "every"])
+@pytest.mark.parametrize("resume", ["auto", "run"])
+def test_a_run_without_a_whole_checkpoint_is_not_begun_again(tmp_path, damage, resume):
+    run = make_run(tmp_path / "run", "iter_000001", "iter_000002")
+    (run / "metrics.jsonl").write_text('{"iteration": 2}\n')
+    for name in ("iter_000001", "iter_000002"):
+        if damage == "every":
+            shutil.rmtree(run / "checkpoints" / name)
+        else:
+            (run / "checkpoints" / name / damage).write_text("{}")
+    (run / "checkpoints" / "latest").write_text("iter_000002\n")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"^resume: .*run has no whole checkpoint to go on from") as refused:
+        resumption(run, str(run) if resume == "run" else resume)
+    if damage != "every":
+        assert "iter_000001 is left out: " in str(refused.value) and "iter_000002 is left out: " in str(refused.value)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_what_the_manifest_does_not_list_is_named_and_ignored(tmp_path):
+    run = make_run(tmp_path / "run", "iter_000001")
+    checkpoint = run / "checkpoints" / "iter_000001"
+    assert listed_only(checkpoint) == checkpoint
+    (checkpoint / "Thumbs.db").write_text("x")
+    assert listed_only(checkpoint) == checkpoint
+    (checkpoint / "policy").mkdir()
+    (checkpoint / "policy" / "pytorch_model.bin").write_text("x")
+    found, warnings = resumption(run)
+    assert found is not None and found.checkpoint == checkpoint
+    assert warnings == ["iter_000001 holds Thumbs.db, policy/pytorch_model.bin, not of its manifest: ignored"]
+    assert files_in(listed_only(checkpoint)) == ["trainer_state/state.json"]
 
 
 def test_a_run_is_not_written_over(tmp_path):
-    run = make_run(tmp_path / "run")
+    run = make_run(tmp_path / "run", "iter_000001")
     with pytest.raises(UserError, match=r"output_dir: .*already holds a run; add resume=auto"):
         resumption(run, None)
     other = make_run(tmp_path / "other", "iter_000001")
@@ -164,25 +203,50 @@ def test_the_command_line_of_a_resumed_run(tmp_path, monkeypatch):
 def test_what_a_place_means(tmp_path):
     run = make_run(tmp_path / "run", "iter_000001")
     checkpoint = run / "checkpoints" / "iter_000001"
-    (run / "checkpoints" / "latest").symlink_to("iter_000001")
+    (run / "checkpoints" / "best").symlink_to("iter_000001")  # of an older version
+    (run / "checkpoints" / "latest").write_text("iter_000001\n")
     assert locate(str(run)) == locate(str(run / "checkpoints")) == (run, None)
-    assert locate(str(checkpoint)) == locate(str(run / "checkpoints" / "latest")) == (run, checkpoint)
+    for named in (checkpoint, run / "checkpoints" / "latest", run / "checkpoints" / "best"):
+        assert locate(str(named)) == (run, checkpoint)
     for wrong in (tmp_path / "nowhere", tmp_path, checkpoint / "trainer_state"):
         with pytest.raises(UserError, match=r"^resume: "):
             locate(str(wrong))
 
 
 def test_a_crash_between_two_renames_loses_nothing(tmp_path):
-    folder = tmp_path / "iter_000001"
+    folder = tmp_path / "checkpoints" / "iter_000001"
     for content in ("old", "new"):
         partial = partial_of(folder)
         (partial / "file").write_text(content)
-        put_in_place(partial, folder)
+        write_manifest(partial)
+        put_in_place(partial, folder, ["file", "manifest.json"])
         assert (folder / "file").read_text() == content
-    os.replace(folder, tmp_path / ".iter_000001.old")  # died after the first of the two
+        (folder / "mine.txt").write_text("the user's")
+    theirs = {".iter_000002.old/x", ".mine.old/x", ".mine.partial/x", "iter_000001_backup/x", ".iter_000003.partial/x"}
+    for name in theirs:
+        (folder.parent / name).parent.mkdir()
+        (folder.parent / name).write_text("x")
+    os.replace(folder, folder.parent / ".iter_000001.old")  # died after the first of the two
     (partial_of(folder) / "file").write_text("half")
+    (partial_of(tmp_path / "final") / "file").write_text("half")
     recover(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["iter_000001"]
+    assert not (tmp_path / ".final.partial").exists()
+    ours = {"iter_000001/file", "iter_000001/manifest.json", "iter_000001/mine.txt"}
+    assert set(files_in(folder.parent)) == ours | theirs
+    assert (folder / "file").read_text() == "new"
+
+
+def test_what_was_not_written_by_the_run_is_not_replaced(tmp_path):
+    folder = tmp_path / "final"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "mine").write_text("mine")
+    partial = partial_of(folder)
+    (partial / "file").write_text("new")
+    put_in_place(partial, folder, [])
+    assert files_in(tmp_path) == ["final/file", "final/sub/mine"]
+    (partial_of(folder) / "file").write_text("newer")
+    with pytest.raises(FileExistsError, match="final/file was not written by this run"):
+        put_in_place(partial, folder, [])
     assert (folder / "file").read_text() == "new"
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 
 import pytest
 import torch
@@ -11,9 +13,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from apa_cli.checkpoints.export import export_final, model_card
-from apa_cli.checkpoints.manifest import MANIFEST
+from apa_cli.checkpoints.find import pointed_to
+from apa_cli.checkpoints.manifest import MANIFEST, check_manifest, write_manifest
 from apa_cli.config.schema import CheckpointConfig
 from apa_cli.errors import UserError
+from apa_cli.files import files_in
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.generation import sample
 from apa_cli.training.state import initial_state
@@ -49,10 +53,7 @@ def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
         "trainer_state/state.json",
         "trainer_state/optimizer.safetensors",
     } <= files
-    latest = folder.parent / "latest"
-    assert latest.is_symlink()
-    assert not latest.readlink().is_absolute()  # the run's folder may be moved
-    assert latest.resolve() == folder.resolve()
+    assert (folder.parent / "latest").read_text() == "iter_000001\n"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["iter_000001", "latest"]
 
 
@@ -75,18 +76,44 @@ def test_the_newest_are_kept(policy_dir, tmp_path):
         store = make_store(tmp_path / str(keep), CheckpointConfig(every=1, keep=keep))
         for state.iteration in (8, 9, 10):
             store.save(models, state)
-        found = sorted(p.name for p in store.folder.iterdir() if not p.is_symlink())
-        assert found == expected
-        assert (store.folder / "latest").resolve().name == "iter_000010"
+        assert sorted(p.name for p in store.folder.iterdir() if p.is_dir()) == expected
+        assert pointed_to(store.folder / "latest") == store.folder / "iter_000010"
 
 
 def test_saving_again_replaces(policy_dir, tmp_path):
     config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     store = make_store(tmp_path, config.checkpoint)
     first = store.save(models, state)
-    (first / "stray").write_text("left over")
+    before = sorted(p.name for p in (first / "policy").iterdir())
+    (first / "policy" / "notes.txt").write_text("the user's")
     assert store.save(models, state) == first
-    assert not (first / "stray").exists()
+    assert sorted(p.name for p in (first / "policy").iterdir()) == sorted([*before, "notes.txt"])
+    assert check_manifest(first, "checkpoint") == ["policy/notes.txt"]
+
+
+def test_a_copied_run_and_the_users_own_checkpoints(policy_dir, tmp_path):
+    """`cp -rL` makes a folder of an old link; backups within checkpoints/ are nobody's to delete."""
+    _config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
+    store = make_store(tmp_path, CheckpointConfig(every=1, keep=1))
+    first = store.save(models, state)
+    (store.folder / "latest").unlink()
+    for name in ("latest", "iter_000000_backup", "iter_000000.bak"):
+        shutil.copytree(first, store.folder / name)
+    (store.folder / "iter_000007").mkdir()
+    (store.folder / "iter_000007" / "mine.txt").write_text("mine")
+    (first / "mine.txt").write_text("mine")
+    theirs = {name for name in files_in(store.folder) if not name.startswith("iter_000000/")}
+    for state.iteration in (1, 2, 7):
+        assert store.save(models, state) == store.folder / f"iter_{state.iteration:06d}"
+    found = set(files_in(store.folder))
+    assert theirs | {"iter_000000/mine.txt"} <= found
+    assert {name.split("/")[0] for name in found - theirs} == {"iter_000000", "iter_000007"}
+
+
+def test_no_save_fails_for_its_pointer(policy_dir, tmp_path, monkeypatch):
+    config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
+    monkeypatch.setattr("apa_cli.checkpoints.store.write_text", lambda *_: os.stat("/nowhere"))
+    assert make_store(tmp_path, config.checkpoint).save(models, state) == tmp_path / "checkpoints" / "iter_000000"
 
 
 def test_an_interrupted_save_leaves_the_last_one(policy_dir, tmp_path, monkeypatch):
@@ -98,7 +125,7 @@ def test_an_interrupted_save_leaves_the_last_one(policy_dir, tmp_path, monkeypat
         patch.setattr("apa_cli.checkpoints.store.save_training_state", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.save(models, state)
-    assert (store.folder / "latest").resolve() == first.resolve()
+    assert pointed_to(store.folder / "latest") == first
     assert not (store.folder / "iter_000001").exists()
     assert store.save(models, state).name == "iter_000001"
     assert sorted(p.name for p in store.folder.iterdir()) == ["iter_000000", "iter_000001", "latest"]
@@ -196,12 +223,14 @@ def test_the_best_checkpoint_outlives_the_newest(tmp_path, monkeypatch, mode, be
     for iteration, reward in enumerate([1.0, 5.0, 0.0, 4.0], start=1):
         folder = kept.folder / f"iter_{iteration:06d}"
         folder.mkdir(parents=True)
+        (folder / "file").write_text("x")
+        write_manifest(folder)
         metrics = {"eval/reward": reward}
         if kept.improves(metrics):
             kept.mark_best(folder, metrics)
-        kept._prune()
+        kept._prune(folder)
     assert sorted(path.name for path in kept.folder.glob("iter_*")) == sorted({f"iter_{best:06d}", "iter_000004"})
-    assert (kept.folder / "best").resolve().name == f"iter_{best:06d}"
+    assert (kept.folder / "best").read_text() == f"iter_{best:06d}\n"
     assert not store(tmp_path, best_mode=mode).improves({"eval/reward": 5.0 if mode == "max" else 0.0})
 
 

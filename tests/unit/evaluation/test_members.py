@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, record
 from apa_cli.config.compose import compose_train
 from apa_cli.config.members import LONGEST, member_name
 from apa_cli.errors import UserError
 from apa_cli.evaluation.members import alone, done_before, failures_of, note_failure
 from apa_cli.evaluation.runs import FINISHED, read_run
+from apa_cli.files import files_in
 from apa_cli.tracking.secrets import redact
 
 
@@ -87,12 +89,24 @@ def test_a_key_that_an_older_version_did_not_know_is_no_difference(folder: Path,
     assert done_before(folder, config)
 
 
-def test_an_unfinished_run_is_moved_aside(folder: Path, config):
-    for number in (1, 2):
-        (folder / "metrics.jsonl").write_text(f"{number}")
-        assert not done_before(folder, config)
-        assert list(folder.iterdir()) == []
-        assert (folder.with_name(f"seed=0.unfinished-{number}") / "metrics.jsonl").read_text() == f"{number}"
+@pytest.mark.parametrize(("rows", "resume"), [("", None), ('{"iteration": 0}\n', None), ('{"iteration": 3}\n', "auto")])
+def test_a_killed_member_is_gone_on_with(folder: Path, config, rows, resume):
+    record(folder, RUN, RUN_BEGINS)
+    (folder / "metrics.jsonl").write_text(rows)
+    note_failure(folder, "x", code=1, sweep="now", overrides=["seed=0"], config=config)
+    assert not done_before(folder, config)
+    assert config.resume == resume
+    assert files_in(folder.parent) == ["seed=0/.apa-cli", "seed=0/metrics.jsonl"]
+
+
+def test_what_is_no_member_is_left_alone(folder: Path, config):
+    (folder / "metrics.jsonl").write_text("mine")
+    (folder / "failed.json").write_text("{}")
+    assert not done_before(folder, config)
+    note_failure(folder, "x", code=2, sweep="now", overrides=["seed=0"], config=config)
+    assert files_in(folder.parent) == [".conflicts/seed=0.json", "seed=0/failed.json", "seed=0/metrics.jsonl"]
+    assert config.resume is None
+    assert (folder / "failed.json").read_text() == "{}"
 
 
 def test_a_member_is_run_by_one_process_at_a_time(folder: Path):

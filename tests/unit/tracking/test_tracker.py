@@ -21,7 +21,7 @@ def summary_of(run_dir):
 
 
 def test_a_whole_run(tmp_path, config, capsys):
-    with Tracker(config, tmp_path) as tracker:
+    with Tracker(config, tmp_path).begin() as tracker:
         tracker.note("starting")
         tracker.log_evaluation(0, EVALUATION, SAMPLES)
         for iteration in (1, 2, 3):
@@ -48,7 +48,7 @@ def test_a_whole_run(tmp_path, config, capsys):
 
 
 def test_an_evaluation_joins_the_line_of_its_iteration(tmp_path, config):
-    with Tracker(config, tmp_path) as tracker:
+    with Tracker(config, tmp_path).begin() as tracker:
         tracker.log_evaluation(1, EVALUATION, SAMPLES)
         assert read_metrics(tmp_path) == []
         tracker.log(1, METRICS)
@@ -60,11 +60,11 @@ def test_an_evaluation_joins_the_line_of_its_iteration(tmp_path, config):
 
 
 def test_a_resumed_run_repeats_no_line(tmp_path, config):
-    with Tracker(config, tmp_path) as tracker:
+    with Tracker(config, tmp_path).begin() as tracker:
         tracker.log_evaluation(0, EVALUATION, SAMPLES)
         for iteration in (1, 2, 3):
             tracker.log(iteration, METRICS, SAMPLES)
-    with Tracker(config, tmp_path, start_iteration=2) as tracker:
+    with Tracker(config, tmp_path, start_iteration=2).begin() as tracker:
         tracker.log(3, {**METRICS, "reward/mean": 9.0}, SAMPLES)
     assert [(row["iteration"], row.get("reward/mean")) for row in read_metrics(tmp_path)] == [
         (0, None),
@@ -80,7 +80,7 @@ def test_wandb_gets_the_configuration_without_secrets(tmp_path, config, monkeypa
     monkeypatch.setenv("HF_TOKEN", "hf_planted-0123456789")
     config.tracking.wandb.mode = "offline"
     config.data.path = "https://hf_planted-0123456789@host/prompts.jsonl"
-    with Tracker(config, tmp_path) as tracker:
+    with Tracker(config, tmp_path).begin() as tracker:
         tracker.log(1, METRICS)
     recorded = {}
     for record in read_records(tmp_path):
@@ -96,7 +96,7 @@ def test_what_fails_at_the_end_costs_a_warning(tmp_path, config, monkeypatch, ca
         raise RuntimeError("no font")
 
     monkeypatch.setattr("apa_cli.tracking.tracker.draw_run", fail)
-    with Tracker(config, tmp_path) as tracker:
+    with Tracker(config, tmp_path).begin() as tracker:
         tracker.log(1, METRICS)
         tracker.finish(summary_of(tmp_path))
     captured = capsys.readouterr()
@@ -105,7 +105,7 @@ def test_what_fails_at_the_end_costs_a_warning(tmp_path, config, monkeypatch, ca
 
 
 def test_an_error_leaves_nothing_open(tmp_path, config):
-    tracker = Tracker(config, tmp_path)
+    tracker = Tracker(config, tmp_path).begin()
     tracker.log(1, METRICS)
     with pytest.raises(KeyboardInterrupt), tracker:
         raise KeyboardInterrupt
