@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from bad_input.config_rows import BOMB
 from bad_input.damage import both, file, flip, folder, halve, put, spoilt, without
 from bad_input.harness import Make, Row
 
@@ -74,6 +75,11 @@ ROWS = [
     evaluate("a pattern that nothing matches", "'checkpoint=run/checkpoints/x*'", "checkpoint: nothing matches run/checkpoints/x*; …"),
     evaluate("no checkpoint said", "seed=1", "checkpoint: not given; say what to judge: apa-eval checkpoint=runs/mine"),
     evaluate("an empty checkpoint", "checkpoint=", "checkpoint: empty; say what to judge: apa-eval checkpoint=runs/mine"),
+    evaluate("an empty list", "checkpoint=[]", "checkpoint: empty; say what to judge: apa-eval checkpoint=runs/mine"),
+    evaluate("a list within a list", "checkpoint=[[run]]", "checkpoint: [[run]] cannot be read; write a list such as [runs/a,runs/b]"),
+    evaluate("one key twice", "checkpoint=run seed=1 seed=2", "seed: given twice (1, 2); keep one of the two"),
+    evaluate("a group taken away", "checkpoint=run ~objective", "~objective: a group cannot be deleted; …"),
+    evaluate("a variable of the shell", "checkpoint=run 'output_dir=\"$X/y\"'", "output_dir: $X stands as it is in $X/y: …"),
     evaluate("a list that does not close", "checkpoint=[run", "checkpoint: [run cannot be read; write a list such as [runs/a,runs/b]"),
     evaluate("two checkpoints", "checkpoint=run checkpoint=run", "checkpoint: given twice; write a list: checkpoint=[runs/a,runs/b]"),
     evaluate("an unknown option", "checkpoint=run --prompts 3", "--prompts: unknown option; see apa-eval --help"),
@@ -101,6 +107,8 @@ REPORT_ROWS = [
     report("metrics of other bytes", "run", "run: …metrics.jsonl, line 1: not JSON (…); …", spoilt("run", put("metrics.jsonl", b"\xff\xfe\x00\n{}\n"))),
     report("no metrics yet", "run", "run: no metrics yet; wait for the first iteration, or name other runs", spoilt("run", put("metrics.jsonl", ""))),
     report("a configuration that is not YAML", "run", "run/config.yaml: cannot be read: …; mend it, or leave this run out", spoilt("run", put("config.yaml", "seed: [1\n"))),
+    report("a configuration that is a bomb", "run", "run/config.yaml: holds 490,329,064 values, …", spoilt("run", put("config.yaml", BOMB))),
+    report("a configuration nested too deep", "run", "run/config.yaml: cannot be read: maximum recursion depth exceeded…; mend it, or leave this run out", spoilt("run", put("config.yaml", "a: " + "[" * 5000))),
     report("a configuration that is a list", "run", "run/config.yaml: not a mapping of keys to values; mend it, or leave this run out", spoilt("run", put("config.yaml", "- 1\n"))),
     report("metrics that are no numbers", "run", "run: metrics.jsonl has the iteration 'one', which is no whole number; mend the line, or leave this run out", spoilt("run", put("metrics.jsonl", '{"iteration": "one", "reward/mean": "high"}\n'))),
     report("the report into the run", "run --output run", "--output: run is a run's folder; name another: --output DIR"),

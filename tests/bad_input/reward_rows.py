@@ -6,6 +6,11 @@ from bad_input.damage import both, file
 from bad_input.harness import Row
 
 FUNCTIONS = """
+import os
+import shutil
+import sys
+
+
 def raises(prompts, responses):
     raise ZeroDivisionError("no such\\nthing")
 
@@ -51,6 +56,33 @@ class Judge:
         pass
 
 
+class Odd(BaseException):
+    pass
+
+
+def odd(prompts, responses):
+    raise Odd("x")
+
+
+def key(prompts, responses):
+    raise KeyboardInterrupt("mine")
+
+
+def generator_exit(prompts, responses):
+    raise GeneratorExit
+
+
+def closes(prompts, responses):
+    sys.stdout.close()
+    return [0.0] * len(responses)
+
+
+def deletes(prompts, responses):
+    shutil.rmtree("run")
+    os.environ.clear()
+    return [0.0] * len(responses)
+
+
 def tensor(prompts, responses):
     import torch
 
@@ -63,10 +95,16 @@ def mine(name: str, function: str, line: str) -> Row:
     return Row(
         name=name, command=f"apa-train config=base.yaml reward.kind=function reward.path=null reward.function={function}",
         make=both(file("mine.py", FUNCTIONS), file("syntax.py", "def reward(:\n"),
-                  file("exits.py", "import sys\nsys.exit(7)\n")),
+                  file("exits.py", "import sys\nsys.exit(7)\n"), file("base.py", "raise GeneratorExit\n")),
         line=f"reward.function: {line}", begun=True,
     )  # fmt: skip
 
+
+# Run by the script alone: they spoil the process that they run in. What is saved at the end may be left.
+HOSTILE = {
+    "closes": (2, "reward.function: mine.py:closes closed sys.stdout; leave it open: the run prints to it"),
+    "deletes": (1, "…run/metrics.jsonl was deleted while the run was at work"),
+}
 
 ROWS = [
     mine("no such file", "gone.py:reward", "no file gone.py; give path/to/file.py:name"),
@@ -77,8 +115,13 @@ ROWS = [
     mine("one argument", "mine.py:one_argument", "mine.py:one_argument does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
     mine("an argument that is no column", "mine.py:three_arguments", "mine.py:three_arguments raised TypeError: …'references'; mend it: …"),
     mine("a class", "mine.py:Judge", "mine.py:Judge returned Judge; return a list with one number a response"),
-    mine("raises", "mine.py:raises", "mine.py:raises raised ZeroDivisionError: no such thing; mend it: run.log, or HYDRA_FULL_ERROR=1, has the traceback"),
+    mine("raises", "mine.py:raises", "mine.py:raises raised ZeroDivisionError: no such thing; mend it: run.log, or APA_TRACEBACK=1, has the traceback"),
     mine("exits", "mine.py:leaves", "mine.py:leaves raised SystemExit: 7; mend it: …"),
+    mine("raises what is no exception", "mine.py:odd", "mine.py:odd raised Odd: x; mend it: …"),
+    mine("raises what is no exception, in the main thread", "mine.py:odd reward.timeout_seconds=null", "mine.py:odd raised Odd: x; mend it: …"),
+    mine("ends as a generator does", "mine.py:generator_exit", "mine.py:generator_exit raised GeneratorExit; mend it: …"),
+    mine("interrupts", "mine.py:key", "mine.py:key raised KeyboardInterrupt: mine; mend it: …"),
+    mine("a file that raises what is no exception", "base.py:f", "importing base.py raised GeneratorExit; mend the module or its name"),
     mine("too few", "mine.py:too_few", "mine.py:too_few returned 1 scores for 2 responses; return one number a response"),
     mine("texts", "mine.py:texts", "mine.py:texts returned '1.0' for row 0; return finite numbers"),
     mine("nothing", "mine.py:nothing", "mine.py:nothing returned NoneType; return a list with one number a response"),

@@ -16,7 +16,7 @@ from bad_input import (
     resume_rows,
     reward_rows,
 )
-from bad_input.harness import COMMANDS, Parts, Row, Said, check, contents, run_script, words
+from bad_input.harness import COMMANDS, Parts, Row, Said, check, contents, matches, run_script, words
 
 FAMILIES = {
     "config": config_rows.ROWS,
@@ -80,6 +80,16 @@ def test_what_may_not_be_touched(row: Row, folder: Path, parts: Parts):
         check(row, run_script(row, parts, folder, prefix=prefix), folder, before)
     finally:
         folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("function", reward_rows.HOSTILE)
+def test_a_reward_function_that_spoils_its_process(function: str, folder: Path, parts: Parts):
+    code, line = reward_rows.HOSTILE[function]
+    row = reward_rows.mine("", f"mine.py:{function}", line)
+    row.make(folder, parts)
+    said = run_script(row, parts, folder)
+    assert said.code == code
+    assert matches(f"apa-train: error: {line}\n", said.errors)
 
 
 ODD = {

@@ -117,8 +117,8 @@ def test_a_small_file_system_filled_to_the_last_byte(tmp_path: Path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full")
 def test_output_that_a_full_disk_refuses_is_nobodys_error():
     program = (
-        "import sys; from apa_cli.commands.environment import ends_the_process; "
-        "sys.exit(ends_the_process(lambda argv: print('done') or 0)())"
+        "import sys; from apa_cli.commands.environment import command; "
+        "sys.exit(command('x')(lambda argv: print('done') or 0)())"
     )
     with open("/dev/full", "w") as full:
         done = subprocess.run(

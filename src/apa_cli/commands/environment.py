@@ -6,8 +6,11 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 
+from apa_cli.commands.messages import report_error, say, traceback_wanted
+from apa_cli.errors import UserError
 from apa_cli.models.watched_thread import any_abandoned
 
 SPINS = "10000"
@@ -38,27 +41,68 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def ends_the_process(main: Callable[..., int]) -> Callable[..., int]:
-    """A command's `main` that ends its process even where a reward function hangs.
+def command(program: str) -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
+    """Makes a command's `main` of what it does with its arguments: whatever happens, an exit code and at most one line.
 
-    At exit Python waits for every thread of a pool, so also for those that a hanging function has started.
+    It ends the process even where a reward function hangs: at exit Python waits for every thread of a pool, so also
+    for those that a hanging function has started.
     """
 
-    @wraps(main)
-    def ending(argv: list[str] | None = None) -> int:
-        code = main(argv)
-        flush_output()
-        if argv is None and any_abandoned():
-            os._exit(code)
-        return code
+    def of(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
+        @wraps(body)
+        def main(argv: list[str] | None = None) -> int:
+            print_anything()
+            code = _exit_code(program, body, sys.argv[1:] if argv is None else argv)
+            flush_output()
+            if argv is None and any_abandoned():
+                os._exit(code)
+            return code
 
-    return ending
+        return main
+
+    return of
+
+
+def _exit_code(program: str, body: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    full = traceback_wanted()  # a reward function may change the environment
+    try:
+        _check_surroundings(arguments)
+        return body(arguments) or 0
+    except KeyboardInterrupt:
+        say(program, "interrupted")
+        return 130
+    except SystemExit as stop:  # argparse and Hydra end --help and the like this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # --help | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except BaseException as error:
+        return report_error(program, error, full=full)
+
+
+def _check_surroundings(arguments: list[str]) -> None:
+    """A working folder that is there, and names that a text file can hold. Raises UserError."""
+    try:
+        folder = os.getcwd()
+    except OSError as error:
+        raise UserError("the current folder", "was deleted", "change to one that exists: cd DIR") from error
+    for name in (*arguments, folder):
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            where = "the current folder" if name == folder else name[:60].partition("=")[0]
+            raise UserError(where, "not UTF-8 text, which config.yaml and other files could not hold", "rename it")
 
 
 def flush_output() -> None:
-    """What cannot be printed, to a pipe without a reader or a full disk, is nobody's error: Python would exit 120."""
-    for stream in (sys.stdout, sys.stderr):
+    """What cannot be printed, to a pipe without a reader or a full disk, is nobody's error: Python would exit 120.
+
+    Nor is a stream that somebody has closed.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
         try:
             stream.flush()
         except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except ValueError:
+            setattr(sys, name, None)

@@ -17,9 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import EVALUATION, EVALUATION_NAMES, check_free, check_place, inputs_of, record
-from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
-from apa_cli.commands.messages import report_error, say
+from apa_cli.commands.environment import command, share_the_processor
+from apa_cli.commands.messages import say
 from apa_cli.config import compose, sources
+from apa_cli.config.overrides import check_overrides
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_checkpoints
@@ -59,32 +60,16 @@ Exit codes: 0 done; 2 something you gave is wrong (one line says what); 1 anythi
 """
 
 
-@ends_the_process
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+@command(PROGRAM)
+def main(arguments: list[str]) -> None:
+    """Run the command."""
     share_the_processor()
-    print_anything()
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if not arguments or any(argument in ("-h", "--help") for argument in arguments):
-            print(HELP, end="")
-            return 0
-        if "--version" in arguments:
-            print(f"{PROGRAM} {__version__}")
-            return 0
-        _command(arguments)
-    except KeyboardInterrupt:
-        say(PROGRAM, "interrupted")
-        return 130
-    except BrokenPipeError:  # apa-eval --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return report_error(PROGRAM, error, full=os.environ.get("HYDRA_FULL_ERROR") == "1")
-    return 0
-
-
-def _command(arguments: list[str]) -> None:
+    if not arguments or any(argument in ("-h", "--help") for argument in arguments):
+        print(HELP, end="", flush=True)
+        return
+    if "--version" in arguments:
+        print(f"{PROGRAM} {__version__}")
+        return
     places, overrides = read_arguments(arguments)
     checkpoints = find_checkpoints(places, lambda line: say(PROGRAM, f"warning: {line}"))
     config = compose_evaluation(checkpoints, overrides)
@@ -127,15 +112,18 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     elif value.startswith("["):
         try:
             parsed = OverridesParser.create().parse_override(f"{KEY}={value}").value()
-            places = [str(place) for place in parsed] if isinstance(parsed, list) else [value]
+            if not isinstance(parsed, list) or any(isinstance(place, (list, dict)) for place in parsed):
+                raise ValueError("a list within the list")
+            places = [str(place) for place in parsed]
         except Exception as error:
             raise UserError(KEY, f"{value} cannot be read", "write a list such as [runs/a,runs/b]") from error
     elif Path(value).expanduser().exists() or glob.glob(str(Path(value).expanduser())):
         places = [value]  # whole: a sweep's folders have commas in their names
     else:
         places = value.split(",")
-    if not all(places):
+    if not places or not all(places):
         raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
+    check_overrides(rest)
     return places, rest
 
 
@@ -185,6 +173,7 @@ def _output_folder(checkpoints: list[EvaluatedCheckpoint], config: TrainConfig, 
 
 def _check_writable(folder: Path) -> None:
     """Raise UserError before hours of work rather than after them. Creates nothing."""
+    sources.refuse_variables(str(folder))
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         problem = f"{sources.shown(str(there))} is {'not writable' if there.is_dir() else 'a file'}"

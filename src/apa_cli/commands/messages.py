@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from apa_cli.config.sources import shown
@@ -14,15 +16,21 @@ from apa_cli.errors import RunError
 def say(program: str, line: str) -> None:
     from apa_cli.tracking.secrets import redact_text  # its package imports more than a command needs to begin
 
-    print(f"{program}: {redact_text(line)}", file=sys.stderr, flush=True)
+    with suppress(OSError, ValueError):  # nobody can read it: a reward function may have closed the stream
+        print(f"{program}: {redact_text(line)}", file=sys.stderr, flush=True)
 
 
-def exit_code(error: Exception) -> int:
+def traceback_wanted() -> bool:
+    """APA_TRACEBACK=1, or Hydra's own name for it: the whole traceback, of user errors too."""
+    return "1" in (os.environ.get("APA_TRACEBACK"), os.environ.get("HYDRA_FULL_ERROR"))
+
+
+def exit_code(error: BaseException) -> int:
     """2 where it is the user's to mend, otherwise 1."""
     return 2 if translate(error) else 1
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The error without its traceback."""
     wrong = translate(error)
     if wrong or isinstance(error, RunError):
@@ -32,17 +40,21 @@ def one_line(error: Exception) -> str:
 
 
 def report_error(
-    program: str, error: Exception, *, run: str = "", run_dir: Path | None = None, full: bool = False
+    program: str, error: BaseException, *, run: str = "", run_dir: Path | None = None, full: bool = False
 ) -> int:
-    """One line on stderr; the traceback too where nobody else keeps it, or the user asks for it. The exit code."""
+    """One line on stderr, and the traceback where it is asked for. The exit code."""
     wrong = translate(error)
     log = (run_dir or Path()) / "run.log"
     logged = run_dir is not None and log.is_file()
     explained = wrong is not None or isinstance(error, RunError)
-    if full or not (explained or logged):
+    if full:
         from apa_cli.tracking.secrets import redact_text
 
-        print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    hint = f" (traceback in {shown(str(log))})" if logged and not explained else ""
-    say(program, f"error: {f'{run}: ' if run else ''}{one_line(error)}{hint}")
+        with suppress(OSError, ValueError):
+            print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    hint = ""
+    if not (explained or full):
+        hint = f" (traceback in {shown(str(log))})" if logged else " (APA_TRACEBACK=1 shows the traceback)"
+    kind = "error" if explained else "internal error"
+    say(program, f"{kind}: {f'{run}: ' if run else ''}{one_line(error)}{hint}")
     return exit_code(error)

@@ -11,8 +11,7 @@ from typing import NoReturn
 
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import REPORT_NAMES, TABLES, check_free, check_place, record
-from apa_cli.commands.environment import print_anything
-from apa_cli.commands.messages import report_error, say
+from apa_cli.commands.environment import command
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 
@@ -40,29 +39,14 @@ Exit code: 0 done, 2 your input is wrong (one line says what), 1 anything else, 
 """
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
-    print_anything()
-    try:
-        _command(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        say(PROGRAM, "interrupted")
-        return 130
-    except SystemExit as stop:  # argparse ends --help and --version this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        return report_error(PROGRAM, error)
-    return 0
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError("", message, f"see {PROGRAM} --help")
 
 
-def _command(argv: list[str]) -> None:
+@command(PROGRAM)
+def main(argv: list[str]) -> None:
+    """Run the command."""
     parser = _Parser(
         prog=PROGRAM, description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )

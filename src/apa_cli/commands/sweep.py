@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, ValueType
 from omegaconf import DictConfig, OmegaConf
 
 from apa_cli.checkpoints.ownership import SWEEP_NAMES, TABLES, check_free, check_place, record
@@ -27,6 +27,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
 PROGRAM = "apa-train"
+MOST_RUNS = 1000  # of one sweep
 WHOLE_SWEEP = 256  # up to so many runs each is composed before the first begins
 
 
@@ -192,7 +193,9 @@ def planned(arguments: argparse.Namespace) -> Iterator[list[str]]:
             raise UserError("output_dir", "several folders for one sweep", "give one: each run gets a folder inside it")
     if any(override.key_or_group == "hydra/sweeper" for override in parsed) or not all(map(_listed, parsed)):
         return  # what another sweeper will try cannot be told beforehand; each run is checked as it begins
-    choices = list({override.get_key_element(): _values(override) for override in parsed}.values())
+    if math.prod(map(_count, parsed)) > MOST_RUNS:
+        return  # a sweeper's that searches
+    choices = list({override.get_key_element(): list(_values(override)) for override in parsed}.values())
     if math.prod(map(len, choices)) <= WHOLE_SWEEP:
         yield from map(list, itertools.product(*choices))
         return
@@ -204,14 +207,35 @@ def planned(arguments: argparse.Namespace) -> Iterator[list[str]]:
 
 def first_choices(overrides: list[str]) -> list[str]:
     """One run of the sweep, without the values that only a sweeper can tell."""
-    return [_values(override)[0] for override in _parsed(overrides) if _listed(override)]
+    return [next(_values(override)) for override in _parsed(overrides) if _listed(override)]
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(overrides)
+        parsed = OverridesParser.create().parse_overrides(overrides)
     except Exception as error:
         compose.raise_translated(error)
+    runs = 1
+    for override in parsed:
+        runs *= (count := _count(override))
+        if not count:
+            problem = f"{override.input_line}: no value is in it"
+            raise UserError(override.key_or_group, problem, "begin a range below its end, such as range(1,3)")
+    if runs > MOST_RUNS and not any("optuna" in (override.input_line or "") for override in parsed):
+        raise UserError("-m", f"{runs:,} runs, and {MOST_RUNS:,} are the most of one sweep", "give fewer values")
+    return parsed
+
+
+def _count(override: Override) -> int:
+    """How many values it has, without writing them out; 1 where only a sweeper can tell."""
+    values = override.value()
+    if isinstance(values, RangeSweep):
+        assert values.start is not None
+        assert values.stop is not None
+        if values.step == 0:
+            raise UserError(override.key_or_group, f"{override.input_line}: a step of 0", "give another")
+        return max(0, math.ceil((values.stop - values.start) / values.step))
+    return len(values.list) if isinstance(values, ChoiceSweep) else 1
 
 
 def _listed(override: Override) -> bool:
@@ -220,7 +244,9 @@ def _listed(override: Override) -> bool:
     return override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
 
 
-def _values(override: Override) -> list[str]:
+def _values(override: Override) -> Iterator[str]:
     if not override.is_sweep_override():
-        return [override.input_line or ""]
-    return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        yield override.input_line or ""
+        return
+    for value in override.sweep_string_iterator():
+        yield f"{override.get_key_element()}={value}"

@@ -24,10 +24,11 @@ from omegaconf import DictConfig
 
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import check_run_folder, inputs_of
-from apa_cli.commands.environment import ends_the_process, print_anything, share_the_processor
-from apa_cli.commands.messages import exit_code, report_error, say
+from apa_cli.commands.environment import command, share_the_processor
+from apa_cli.commands.messages import exit_code, report_error, traceback_wanted
 from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
-from apa_cli.config import components, compose, help_text, sources
+from apa_cli.config import compose, help_text, sources
+from apa_cli.config.overrides import check_overrides, prepared
 from apa_cli.errors import UserError
 from apa_cli.files import missing_folders, remove_empty
 
@@ -38,7 +39,7 @@ FULL_ERROR = "HYDRA_FULL_ERROR"
 class _Session:
     """One call of the command."""
 
-    full_error: bool  # HYDRA_FULL_ERROR=1: tracebacks for the user's errors too
+    full_error: bool  # APA_TRACEBACK=1: tracebacks for the user's errors too
     codes: list[int] = field(default_factory=list)  # exit codes of the runs that failed
     missing: list[Path] = field(default_factory=list)  # folders that Hydra makes, and a failed start need not leave
 
@@ -46,28 +47,16 @@ class _Session:
 _session: _Session | None = None
 
 
-@ends_the_process
-def main(argv: list[str] | None = None) -> int:
+@command(PROGRAM)
+def main(argv: list[str]) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session
     share_the_processor()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run has its own way with both
-    print_anything()
-    _session = session = _Session(full_error=os.environ.get(FULL_ERROR) == "1")
+    _session = session = _Session(full_error=traceback_wanted())
     try:
-        _command(sys.argv[1:] if argv is None else argv)
-    except KeyboardInterrupt:
-        say(PROGRAM, "interrupted")
-        return 130
-    except SystemExit as stop:  # Hydra ends --help and the like this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # apa-train --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception as error:
-        return report_error(PROGRAM, error, full=session.full_error)
-    else:
+        _command(argv)
         return min(session.codes, default=0)  # 1 outranks 2
     finally:
         remove_empty(session.missing)
@@ -163,7 +152,8 @@ class _Parser:
                 options = [name for action in self.hydra._actions for name in action.option_strings]
                 near = get_close_matches(word.split("=")[0], options, n=1)
                 raise UserError(word, "unknown option", f"did you mean {near[0]}?" if near else "see apa-train --help")
-        arguments.overrides = components.begun(sources.absolute_paths(arguments.overrides + rest))
+        check_overrides(arguments.overrides + rest)
+        arguments.overrides = prepared(arguments.overrides + rest)
         if arguments.resolve and not (arguments.cfg or arguments.help):
             raise UserError("--resolve", "says how --cfg prints", "add --cfg job")
         actions = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -196,6 +186,7 @@ def _trains(arguments: argparse.Namespace) -> bool:
 def _check_folder(output_dir: str) -> None:
     """Can the run's folder be made? Asked before Hydra makes it."""
     folder = Path(output_dir).absolute()
+    sources.refuse_variables(output_dir)
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -223,7 +214,7 @@ def _hydra_raises() -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del os.environ[FULL_ERROR]
+            os.environ.pop(FULL_ERROR, None)  # a reward function may have taken it away
         else:
             os.environ[FULL_ERROR] = before
 

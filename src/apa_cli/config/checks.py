@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from apa_cli.config.critic_checks import check_advantage
+from apa_cli.config.keys import expected, not_set
 from apa_cli.config.offline_checks import check_source
 from apa_cli.config.reward_checks import check_key_name, check_rewards
 from apa_cli.config.schema import TrainConfig
@@ -55,14 +56,6 @@ def check_fields(config: Any, prefix: str = "") -> None:
         _check_limits(key, value, metadata.get("limits", {}))
 
 
-def not_set(key: str) -> UserError:
-    """A required key without a value, which a file has that was meant to change the built-in task."""
-    remedy = f"give it a value, such as {key}=VALUE, or choose a recipe: config=NAME"
-    if key in ("policy.path", "data.path"):
-        remedy += "; a YAML file that changes the built-in task begins with `defaults: [reviews_apa]`"
-    return UserError(key, "not set", remedy)
-
-
 def one_of(wrong: str, choices: tuple[str, ...] | list[str]) -> str:
     """The nearest choice where one is near, then all of them."""
     near = get_close_matches(wrong, choices, n=1)
@@ -95,6 +88,9 @@ def _check_limits(key: str, value: Any, limits: dict[str, float]) -> None:
 
 def _check_list(key: str, items: list[Any]) -> None:
     for item in items:
+        if isinstance(item, (list, dict)):
+            kind = "a list" if isinstance(item, list) else "keys"
+            raise UserError(key, f"holds {kind} in its list ({item})", f"give {expected(key)}")
         # A stop string may well be a blank line, so only the empty string is refused.
         if item == "" or item is None:
             raise UserError(key, "an empty item in the list", "take it out, or quote what you mean")

@@ -10,11 +10,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from apa_cli.config import components, members, sources
-from apa_cli.config.checks import check_config, not_set
+from apa_cli.config import members, sources
+from apa_cli.config.checks import check_config
 from apa_cli.config.help_text import register as register_help
 from apa_cli.config.hydra_code import refuse_code
-from apa_cli.config.keys import COMPONENTS, SWEEP, all_keys, find_key, groups, is_component, sections
+from apa_cli.config.keys import COMPONENTS, SWEEP, all_keys, find_key, groups, is_component, not_set, sections
+from apa_cli.config.overrides import prepared
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import PRIMARY, config_dir
 from apa_cli.config.translate import translate, unknown_key
@@ -52,10 +53,7 @@ def compose_raw(
 ) -> DictConfig:
     """Hydra's composition, before it is checked. `folder` and `extra_folder` are --config-path and --config-dir."""
     register()
-    for override in overrides:
-        if override.startswith("="):
-            raise UserError(override, "no key before the =", "overrides look like objective.kl_lambda=0.1")
-    overrides = components.begun(sources.absolute_paths(overrides))
+    overrides = prepared(overrides)
     if extra_folder is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(extra_folder)}']"]
     try:

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from apa_cli.config.schema import ComponentConfig, TrainConfig
+from apa_cli.errors import UserError
 
 # The key that a group's file names: what `objective: ppo` was probably meant to say.
 NAMING_KEY = {
@@ -37,6 +38,7 @@ class Key:
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    item: Any = None  # the type of a list's items
 
 
 @cache
@@ -62,6 +64,7 @@ def _walk(schema: type, prefix: str) -> Iterator[Key]:
             default=field.default if factory is dataclasses.MISSING else factory(),
             help=field.metadata.get("help", ""),
             choices=tuple(field.metadata.get("choices", ())),
+            item=get_args(annotation)[0] if get_origin(annotation) is list else None,
         )
 
 
@@ -77,6 +80,20 @@ def find_key(name: str) -> Key | None:
     if is_component(parent) and leaf in component_keys():
         return dataclasses.replace(component_keys()[leaf], name=name)
     return all_keys().get(name)
+
+
+def value_type(name: str) -> type | None:
+    """The type of a key's value, or of its items; None where there is no such key."""
+    key = find_key(name)
+    return (key.item or key.type) if key is not None else None
+
+
+def not_set(key: str) -> UserError:
+    """A required key without a value, which a file has that was meant to change the built-in task."""
+    remedy = f"give it a value, such as {key}=VALUE, or choose a recipe: config=NAME"
+    if key in ("policy.path", "data.path"):
+        remedy += "; a YAML file that changes the built-in task begins with `defaults: [reviews_apa]`"
+    return UserError(key, "not set", remedy)
 
 
 def is_component(name: str) -> bool:

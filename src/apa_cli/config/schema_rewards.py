@@ -17,7 +17,9 @@ class ScorerConfig:
         "a sequence-classification model, a Python function, or a reward served over HTTP",
         choices=("model", "function", "http"),
     )
-    path: Optional[str] = text(None, "reward model: local folder, Hub id, or builtin:reviews/reward")
+    path: Optional[str] = text(
+        None, "reward model, or PEFT adapter of one: local folder, Hub id, or builtin:reviews/reward"
+    )
     revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
     function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
     url: Optional[str] = text(None, "http: what takes prompts and responses and answers scores: http://HOST:PORT/PATH")

@@ -22,13 +22,15 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, nearest, sections
+from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, nearest, not_set, sections
+from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
 
 PRIMARY = "train"  # configs/train.yaml
 BASE = "own"  # the recipe that a file extends unless it says otherwise
 ENDINGS = (".yaml", ".yml")
 _GROUP = "config/"
+_NOT_SET = "apa_not_set"  # ${apa_not_set:KEY} raises what ??? means
 _PLAIN = re.compile(r"[\w/.+-]+")  # what Hydra's grammar takes without quotes
 
 
@@ -80,6 +82,15 @@ def shown(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
+def refuse_variables(output_dir: str) -> None:
+    """Raise UserError for a folder called $HOME that is not there: a shell would have expanded it, YAML does not."""
+    folder = Path(output_dir)
+    for place in (folder, *folder.parents):
+        if (found := re.search(r"\$\{?(\w+)", place.name)) and not os.path.lexists(place):
+            remedy = f"write ${{oc.env:{found[1]}}}, or the folder itself"
+            raise UserError("output_dir", f"{found[0]} stands as it is in {output_dir}: no shell has read it", remedy)
+
+
 class UserFileSource(ConfigSource):
     """Serves `config/<path of a YAML file>`."""
 
@@ -103,8 +114,10 @@ class UserFileSource(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         path = _full(config_path.removeprefix(_GROUP))
         content = read_yaml(path)
+        if isinstance(content.get("output_dir"), str):
+            content["output_dir"] = os.path.expanduser(content["output_dir"])
         defaults = content.pop("defaults", None)
-        body = spread(content, shown(path))
+        body = _unset(spread(content, shown(path)))
         for key, value in body.items():
             _refuse_group_as_value(shown(path), key, value)
         _refuse_other_shapes(shown(path), body)
@@ -124,6 +137,7 @@ class UserFileSearchPath(SearchPathPlugin):
 
 def register() -> None:
     """Tell Hydra of both, once."""
+    OmegaConf.register_new_resolver(_NOT_SET, _refuse_reading, replace=True)
     for plugin in (UserFileSource, UserFileSearchPath):
         Plugins.instance().register(plugin)
 
@@ -138,7 +152,12 @@ def read_yaml(path: str) -> dict[str, Any]:
             remedy = f"did you mean config={where}.yaml?"
         raise UserError(f"config={where}", problem, remedy)
     try:
-        content = OmegaConf.load(path)
+        plain = load_yaml(Path(path), where)
+        if plain is None:
+            return {}
+        if not isinstance(plain, dict):
+            raise UserError(where, "not a mapping of keys to values", "write lines such as `seed: 1`")
+        OmegaConf.create(plain)  # checks the ${...} in it
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise UserError(where, f"{line}not YAML: {error.problem or error}", "mend that line") from error
@@ -147,13 +166,10 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"{where}: {error.full_key or error.key}", problem, "mend the ${...}") from error
     except RecursionError as error:
         raise UserError(where, "refers to itself, or is nested too deep", "write it out without & and *") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(where, f"cannot be read: {reason}", "give a text file that holds YAML") from error
-    plain = OmegaConf.to_container(content, resolve=False)
-    if not isinstance(plain, dict):
-        raise UserError(where, "not a mapping of keys to values", "write lines such as `seed: 1`")
-    return {str(key): value for key, value in plain.items()}
+    return plain
 
 
 def spread(content: dict[str, Any], where: str, parent: str = "") -> dict[str, Any]:
@@ -171,6 +187,22 @@ def spread(content: dict[str, Any], where: str, parent: str = "") -> dict[str, A
         new = spread(value, where, f"{parent}{key}.") if isinstance(value, dict) else value
         _put(node, leaf, new, f"{where}: {parent}{key}")
     return body
+
+
+def _unset(body: dict[str, Any], parent: str = "") -> dict[str, Any]:
+    """`policy.path: ???` takes the value of what the file extends away: to Hydra it would say nothing."""
+    return {
+        key: _unset(value, f"{parent}{key}.")
+        if isinstance(value, dict)
+        else f"${{{_NOT_SET}:{parent}{key}}}"
+        if value == "???" and f"{parent}{key}" in all_keys()
+        else value
+        for key, value in body.items()
+    }
+
+
+def _refuse_reading(key: str) -> None:
+    raise not_set(key)
 
 
 def _put(node: dict[str, Any], leaf: str, new: Any, where: str) -> None:
@@ -239,6 +271,10 @@ def _choices(entry: Any, where: str) -> Iterator[dict[str, Any]]:
     if not isinstance(entry, dict):
         raise UserError(f"{where}: defaults", f"{entry!r} is not a recipe or a choice", "write `- objective: ppo`")
     for key, name in entry.items():
+        if isinstance(name, list):
+            raise UserError(
+                f"{where}: defaults", f"{key}: one choice, and no list ({name})", f"write `- {key}: CHOICE`"
+            )
         group = str(key).removeprefix("override ").strip().removeprefix("/")
         known = (*groups(), SWEEP)
         if group not in known and not group.startswith("hydra/"):

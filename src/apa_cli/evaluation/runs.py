@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
 from apa_cli.tracking.jsonl import read_json_lines
 from apa_cli.tracking.metrics import METRICS_FILE, read_metrics
@@ -212,12 +213,15 @@ def _read_yaml(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        content = OmegaConf.load(path)  # reads 1e-05 as a number
+        plain = load_yaml(path, str(path))
+        if not isinstance(plain, (dict, list)):
+            return plain
+        content = OmegaConf.create(plain)
         try:
             return OmegaConf.to_container(content, resolve=True)
         except OmegaConfBaseException:  # of an older version, which did not escape ${
             return OmegaConf.to_container(content, resolve=False)
-    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         problem = str(error).splitlines()[0]
         raise UserError(str(path), f"cannot be read: {problem}", "mend it, or leave this run out") from error
 

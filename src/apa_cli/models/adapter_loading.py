@@ -107,11 +107,7 @@ def adapter_settings(key: str, folder: str, dropout: float) -> Any:
     from peft import PeftConfig
 
     settings: Any = PeftConfig.from_pretrained(folder)
-    if settings.is_prompt_learning or settings.is_adaption_prompt:
-        raise UserError(key, "this adapter adds to the prompt, not to the weights", "give a LoRA adapter")
-    start = str(getattr(settings, "init_lora_weights", ""))
-    if start.startswith(CHANGES_BASE):
-        raise _other_base(key, folder, f"init_lora_weights={start}")
+    check_kind(key, folder, settings)
     names = [field.name for field in fields(settings) if field.name.endswith("dropout")]
     for name in names:
         setattr(settings, name, 0.0)
@@ -154,6 +150,15 @@ def _layers(model: Any) -> Any:
         and layer is not model.get_output_embeddings()
         and not (experts and name.rpartition(".")[2] in EXPERT_LAYERS)
     ]
+
+
+def check_kind(key: str, folder: str, settings: Any) -> None:
+    """Raise UserError for an adapter that is no change of weights, or one of weights other than the base's own."""
+    if settings.is_prompt_learning or settings.is_adaption_prompt:
+        raise UserError(key, "this adapter adds to the prompt, not to the weights", "give a LoRA adapter")
+    start = str(getattr(settings, "init_lora_weights", ""))
+    if start.startswith(CHANGES_BASE):
+        raise _other_base(key, folder, f"init_lora_weights={start}")
 
 
 @contextmanager

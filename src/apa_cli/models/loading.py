@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 from apa_cli.assets.resolve import PREFIX, resolve_path
 from apa_cli.errors import UserError
 from apa_cli.models.limits import check_ids, known_ids
-from apa_cli.models.weight_files import refuse_pickles
+from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
 
 NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
 _LAYER = re.compile(r"(.+?)\.(\d+)\.")
 LONGEST_REASON = 240  # characters of a library's own words
+MERGE = "merge it into its base once: peft's AutoPeftModel….from_pretrained(…).merge_and_unload().save_pretrained(…)"
 
 
 def resolve_model_path(key: str, path: str) -> str:
@@ -36,10 +37,11 @@ def resolve_model_path(key: str, path: str) -> str:
     return resolved
 
 
-def load_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any:
+def load_pretrained(auto_class: Any, key: str, path: str, *, brought: Container[str] = (), **options: Any) -> Any:
     """`auto_class.from_pretrained`, with every failure as one line that names `key`.
 
     Weights that the model needs and the folder lacks are an error: transformers would fill them with random numbers.
+    Only those that an adapter brings afterwards may be missing, or of another shape.
     """
     folder = resolve_model_path(key, path)
     options = _known(options)
@@ -59,6 +61,8 @@ def load_pretrained(auto_class: Any, key: str, path: str, **options: Any) -> Any
             problem = f"{attention} cannot be used here ({first_line(error)})"
             raise UserError("policy.attn_implementation", problem, "install what it needs, or leave it null") from error
         raise _as_user_error(key, path, error) from error
+    info["mismatched_keys"] = [entry for entry in info["mismatched_keys"] if entry[0] not in brought]
+    info["missing_keys"] = [name for name in info["missing_keys"] if name not in brought]
     _check_weights(key, path, model, info)
     return model
 
@@ -107,7 +111,8 @@ def load_tokenizer(key: str, path: str, **options: Any) -> Any:
     folder = resolve_model_path(key, path)
     if Path(folder).is_dir():
         options.pop("revision", None)
-        _check_folder(key, Path(folder))
+        if not (Path(folder) / ADAPTER_CONFIG).is_file():  # an adapter's own has no config.json beside it
+            _check_folder(key, Path(folder))
     remedy = "save one beside the model with tokenizer.save_pretrained"
     try:
         with _quiet_transformers():
@@ -199,11 +204,11 @@ def _quiet_transformers() -> Iterator[None]:
 
 def _check_folder(key: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        adapter = (folder / "adapter_config.json").is_file()
+        adapter = (folder / ADAPTER_CONFIG).is_file()
         raise UserError(
             key,
             f"{folder} holds a PEFT adapter, not a model" if adapter else f"{folder} has no config.json",
-            "set policy.adapter.path to it and the path to its base model"
+            ("set policy.adapter.path to it and the path to its base model" if key == "policy.path" else MERGE)
             if adapter
             else "give a folder in Hugging Face format",
         )

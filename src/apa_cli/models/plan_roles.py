@@ -12,6 +12,7 @@ from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
 from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
+from apa_cli.models.classifier import classifier_config
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.loading import load_config
 from apa_cli.models.memory import available_bytes
@@ -215,7 +216,7 @@ def _scorer(name: str, key: str, config: ScorerConfig, runtime: Runtime) -> Role
 
     assert config.path is not None
     model = AutoModelForSequenceClassification.from_config(
-        load_config(key, config.path, revision=config.revision), dtype=runtime.frozen_dtype, trust_remote_code=False
+        classifier_config(config.path, config.revision, key), dtype=runtime.frozen_dtype, trust_remote_code=False
     )
     return _role(name, config.path, model.requires_grad_(False).named_parameters())
 

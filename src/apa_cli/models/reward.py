@@ -19,10 +19,10 @@ from apa_cli.data.dialogues import hh_messages
 from apa_cli.data.messages import without_oldest_turn
 from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
+from apa_cli.models.classifier import load_classifier
 from apa_cli.models.device import Runtime
 from apa_cli.models.http_reward import HttpReward
 from apa_cli.models.limits import check_ids, filling_id, known_ids, room_of
-from apa_cli.models.loading import check_vocabulary, freeze, load_config, load_pretrained, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.models.weighted_rewards import Scored, WeightedRewards, complaint
@@ -342,23 +342,6 @@ def load_reward(
         microbatch_tokens=microbatch_tokens,
         policy_tokenizer=policy.tokenizer,
     )
-
-
-def load_classifier(path: str, revision: str | None, runtime: Runtime, where: str) -> tuple[Any, Any]:
-    """A reward model, frozen and on its device, and its tokenizer; `where` is the key that names it."""
-    from transformers import AutoModelForSequenceClassification
-
-    model = load_pretrained(
-        AutoModelForSequenceClassification,
-        where,
-        path,
-        revision=revision,
-        config=load_config(where, path, revision=revision),
-        dtype=runtime.frozen_dtype,
-    )
-    tokenizer = load_tokenizer(where, path, revision=revision)
-    check_vocabulary(where, path, model, tokenizer)
-    return freeze(model.to(runtime.device)), tokenizer
 
 
 def same_tokenizer(a: Any, b: Any) -> bool:

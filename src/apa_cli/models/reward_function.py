@@ -51,7 +51,7 @@ class RewardFunction:
             for name, values in extra.items()
             if (self._takes_all or name in self._names) and name not in ("prompts", "responses")
         }
-        call = partial(self.function, list(finished.prompts), list(finished.responses), **columns)
+        call = partial(_contained, self.function, list(finished.prompts), list(finished.responses), **columns)
         try:
             scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
         except CallTimeoutError as error:
@@ -59,13 +59,17 @@ class RewardFunction:
             remedy = "mend it (run.log says where it hangs)"
             remedy += f", or raise {self._timeout_key}; null waits for ever"
             raise UserError(self.key, problem, remedy) from _their_frames(error)
-        except (Exception, SystemExit) as error:
-            raised = _brief(error)
+        except Exception as error:
+            cause = _what_escaped(error)
+            raised = _brief(cause)
             problem = f"{self.name} raised {raised}"
-            remedy = "mend it: run.log, or HYDRA_FULL_ERROR=1, has the traceback"
+            remedy = "mend it: run.log, or APA_TRACEBACK=1, has the traceback"
             if self.timeout is not None and _MAIN_THREAD.search(raised):
                 remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
-            raise UserError(self.key, problem, remedy) from _their_frames(error)
+            raise UserError(self.key, problem, remedy) from _their_frames(cause)
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            if getattr(stream, "closed", False):
+                raise UserError(self.key, f"{self.name} closed sys.{name}", "leave it open: the run prints to it")
         return checked(scores, len(finished.responses), self.name, self.key)
 
     @property
@@ -88,19 +92,42 @@ def load_function(name: str, key: str) -> Callable[..., Any]:
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules[spec.name] = module  # so that dataclasses and pickling inside the file work
-            spec.loader.exec_module(module)
+            _contained(spec.loader.exec_module, module)
         else:
-            module = importlib.import_module(module_name)
+            module = _contained(importlib.import_module, module_name)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:
-        problem = f"importing {module_name} raised {_brief(error)}"
-        raise UserError(key, problem, "mend the module or its name") from _their_frames(error)
+    except Exception as error:
+        cause = _what_escaped(error)
+        problem = f"importing {module_name} raised {_brief(cause)}"
+        raise UserError(key, problem, "mend the module or its name") from _their_frames(cause)
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
         raise UserError(key, f"{module_name} has no function {attribute}", f"it has {', '.join(names) or 'none'}")
     return function
+
+
+class _EscapeError(Exception):
+    """The user's code raised what is no Exception, such as SystemExit; that is the cause."""
+
+
+def _contained(function: Callable[..., Any], *arguments: Any, **columns: Any) -> Any:
+    """The call, in which only a signal's KeyboardInterrupt passes as it is: it comes to the main thread alone."""
+    try:
+        return function(*arguments, **columns)
+    except Exception:
+        raise
+    except BaseException as error:
+        own = type(error).__module__.partition(".")[0] not in ("builtins", __name__.partition(".")[0])
+        in_main = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main and not own:
+            raise
+        raise _EscapeError from error
+
+
+def _what_escaped(error: Exception) -> BaseException:
+    return error.__cause__ if isinstance(error, _EscapeError) and error.__cause__ is not None else error
 
 
 def _signature(function: Callable[..., Any], name: str, key: str) -> inspect.Signature:

@@ -200,7 +200,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None)
     """The transformer and, of a decoder-only sequence classifier, the layer that makes its scores."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
-    options = {
+    options: dict[str, Any] = {
         "revision": revision,
         "trust_remote_code": config.trust_remote_code and (key == "policy.path" or path == config.path),
     }

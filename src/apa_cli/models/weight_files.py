@@ -62,12 +62,14 @@ def check_adapter(key: str, folder: Path) -> None:
         raise UserError(key, f"{folder / ADAPTER_CONFIG} has peft import {named}", "do not use this adapter")
 
 
-def fetch_adapter(key: str, name: str, revision: str | None = None) -> Path:
-    """The two files of an adapter on the Hub, as a local folder; nothing else of the repository is downloaded."""
+def fetch_adapter(key: str, name: str, revision: str | None = None, *others: str) -> Path:
+    """The two files of an adapter on the Hub, and `others` by pattern, as a local folder."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS]))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, *others])
+        )
     except Exception as error:  # network, authentication, names: each has its own types
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(key, f"cannot load {name} ({text})", "check the name and your network") from error

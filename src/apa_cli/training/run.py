@@ -42,6 +42,7 @@ from apa_cli.models.reward import FinishedResponses, RewardModel
 from apa_cli.models.roles import Models, load_models
 from apa_cli.models.weighted_rewards import by_role
 from apa_cli.tracking.log import LOGGER
+from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
@@ -114,6 +115,8 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
                 raise
             except Exception as error:
                 logging.getLogger(LOGGER).error("stopped by %s", type(error).__name__, exc_info=True, extra=QUIETLY)
+                if isinstance(error, FileNotFoundError) and not (run_dir / METRICS_FILE).exists():
+                    raise RunError(f"{run_dir / METRICS_FILE} was deleted while the run was at work") from error
                 raise
         write_summary(run_dir, summary)
 

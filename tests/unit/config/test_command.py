@@ -126,8 +126,8 @@ def test_a_users_file_may_choose_how_sweeps_run(workdir, defaults, launcher):
     ("seed", "code", "last"),
     [
         (3, 2, "apa-train: error: data.path: row 7 is empty; take it out"),
-        (4, 1, "apa-train: error: RuntimeError: no memory left"),
-        (5, 1, "apa-train: error: RuntimeError: no memory left (traceback in x/run.log)"),
+        (4, 1, "apa-train: internal error: RuntimeError: no memory left (APA_TRACEBACK=1 shows the traceback)"),
+        (5, 1, "apa-train: internal error: RuntimeError: no memory left (traceback in x/run.log)"),
         (6, 130, "apa-train: interrupted"),
     ],
 )
@@ -135,8 +135,7 @@ def test_exit_codes(apa_train, runs, seed, code, last):
     got, _, err = apa_train(f"seed={seed}", "output_dir=x")
     assert got == code
     assert err.splitlines()[-1] == last
-    # The traceback is shown only where no log keeps it.
-    assert (len(err.splitlines()) > 1) == (seed == 4)
+    assert len(err.splitlines()) == (code > 0)
     assert "HYDRA_FULL_ERROR" not in err
 
 

@@ -193,3 +193,25 @@ def test_lambda_is_the_objectives_own_unless_given(workdir: Path, words: list[st
     write(workdir / "given.yaml", f"{REVIEWS}objective.kl_lambda: 0.9\n")
     write(workdir / "old.yaml", f"{OWN}objective: {{name: awr, kl_lambda: 0.3}}\n")
     assert compose_train(words).objective.kl_lambda == kl_lambda
+
+
+def test_text_is_read_as_it_is_written(workdir: Path):
+    """YAML 1.1 and Hydra's grammar see numbers and truths in it: 1234e5 would come back as 123400000.0, no as False."""
+    write(workdir / "mine.yaml", f"{REVIEWS}policy: {{revision: 1234e5, path: 010}}\ngeneration.stop: [no, 1:30]\n")
+    config = compose_train(["config=mine.yaml", "tracking.wandb.group=1234e56", "tracking.wandb.name=true"])
+    assert (config.policy.revision, config.policy.path, config.generation.stop) == ("1234e5", "010", ["no", "1:30"])
+    assert (config.tracking.wandb.group, config.tracking.wandb.name) == ("1234e56", "true")
+
+
+def test_what_a_file_leaves_unset_the_command_line_sets(workdir: Path):
+    write(workdir / "mine.yaml", f"{REVIEWS}policy:\n  path: ???\nseed: ???\n")
+    config = compose_train(["config=mine.yaml", "policy.path=p", "seed=3"])
+    assert (config.policy.path, config.seed) == ("p", 3)
+
+
+def test_the_home_folder(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(workdir))
+    write(workdir / "mine.yaml", f"{REVIEWS}output_dir: ~/a\n")
+    assert compose_train(["config=mine.yaml"]).output_dir == f"{workdir}/a"
+    for typed in ("output_dir=~/b c", "output_dir='~/b c'"):
+        assert compose_train(["config=mine.yaml", typed]).output_dir == f"{workdir}/b c"
