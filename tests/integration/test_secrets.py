@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from command import ROOT, environment
+from reward_server import Answer, lengths, serving
 from wandb_server import wandb_server
 
 PLANTED = {
@@ -17,10 +18,16 @@ PLANTED = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdefplanted0",
     "OPENAI_API_KEY": "sk-plantedOpenAI-0123456789-abcdefghij",
     "MY_SERVICE_PASSWORD": "planted-password-of-a-service",
+    "DB_PASS": "planted-db-pass",
+    "GITHUB_PAT": "planted-github-pat",
+    "AUTH": "planted-auth",
+    "SLACK_WEBHOOK": "planted-slack-webhook",
+    "MY_API_KEY_PROD": "planted-key-of-production",
 }
+PATH_TOKEN = "planted-path-token"  # in the path of an address
 URL_PASSWORD = "planted-url-password"
 QUERY_KEY = "planted-query-key"
-SECRETS = (*PLANTED.values(), URL_PASSWORD, QUERY_KEY)
+SECRETS = (*PLANTED.values(), URL_PASSWORD, QUERY_KEY, PATH_TOKEN)
 QUICK = (
     *("rollout.batch_size=8", "training.minibatch_size=8", "training.iterations=2", "evaluation.prompts=4"),
     *("generation.max_new_tokens=8", "training.epochs_per_rollout=1"),
@@ -89,7 +96,7 @@ def test_a_whole_run_its_evaluation_and_its_report(tmp_path: Path, cwd: Path, pr
         *QUICK,
         f"output_dir={out}/run",
         "tracking.wandb.mode=offline",
-        f"tracking.wandb.tags=[{PLANTED['MY_SERVICE_PASSWORD']}]",
+        f"tracking.wandb.tags=[{','.join(PLANTED.values())}]",
         "checkpoint.every=1",
         cwd=cwd,
     )
@@ -181,3 +188,24 @@ def test_what_is_refused_does_not_repeat_it(tmp_path: Path, cwd: Path, wrong: st
     assert done.returncode == (0 if "revision" in wrong or "project" in wrong else 2), done.stderr
     assert_clean(out, done)
     shutil.rmtree(out)
+
+
+def test_a_token_in_the_path_of_a_reward_servers_address(tmp_path: Path, cwd: Path):
+    """In a run, a sweep over it, a server that fails, and resuming, which asks for the address again."""
+    out = tmp_path / "out"
+    with serving(lengths) as server:
+        url = f"{server.url}/{PATH_TOKEN}/score"
+        served = (*QUICK, "tracking.wandb.mode=offline", "reward=http", f"reward.url={url}")
+        trained = run("apa-train", *served, f"output_dir={out}/run", cwd=cwd)
+        assert trained.returncode == 0, trained.stderr
+        resumed = run("apa-train", f"resume={out}/run", "training.iterations=3", cwd=cwd)
+        assert resumed.returncode == 2
+        assert b"reward.url: its path was kept out of config.yaml" in resumed.stderr
+        again = run("apa-train", f"resume={out}/run", "training.iterations=3", f"reward.url={url}", cwd=cwd)
+        assert again.returncode == 0, again.stderr
+        swept = run("apa-train", "-m", *served[:-1], f"reward.url={url},{url}/b", f"output_dir={out}/sweep", cwd=cwd)
+        assert swept.returncode == 0, swept.stderr
+    with serving(lambda request: Answer(b"no", status=400)) as server:
+        failed = run("apa-train", *served[:-1], f"reward.url={server.url}/{PATH_TOKEN}", f"output_dir={out}/f", cwd=cwd)
+        assert failed.returncode == 2
+    assert_clean(out, trained, resumed, again, swept, failed)

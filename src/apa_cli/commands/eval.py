@@ -210,7 +210,7 @@ def _print_table(evaluation: Evaluation) -> None:
     from rich.table import Table
 
     from apa_cli.evaluation.eval_report import NOTES, judge_line, rows
-    from apa_cli.tracking.secrets import redact_text
+    from apa_cli.tracking.secrets import printable
 
     header, cells = rows(evaluation)
     width = None if sys.stdout.isatty() else 60 + 28 * len(evaluation.policies)
@@ -225,7 +225,7 @@ def _print_table(evaluation: Evaluation) -> None:
         table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
     for row in cells:
         table.add_row(*row)
-    console.print(redact_text(f"On {evaluation.prompts}; {evaluation.decoding}, seed {evaluation.seed}"), markup=False)
+    console.print(printable(f"On {evaluation.prompts}; {evaluation.decoding}, seed {evaluation.seed}"), markup=False)
     console.print(table)
     console.print(" ".join(notes), style="dim", markup=False)
     for policy in evaluation.policies:

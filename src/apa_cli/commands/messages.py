@@ -14,10 +14,10 @@ from apa_cli.errors import RunError
 
 
 def say(program: str, line: str) -> None:
-    from apa_cli.tracking.secrets import redact_text  # its package imports more than a command needs to begin
+    from apa_cli.tracking.secrets import printable  # its package imports more than a command needs to begin
 
     with suppress(OSError, ValueError):  # nobody can read it: a reward function may have closed the stream
-        print(f"{program}: {redact_text(line)}", file=sys.stderr, flush=True)
+        print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def traceback_wanted() -> bool:
@@ -48,10 +48,10 @@ def report_error(
     logged = run_dir is not None and log.is_file()
     explained = wrong is not None or isinstance(error, RunError)
     if full:
-        from apa_cli.tracking.secrets import redact_text
+        from apa_cli.tracking.secrets import printable
 
         with suppress(OSError, ValueError):
-            print(redact_text("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     hint = ""
     if not (explained or full):
         hint = f" (traceback in {shown(str(log))})" if logged else " (APA_TRACEBACK=1 shows the traceback)"

@@ -123,15 +123,17 @@ def sweeping(
 
 def _redact_hydras_own(sweep: Path) -> None:
     """Hydra's sweeper has written the composition as it is, passwords in addresses included."""
+    import yaml
+
     from apa_cli.files import write_text
-    from apa_cli.tracking.secrets import redact_text
+    from apa_cli.tracking.secrets import redact
 
     file = sweep / "multirun.yaml"
     if file.is_file():
-        written = file.read_text("utf-8")
-        if (redacted := redact_text(written)) != written:
-            with suppress(OSError):  # another member does it
-                write_text(file, redacted)
+        with suppress(OSError, yaml.YAMLError):  # another member does it
+            composed = yaml.safe_load(file.read_text("utf-8"))
+            if (redacted := redact(composed)) != composed:
+                write_text(file, yaml.safe_dump(redacted, allow_unicode=True, sort_keys=False))
 
 
 def _conclude(folder: Path, sweep: str) -> list[int]:

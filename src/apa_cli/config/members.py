@@ -57,7 +57,8 @@ def _readable(value: str) -> str:
 
     Of a path the last part: config=/home/me/mine.yaml becomes config=mine.yaml-1a2b3c4d.
     """
-    last = value.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]  # a query may hold a key
+    address = re.match(r"https?:/{1,2}([^/?#]*@)?([^/?#]*)", value.replace("\\:", ":"))
+    last = address[2] if address else value.rstrip("/").rsplit("/", 1)[-1]  # the rest of an address may hold a key
     safe = _UNSAFE.sub("_", last)
     return safe if safe == value else f"{safe}-{_hash(value)}"
 

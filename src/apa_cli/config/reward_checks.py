@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.errors import UserError
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.secrets import REDACTED, redact_text
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -126,7 +126,9 @@ def check_key_name(name: str, key: str, *, example: str) -> None:
 
 
 def check_url(url: str, key: str, key_of_secret: str, *, example: str) -> None:
-    """A plain web address, without anything secret in it."""
+    """A plain web address, without anything secret in it but perhaps its path."""
+    if REDACTED in url:
+        raise UserError(key, "its path was kept out of config.yaml, as it may be a secret", f"give it again: {key}=URL")
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from apa_cli.config.fields import choice, mapping, number, text
+from apa_cli.tracking.secrets import public_address
 
 
 @dataclass(kw_only=True)
@@ -57,7 +58,9 @@ class ScorerConfig:
     @property
     def source(self) -> str:
         """What makes the scores, for people."""
-        return {"function": self.function, "http": self.url}.get(self.kind, self.path) or "nothing"
+        return {"function": self.function, "http": public_address(self.url or "")}.get(
+            self.kind, self.path
+        ) or "nothing"
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,7 @@ from apa_cli.config.reward_checks import check_key_name, check_url
 from apa_cli.config.schema import JudgeConfig
 from apa_cli.errors import UserError
 from apa_cli.tracking.api_keys import excerpt
+from apa_cli.tracking.secrets import public_address
 
 WHERE = "evaluation.judge"
 
@@ -67,19 +68,19 @@ def explain(error: Exception, judge: JudgeConfig, key: str | None) -> UserError 
     if isinstance(error, NotACompletionError):
         return UserError(
             f"{WHERE}.base_url",
-            f"{judge.base_url} does not answer with chat completions",
+            f"{public_address(judge.base_url or '')} does not answer with chat completions",
             "give the address of an OpenAI-compatible endpoint; it often ends in /v1",
         )
     if isinstance(error, openai.APITimeoutError):
         return UserError(
             f"{WHERE}.timeout_seconds",
-            f"{judge.base_url} gave no answer within {judge.timeout_seconds:g} s, in {tries}",
+            f"{public_address(judge.base_url or '')} gave no answer within {judge.timeout_seconds:g} s, in {tries}",
             f"raise it, lower {WHERE}.concurrency, or see whether the server is stuck",
         )
     if isinstance(error, openai.APIConnectionError):
         return UserError(
             f"{WHERE}.base_url",
-            f"cannot reach {judge.base_url} in {tries}{excerpt(error.__cause__, key)}",
+            f"cannot reach {public_address(judge.base_url or '')} in {tries}{excerpt(error.__cause__, key)}",
             "start the server or correct the address, or set it to null to go without a judge",
         )
     if isinstance(error, openai.APIStatusError):
@@ -109,7 +110,7 @@ def _explain_status(error: Any, judge: JudgeConfig, key: str | None, tries: str)
     if status == 404:
         return UserError(
             f"{WHERE}.model",
-            f"{judge.base_url} does not know {judge.model} or this address (404){said}",
+            f"{public_address(judge.base_url or '')} does not know {judge.model} or this address (404){said}",
             f"correct the name, or {WHERE}.base_url (it often ends in /v1)",
         )
     if status == 429:
@@ -121,7 +122,7 @@ def _explain_status(error: Any, judge: JudgeConfig, key: str | None, tries: str)
     if status >= 500:
         return UserError(
             f"{WHERE}.base_url",
-            f"{judge.base_url} fails ({status}) after {tries}{said}",
+            f"{public_address(judge.base_url or '')} fails ({status}) after {tries}{said}",
             "look at the server, or try later",
         )
     return UserError(

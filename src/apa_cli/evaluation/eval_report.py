@@ -13,7 +13,7 @@ from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.measures import LABELS, in_order, label_of
 from apa_cli.evaluation.samples_page import samples_page
-from apa_cli.tracking.secrets import redact, redact_text
+from apa_cli.tracking.secrets import printable, redact, redact_text
 from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
 
 PICTURE = "over_iterations.png"
@@ -36,7 +36,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
         ("samples.html", samples_page(evaluation)),
     ):
         path = folder / name
-        path.write_text(redact_text(content), encoding="utf-8", errors="backslashreplace")
+        safe = redact_text if path.suffix in (".json", ".jsonl") else printable  # JSON has escapes of its own
+        path.write_text(safe(content), encoding="utf-8", errors="backslashreplace")
         written.append(path)
     if len(curve(evaluation)) > 2:
         written.append(_draw(evaluation, folder / PICTURE))

@@ -13,7 +13,7 @@ from apa_cli.evaluation.runs import Pair, Run
 from apa_cli.evaluation.settings import shown
 from apa_cli.evaluation.sweep_report import Overview, notes, runs_table, settings_table
 from apa_cli.tracking.plots import overview_figure
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.secrets import printable
 
 PICTURED = 24  # runs that get a picture of their own: each is about 60 kB of the page
 _CAPTIONS = (
@@ -123,4 +123,4 @@ def _figure(png: bytes, alt: str, caption: str = "") -> str:
 
 
 def _text(value: object) -> str:
-    return escape(redact_text(str(value)))
+    return escape(printable(str(value)))

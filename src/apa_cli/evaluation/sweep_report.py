@@ -16,7 +16,7 @@ from apa_cli.evaluation.frontier import draw_all
 from apa_cli.evaluation.runs import FAILED, FINISHED, UNFINISHED, Run
 from apa_cli.evaluation.settings import FOOTNOTE, Estimate, Setting, group
 from apa_cli.tracking.report import format_number
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.secrets import printable, redact_text
 
 # Metric, title, unit, digits.
 MEASURES = (
@@ -86,7 +86,7 @@ def write_tables(overview: Overview, stem: str) -> tuple[list[Path], list[Path]]
     write_csv(overview.runs, table)
     pictures = draw_all(overview.settings, overview.folder)
     page = overview.folder / f"{stem}.md"
-    page.write_text(redact_text("\n".join(markdown(overview, pictures))), "utf-8", "backslashreplace")
+    page.write_text(printable("\n".join(markdown(overview, pictures))), "utf-8", "backslashreplace")
     return [table, page], pictures
 
 

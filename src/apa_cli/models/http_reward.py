@@ -23,6 +23,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.reward_function import checked
 from apa_cli.tracking.api_keys import excerpt, read_key
 from apa_cli.tracking.log import LOGGER
+from apa_cli.tracking.secrets import public_address
 
 if TYPE_CHECKING:
     from apa_cli.models.reward import FinishedResponses
@@ -41,6 +42,7 @@ class HttpReward:
     def __init__(self, config: ScorerConfig, *, key: str) -> None:
         assert config.url is not None  # check_config has seen to it
         self.config, self.key, self.url = config, key, config.url
+        self.host = public_address(config.url)  # as it is written
         self._opener = build_opener(_NoRedirect)  # the environment's proxies hold
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
@@ -50,7 +52,9 @@ class HttpReward:
         return [score for scores in self._ask_all(bodies, self.config.retries) for score in scores]
 
     def not_finite(self, row: int, score: float) -> UserError:
-        return UserError(f"{self.key}.url", f"{self.url} has no score for row {row} ({score})", "answer finite numbers")
+        return UserError(
+            f"{self.key}.url", f"{self.host} has no score for row {row} ({score})", "answer finite numbers"
+        )
 
     def probe(self) -> None:
         """One response, without columns, to see that there is a server and that it answers with a score.
@@ -132,7 +136,7 @@ class HttpReward:
                 if tried > retries or time.monotonic() + wait > deadline:
                     raise self._gave_up(error, tried) from None
                 if tried == 1:
-                    say(f"{self.key}.url: {self.url} {error}; trying again, up to {retries} times")
+                    say(f"{self.key}.url: {self.host} {error}; trying again, up to {retries} times")
             except TimeoutError:
                 raise self._too_slow() from None
             if stop.wait(wait):
@@ -155,7 +159,7 @@ class HttpReward:
                     if time.monotonic() > deadline:
                         raise TimeoutError
                     if size > _LARGEST_ANSWER:
-                        raise UserError(f"{self.key}.url", f"{self.url} answers with more than 64 MiB", _ANSWER)
+                        raise UserError(f"{self.key}.url", f"{self.host} answers with more than 64 MiB", _ANSWER)
                 if response.length:  # what it had promised, and not sent
                     raise _PassingError("lost the connection in the middle of an answer")
                 return b"".join(parts)
@@ -177,12 +181,12 @@ class HttpReward:
             content = json.loads(answer)
         except (ValueError, RecursionError):
             said = excerpt(answer[:1000].decode("utf-8", "replace"), key) or ": nothing"
-            raise UserError(where, f"{self.url} answers with something else than JSON{said}", _ANSWER) from None
+            raise UserError(where, f"{self.host} answers with something else than JSON{said}", _ANSWER) from None
         names = [name for name in ("scores", "rewards") if isinstance(content, dict) and name in content]
         if not names:
             said = excerpt(answer[:1000].decode("utf-8", "replace"), key)
-            raise UserError(where, f'{self.url} answers JSON without "scores"{said}', _ANSWER)
-        return checked(content[names[0]], count, self.url, where)
+            raise UserError(where, f'{self.host} answers JSON without "scores"{said}', _ANSWER)
+        return checked(content[names[0]], count, self.host, where)
 
     def _refused(self, error: HTTPError, key: str | None) -> Exception:
         """The error for a status that is not 2xx."""
@@ -195,24 +199,24 @@ class HttpReward:
             return _PassingError(f"fails ({status}{said})", wait=_retry_after(error))
         if status in (401, 403):  # the server's message is left out: it may quote the token
             variable = self.config.api_key_env
-            problem = f"{self.url} wants a token ({status})" if key is None else f"refuses the token ({status})"
+            problem = f"{self.host} wants a token ({status})" if key is None else f"refuses the token ({status})"
             remedy = (
                 f"export {variable} anew" if variable else f"name the variable that holds it: {self.key}.api_key_env"
             )
             return UserError(f"{self.key}.api_key_env", problem, remedy)
         if 300 <= status < 400:
             target = excerpt(error.headers.get("Location", ""), key)
-            return UserError(f"{self.key}.url", f"{self.url} is elsewhere ({status}{target})", "give that address")
-        problem = f"{self.url} refuses the request ({status}{said})"
+            return UserError(f"{self.key}.url", f"{self.host} is elsewhere ({status}{target})", "give that address")
+        problem = f"{self.host} refuses the request ({status}{said})"
         return UserError(f"{self.key}.url", problem, "correct the address, or what the server makes of the request")
 
     def _gave_up(self, error: _PassingError, tried: int) -> UserError:
         tries = "1 try" if tried == 1 else f"{tried} tries"
         remedy = "start the server, correct the address, or look at the server's log"
-        return UserError(f"{self.key}.url", f"{self.url} {error}, in {tries}", remedy)
+        return UserError(f"{self.key}.url", f"{self.host} {error}, in {tries}", remedy)
 
     def _too_slow(self) -> UserError:
-        problem = f"{self.url} has not answered within {self.config.timeout_seconds:g} s"
+        problem = f"{self.host} has not answered within {self.config.timeout_seconds:g} s"
         remedy = f"see whether the server is stuck, lower {self.key}.batch_size, or raise it"
         return UserError(f"{self.key}.timeout_seconds", problem, remedy)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from apa_cli.files import separate
 from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
-from apa_cli.tracking.secrets import environment_secrets, redact_text
+from apa_cli.tracking.secrets import environment_secrets, printable
 
 LOG_FILE = "run.log"
 LOGGER = "apa_cli"
@@ -92,7 +92,7 @@ class RunLog(logging.Handler):
             text = self.format(record)
         except Exception:
             text = f"{record.levelname} {record.name}: {message_of(record)}"
-        line = redact_text(text.rstrip(), self._secrets) + "\n"
+        line = printable(text.rstrip(), self._secrets) + "\n"
         encoded = line.encode("utf-8", errors="backslashreplace")
         if self.file is None:
             self._waiting += encoded

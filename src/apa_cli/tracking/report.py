@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.secrets import printable
 
 REPORT_FILE = "report.md"
 VERSIONS_FILE = "versions.json"
@@ -160,7 +160,7 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
         ]
     parts += ["", "## Versions", "", ", ".join(f"{name} {number}" for name, number in _versions(run_dir).items()), ""]
     path = run_dir / REPORT_FILE
-    path.write_text(redact_text("\n".join(parts)), "utf-8", "backslashreplace")
+    path.write_text(printable("\n".join(parts)), "utf-8", "backslashreplace")
     return path
 
 

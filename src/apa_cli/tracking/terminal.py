@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apa_cli.tracking.log import message_of
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.tracking.secrets import printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECENT = 8  # iterations in the live table
@@ -149,7 +149,7 @@ class Terminal(logging.Handler):
         """The end of the run in words. The quiet console keeps to warnings."""
         if self.kind != "quiet":
             for line in lines:
-                self._print(line)
+                self._print(printable(line))
 
     def draw(self, renderable: RenderableType) -> bool:
         """Above the live table; False where there is none."""
@@ -164,7 +164,7 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "terminal", True):
             return
-        message = redact_text(message_of(record))
+        message = printable(message_of(record))
         if record.levelno < logging.WARNING:
             self._print(message)
             return

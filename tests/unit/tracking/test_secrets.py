@@ -3,7 +3,15 @@ import dataclasses
 import pytest
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.tracking.secrets import REDACTED, is_secret_name, redact, redact_text
+from apa_cli.tracking.secrets import (
+    REDACTED,
+    environment_secrets,
+    is_secret_name,
+    printable,
+    public_address,
+    redact,
+    redact_text,
+)
 
 PLANTED = "hf_planted-0123456789"
 
@@ -20,6 +28,7 @@ PLANTED = "hf_planted-0123456789"
         "client_secret",
         "db_password",
         "accessToken",
+        *("reward.db_pass", "github_pat", "auth", "slack_webhook", "my_api_key_prod", "sentry_dsn", "session_cookie"),
     ],
 )
 def test_secret_names(name):
@@ -76,7 +85,14 @@ def test_values_of_the_environment_go_wherever_they_stand(monkeypatch):
     assert redacted["tags"] == [REDACTED, "plain"]
 
 
-@pytest.mark.parametrize("name", ["MY_SERVICE_KEY", "X_SECRET", "DB_PASSWORD", "PGPASSWORD", "WANDB_API_KEY"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("MY_SERVICE_KEY", "X_SECRET", "DB_PASSWORD", "PGPASSWORD", "WANDB_API_KEY", "DB_PASS", "GITHUB_PAT", "AUTH"),
+        *("SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "MY_API_KEY_PROD", "AWS_ACCESS_KEY_ID", "OPENAI_KEY_2", "NPM_AUTH"),
+        *("SENTRY_DSN", "API_KEYS", "MYSQL_PWD", "BEARER", "SIGNING_KEY_PEM", "PRIVATE_TOKEN_FILE_V2"),
+    ],
+)
 def test_every_kind_of_secret_variable_counts(monkeypatch, name):
     monkeypatch.setenv(name, PLANTED)
     assert redact(PLANTED) == REDACTED
@@ -96,3 +112,49 @@ def test_a_word_of_8_characters_goes_only_where_it_is_the_whole_value(monkeypatc
 def test_passwords_in_urls_go():
     assert redact_text("http://me:hunter2@proxy:80/x") == f"http://me:{REDACTED}@proxy:80/x"
     assert redact_text("http://proxy:80/x?a=b@c") == "http://proxy:80/x?a=b@c"
+
+
+def test_variables_that_only_sound_like_secrets_keep_their_values():
+    innocent = ("PWD", "OLDPWD", "TOKENIZERS_PARALLELISM", "COMPASS_DIR", "KEYBOARD", "PATTERN", "AUTHOR", "PASSENGERS")
+    assert environment_secrets(dict.fromkeys(innocent, PLANTED)) == ()
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "hf_AbCdEfGhIjKlMnOpQrStUvWx",
+        "ghp_0123456789abcdefghijABCDEFGHIJ",
+        "github_pat_11ABCDEFG0_abcdefghijklmnop",
+        "glpat-AbCdEfGhIjKlMnOpQr",
+        "xoxb-1234567890-abcdefghij",
+        "sk-proj-AbCdEfGhIjKlMnOpQrSt",
+        "AKIAABCDEFGHIJKLMNOP",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dozjgNryP4J3jVmNHl0w5N",
+    ],
+    ids=lambda token: token[:4],
+)
+def test_well_known_tokens_go_whatever_they_are_called(token):
+    assert redact_text(f"tag {token}, and on") == f"tag {REDACTED}, and on"
+
+
+@pytest.mark.parametrize(
+    ("url", "written"),
+    [
+        ("http://127.0.0.1:5000/score", "http://127.0.0.1:5000/score"),
+        ("https://host/v1/rewards/", "https://host/v1/rewards/"),
+        ("http://host", "http://host"),
+        ("http://host:80/tok_4f7a/score", f"http://host:80/{REDACTED}"),
+        ("https://hooks.host/services/T0/B0/XyZ", f"https://hooks.host/{REDACTED}"),
+        ("http://me:pw@host/score?key=1", "http://host/score"),
+        ("not an address", "not an address"),
+    ],
+)
+def test_only_the_host_and_ordinary_paths_of_an_address_are_written(url, written):
+    assert public_address(url) == written
+    assert redact({"reward": {"components": {"a": {"url": url}}}})["reward"]["components"]["a"]["url"] == written
+    assert redact([f"evaluation.judge.base_url={url}"]) == [f"evaluation.judge.base_url={written}"]
+
+
+def test_control_characters_are_shown():
+    text = "a\x1b[2Jb\x07\r\x9b31m\u202egpj.exe\tand\nä 👍\u200d"
+    assert printable(text) == "a\\x1b[2Jb\\x07\\x0d\\x9b31m\\u202egpj.exe\tand\nä 👍\u200d"
