@@ -34,7 +34,9 @@ def test_plan_only_reads_no_weights_and_leaves_nothing(tmp_path: Path):
     run = apa_train(tmp_path / "run", "plan_only=true", f"policy.path={model}")
     assert (run.code, run.errors) == (0, "")
     names = [line.split()[0] for line in run.output.splitlines()]
-    assert names == ["policy", "reference", "value", "reward", "evaluator", "generation", "update", "memory"]
+    assert names[:8] == ["policy", "reference", "value", "reward", "evaluator", "generation", "update", "memory"]
+    assert names[8:] == ["data", "policy", "reward", "evaluator"]
+    assert run.output.splitlines()[-2].endswith(" <eos>")  # behind the response
     assert "473,088 parameters, 1.8 MiB, 473,088 trained" in run.output
     assert not run.folder.exists()
 

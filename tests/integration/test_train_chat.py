@@ -149,6 +149,9 @@ def test_what_is_said_at_the_start(run: Finished):
     assert "without the answer they end with (the policy writes its own)" in log
     assert "the reward model reads messages and response in its own chat template" in log
     assert "the evaluator reads the policy's own text, template and all" in log
+    assert "policy     reads <|im_start|>" in log  # the first prompt
+    assert "reward model reads <|" in log
+    assert " reads <|im_start|>" not in run.output
 
 
 def test_a_run_that_goes_on_gets_there_too(work: Path, run: Finished):

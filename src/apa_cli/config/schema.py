@@ -219,7 +219,9 @@ class TrainConfig:
         None, "go on with a run: auto = with output_dir's, where there is one; DIR = a run or one of its checkpoints"
     )
     resume_allow_changes: bool = switch(False, "resume although keys that change the numbers differ from the run's")
-    plan_only: bool = switch(False, "print each model's size and the memory it all needs, load nothing, and stop")
+    plan_only: bool = switch(
+        False, "print each model's size, the memory it all needs and the first prompt as each reads it, and stop"
+    )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

@@ -44,7 +44,7 @@ class _Pool:
             drawn=self.drawn,
             format=self.format,
             warnings=tuple(self.findings.lines()),
-            rendered=self.findings.count(RENDERED) > 0,
+            rendered=2 * self.findings.count(RENDERED) > len(self.prompts),
         )
 
 

@@ -79,7 +79,7 @@ class PromptSet:
     format: str = "text"  # text, chat, hh or hh_chat
     drawn: str | None = None  # how many rows of a larger data set were read, in words
     warnings: tuple[str, ...] = ()  # of rows that may not be what was meant
-    rendered: bool = False  # texts among them have been through the policy's chat template before
+    rendered: bool = False  # most of them are texts that have been through the policy's chat template before
 
     @property
     def chat(self) -> bool:

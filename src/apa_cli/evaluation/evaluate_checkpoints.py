@@ -23,8 +23,10 @@ from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
+from apa_cli.models.preview import check_templates
 from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.reward import Loaded, Scorer, load_reward
+from apa_cli.models.weighted_rewards import by_role
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many of how many
 OUTCOMES = {"win": 1, "tie": 0, "lose": -1}
@@ -169,6 +171,7 @@ def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Pr
         config=config,
         progress=progress,
     )
+    check_templates(held_out, {**by_role("reward", bench.scorer), **by_role("evaluator", bench.evaluator)})
     return bench, held_out.describe()
 
 

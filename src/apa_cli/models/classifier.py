@@ -71,7 +71,6 @@ def load_classifier(path: str, revision: str | None, runtime: Runtime, where: st
             config=config,
             dtype=runtime.frozen_dtype,
         )
-        tokenizer = load_tokenizer(where, path, revision=revision)
     else:
         with _said_of(adapter, where):
             model = load_pretrained(
@@ -83,13 +82,22 @@ def load_classifier(path: str, revision: str | None, runtime: Runtime, where: st
                 dtype=runtime.frozen_dtype,
                 brought=adapter.weights,
             )
-            own = (adapter.folder / "tokenizer_config.json").is_file()
-            tokenizer = load_tokenizer(
-                where, str(adapter.folder) if own else adapter.base, revision=None if own else adapter.revision
-            )
         model = _merged(where, model, adapter)
+    tokenizer = classifier_tokenizer(path, revision, where)
     check_vocabulary(where, path, model, tokenizer)
     return freeze(model.to(runtime.device)), tokenizer
+
+
+def classifier_tokenizer(path: str, revision: str | None, where: str) -> Any:
+    """The model's tokenizer: of an adapter its own, or its base's where it brings none."""
+    adapter = _adapter(where, path, revision)
+    if adapter is None:
+        return load_tokenizer(where, path, revision=revision)
+    own = (adapter.folder / "tokenizer_config.json").is_file()
+    with _said_of(adapter, where):
+        return load_tokenizer(
+            where, str(adapter.folder) if own else adapter.base, revision=None if own else adapter.revision
+        )
 
 
 def classifier_config(path: str, revision: str | None, where: str) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig
 from apa_cli.data.dialogues import hh_messages
-from apa_cli.data.messages import without_oldest_turn
+from apa_cli.data.messages import TOOLS, Message, without_oldest_turn
+from apa_cli.data.template import Template
 from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
 from apa_cli.models.classifier import load_classifier
@@ -35,7 +36,7 @@ class FinishedResponses:
 
     prompts: list[str]
     responses: list[str]
-    messages: list[list[dict[str, str]]] | None  # prompts as chats, where the data has them
+    messages: list[list[Message]] | None  # prompts as chats, where the data has them
     columns: dict[str, list[Any]]  # the data set's other columns, by name
     token_ids: list[list[int]]  # prompt and response in the policy's ids, without the token or string that ended it
     prompt_lengths: Sequence[int] = ()  # how many of them are the prompt's; () = not known
@@ -194,7 +195,7 @@ class RewardModel:
         reads, closes = self.reads(chat=chat), self.closes(finished)
         types: list[list[int]] | None = None
         if reads == "chat":
-            ids = self._chat_ids(_dialogues(finished))
+            ids = self._chat_ids(_dialogues(finished), finished.columns.get(TOOLS) if chat else None)
         elif reads == "policy" and chat:  # closed as the policy's template closes a turn
             ids = finished.closed_ids(closes)
             closes = [False] * len(ids)
@@ -231,21 +232,23 @@ class RewardModel:
             for row, start in zip(finished.token_ids, starts, strict=True)
         ]
 
-    def _chat_ids(self, dialogues: list[list[dict[str, str]]]) -> list[list[int]]:
+    def _chat_ids(self, dialogues: list[list[Message]], tools: list[Any] | None) -> list[list[int]]:
         """Ids of each dialogue in the model's own template; of one too long the oldest turns are left out, whole."""
-        ids: list[list[int]] = self.tokenizer([self._render(d) for d in dialogues], add_special_tokens=False)[
-            "input_ids"
-        ]
+        tools = tools or [None] * len(dialogues)
+        texts = [self._render(d, own) for d, own in zip(dialogues, tools, strict=True)]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         for row, dialogue in enumerate(dialogues):
             shorter = without_oldest_turn(dialogue)
             while len(ids[row]) > self.max_tokens and shorter is not None:
-                ids[row] = self.tokenizer(self._render(list(shorter)), add_special_tokens=False)["input_ids"]
+                ids[row] = self.tokenizer(self._render(list(shorter), tools[row]), add_special_tokens=False)[
+                    "input_ids"
+                ]
                 shorter = without_oldest_turn(shorter)
         return ids
 
-    def _render(self, dialogue: list[dict[str, str]]) -> str:
+    def _render(self, dialogue: list[Message], tools: Any) -> str:
         try:
-            return str(self.tokenizer.apply_chat_template(dialogue, tokenize=False))
+            return Template(self.tokenizer).render(dialogue, tools, add_generation_prompt=False)
         except Exception as error:  # a template may fail in any way
             raise UserError(
                 f"{self.key}.path",
@@ -359,7 +362,7 @@ def _rules(backend: Any) -> dict[str, Any]:
     return {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
 
 
-def _dialogues(finished: FinishedResponses) -> list[list[dict[str, str]]]:
+def _dialogues(finished: FinishedResponses) -> list[list[Message]]:
     """Whole chats: the data's messages, or those that a plain prompt stands for, and the response."""
     torn = finished.torn or [False] * len(finished.prompts)
     prompts = finished.messages or [hh_messages(p, torn=t) for p, t in zip(finished.prompts, torn, strict=True)]

@@ -10,12 +10,14 @@ from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
 from apa_cli.models.plan import check_fits
 from apa_cli.models.plan_roles import make_plan, remedies
+from apa_cli.models.preview import planned_readings
 from apa_cli.tracking.plan_table import memory_lines, plan_lines, plan_table, print_plan
+from apa_cli.tracking.secrets import redact_text
 from apa_cli.tracking.tracker import Tracker
 
 
 def show_plan(config: TrainConfig, runtime: Runtime) -> None:
-    """`plan_only`: to the terminal, whether it fits or not."""
+    """`plan_only`: to the terminal, whether it fits or not, and where it does the first prompt as it is read."""
     with warnings.catch_warnings():  # of libraries about one another: a run sends them to run.log
         warnings.simplefilter("ignore")
         try:
@@ -29,6 +31,17 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
     doubt = check_fits(plan, remedies=remedies(config))
     if doubt:
         print(f"warning: {doubt}", file=sys.stderr)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            lines = planned_readings(config, runtime)
+        except UserError:
+            raise
+        except Exception as error:  # a model's own code may do anything without weights
+            lines = [
+                f"what the models read is not shown ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            ]
+    print(redact_text("\n".join(lines)))
 
 
 def announce_plan(config: TrainConfig, runtime: Runtime, tracker: Tracker) -> None:

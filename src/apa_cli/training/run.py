@@ -8,7 +8,6 @@ import logging
 import platform
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +27,7 @@ from apa_cli.checkpoints.training_state import resume_state
 from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room, collate
+from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
@@ -37,8 +36,8 @@ from apa_cli.files import write_text
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
-from apa_cli.models.policy import Policy
-from apa_cli.models.reward import FinishedResponses, RewardModel
+from apa_cli.models.preview import answered, check_templates, readings
+from apa_cli.models.reward import RewardModel
 from apa_cli.models.roles import Models, load_models
 from apa_cli.models.weighted_rewards import by_role
 from apa_cli.tracking.log import LOGGER
@@ -168,7 +167,7 @@ def _prepare(
         tracker.note(f"evaluating on {held_out.describe()}")
     for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):
         tracker.warn(line)
-    _say_how_it_is_read(models, prompts, tracker)
+    _say_how_it_is_read(models, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,
         batch_size=config.rollout.prompts,
@@ -268,8 +267,8 @@ def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
         tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")
 
 
-def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) -> None:
-    """What ends a response, and the text that reward models are given: both go wrong without a sign."""
+def _say_how_it_is_read(models: Models, prompts: PromptSet, shown: Prompt, tracker: Tracker) -> None:
+    """What ends a response, and the texts that the models are given: both go wrong without a sign."""
     if models.policy.ends:
         tracker.note(f"a response ends at {models.policy.describe_ends()}")
     if models.policy.tokenizer.chat_template and not prompts.chat:
@@ -278,7 +277,11 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
             "data.format=chat (HH dialogues: hh_chat) if they should"
         )
     scorers = {**by_role("reward model", models.scorer), **by_role("evaluator", models.evaluator)}
-    first = _answered(prompts.prompts[:TRIED], models.policy)
+    scorers = {name: scorer for name, scorer in scorers.items() if scorer is not None}
+    check_templates(prompts, scorers)
+    for line in readings(shown, models.policy, scorers):
+        logging.getLogger(LOGGER).info("%s", line, extra=QUIETLY)
+    first = answered(prompts.prompts[:TRIED], models.policy)
     for name, scorer in scorers.items():
         if isinstance(scorer, RewardModel):
             scorer.fed(first)  # whatever it cannot read is said before the first rollout
@@ -287,23 +290,6 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, tracker: Tracker) ->
             tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
             if (score := scorer.describe_score()) is not None:
                 tracker.note(f"the {name}'s score is {score}")
-
-
-def _answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
-    """These prompts, as reward models would be given them with a response of a word."""
-    batch = collate(prompts, policy.pad_token_id)
-    word = policy.tokenizer("a", add_special_tokens=False)["input_ids"]
-    return FinishedResponses(
-        prompts=batch.texts,
-        responses=["a"] * len(prompts),
-        messages=batch.messages,
-        columns=batch.columns,
-        token_ids=[[*prompt.token_ids, *word] for prompt in prompts],
-        prompt_lengths=[len(prompt.token_ids) for prompt in prompts],
-        ended=[True] * len(prompts),
-        closing=policy.closing_token(chat=batch.messages is not None),
-        torn=batch.torn,
-    )
 
 
 def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:
