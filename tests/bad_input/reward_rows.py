@@ -43,6 +43,10 @@ def three_arguments(prompts, responses, references):
     return [0.0] * len(prompts)
 
 
+def reversed_roles(response, prompt):
+    return [0.0] * len(prompt)
+
+
 async def later(prompts, responses):
     return [0.0] * len(responses)
 
@@ -113,7 +117,8 @@ ROWS = [
     mine("a file that exits", "exits.py:reward", "importing exits.py raised SystemExit: 7; mend the module or its name"),
     mine("no such function", "mine.py:rewards", "mine.py has no function rewards; it has raises, too_few, …"),
     mine("one argument", "mine.py:one_argument", "mine.py:one_argument does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
-    mine("an argument that is no column", "mine.py:three_arguments", "mine.py:three_arguments raised TypeError: …'references'; mend it: …"),
+    mine("an argument that is no column", "mine.py:three_arguments", "mine.py:three_arguments needs references, which is neither known nor a column of the data (it has …); name a column, …"),
+    mine("a response before a prompt", "mine.py:reversed_roles", "mine.py:reversed_roles takes response and prompt, and neither name says which of them are the responses; …"),
     mine("a class", "mine.py:Judge", "mine.py:Judge returned Judge; return a list with one number a response"),
     mine("raises", "mine.py:raises", "mine.py:raises raised ZeroDivisionError: no such thing; mend it: run.log, or APA_TRACEBACK=1, has the traceback"),
     mine("exits", "mine.py:leaves", "mine.py:leaves raised SystemExit: 7; mend it: …"),

@@ -27,6 +27,18 @@ def check_rewards(config: TrainConfig) -> None:
     _check_length(config)
 
 
+def each_reward(config: TrainConfig) -> dict[str, ScorerConfig]:
+    """Every single reward and component that a run asks, by the key under which it stands."""
+    asked = [("reward", config.reward)] if config.needs_reward else []
+    found: dict[str, ScorerConfig] = {}
+    for key, reward in (*asked, ("evaluation.reward", config.evaluation.reward)):
+        several: dict[str, ScorerConfig] = {
+            f"{key}.components.{name}": part for name, part in reward.components.items()
+        }
+        found |= several or {key: reward}
+    return found
+
+
 def check_reward(reward: SeveralConfig, key: str, *, needed: bool = True) -> None:
     """`key` is where this reward stands in the configuration; one that is not needed may be missing."""
     if not reward.components:

@@ -11,7 +11,7 @@ from apa_cli.config.schema import DataConfig
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.prompts import Prompt, PromptSet
 from apa_cli.data.sources import read_source
-from apa_cli.data.table import Draw, Findings
+from apa_cli.data.table import Draw, Findings, Table
 from apa_cli.data.template import RENDERED
 from apa_cli.data.tokenization import cut_left, encode, without_oldest_turns
 from apa_cli.errors import UserError
@@ -77,9 +77,18 @@ def load_prompts(
     return pool.select(kept, dropped=pool.dropped, withheld=len(pool.prompts) - len(kept)), held_out
 
 
-def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation: bool, seed: int) -> _Pool:
+def read_tables(config: DataConfig, seed: int) -> list[Table]:
+    """The rows as they are stored: those to train on and, where they have a place of their own, the held-out ones."""
+    return [
+        _table(config, evaluation=place, seed=seed)
+        for place in (False, True)
+        if not place or config.eval_path is not None
+    ]
+
+
+def _table(config: DataConfig, *, evaluation: bool, seed: int) -> Table:
     key, split_key = ("data.eval_path", "data.eval_split") if evaluation else ("data.path", "data.split")
-    table = read_source(
+    return read_source(
         (config.eval_path or "") if evaluation else config.path,
         key=key,
         subset=config.subset,
@@ -89,6 +98,10 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
         revision=config.revision if not evaluation or config.eval_path == config.path else None,
         draw=Draw(most=config.max_rows, seed=seed),
     )
+
+
+def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation: bool, seed: int) -> _Pool:
+    table = _table(config, evaluation=evaluation, seed=seed)
     system_prompt = config.system_prompt
     arguments = config.arguments
     findings = Findings()

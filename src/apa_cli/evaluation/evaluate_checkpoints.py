@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from apa_cli.checkpoints.manifest import MANIFEST, listed_only
@@ -26,6 +27,7 @@ from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.preview import check_templates
 from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.reward import Loaded, Scorer, load_reward
+from apa_cli.models.reward_function import check_functions
 from apa_cli.models.weighted_rewards import by_role
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many of how many
@@ -94,6 +96,7 @@ def evaluate_checkpoints(
         raise UserError("evaluation.prompts", "0, so there is nothing to evaluate on", "set it, for instance to 128")
     runtime = select_runtime(config.device, config.precision)
     probe_served(config)
+    modules = check_functions(config)
     judge = EndpointJudge(config.evaluation.judge) if config.evaluation.judge.base_url is not None else None
     bench: _Bench | None = None
     frozen: Reference | None = None
@@ -105,7 +108,7 @@ def evaluate_checkpoints(
         policy, reference = _load(checkpoint, config, runtime, frozen)
         frozen = None if reference.shares_weights else reference
         if bench is None:
-            bench, described = _prepare(config, policy, runtime, progress)
+            bench, described = _prepare(config, policy, runtime, progress, modules)
             with reference.active() as initial:
                 itself = Reference(initial, frozen=initial)
                 opponents = bench.respond("initial policy", initial, itself, stream=1)
@@ -146,7 +149,9 @@ def evaluate_checkpoints(
     )
 
 
-def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Progress) -> tuple[_Bench, str]:
+def _prepare(
+    config: TrainConfig, policy: Policy, runtime: Runtime, progress: Progress, modules: dict[str, ModuleType]
+) -> tuple[_Bench, str]:
     _, held_out = load_prompts(
         config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
@@ -161,9 +166,15 @@ def _prepare(config: TrainConfig, policy: Policy, runtime: Runtime, progress: Pr
     budget, evaluator = config.training.microbatch_tokens, config.evaluation.reward
     loaded: Loaded = {}
     bench = _Bench(
-        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded),
+        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded, modules=modules),
         evaluator=load_reward(
-            evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget, loaded=loaded
+            evaluator,
+            policy,
+            runtime,
+            key="evaluation.reward",
+            microbatch_tokens=budget,
+            loaded=loaded,
+            modules=modules,
         )
         if evaluator.given
         else None,

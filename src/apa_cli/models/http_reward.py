@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import ScorerConfig, TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.models.reward_function import checked
@@ -232,13 +233,9 @@ class HttpReward:
 
 def probe_served(config: TrainConfig) -> None:
     """Ask every reward that is served and needed for one score, before anything is loaded. Raises UserError."""
-    asked = [(config.reward, "reward")] if config.needs_reward else []
-    for reward, key in (*asked, (config.evaluation.reward, "evaluation.reward")):
-        single = {} if reward.components else {key: reward}
-        several = {f"{key}.components.{name}": part for name, part in reward.components.items()}
-        for where, part in {**single, **several}.items():
-            if part.kind == "http":
-                HttpReward(part, key=where).probe()
+    for where, part in each_reward(config).items():
+        if part.kind == "http":
+            HttpReward(part, key=where).probe()
 
 
 def _request(finished: FinishedResponses, rows: range) -> dict[str, Any]:

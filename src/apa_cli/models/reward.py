@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +42,8 @@ class FinishedResponses:
     token_ids: list[list[int]]  # prompt and response in the policy's ids, without the token or string that ended it
     prompt_lengths: Sequence[int] = ()  # how many of them are the prompt's; () = not known
     ended: Sequence[bool] = ()  # False = cut at max_new_tokens; () = none ended
+    response_ids: Sequence[list[int]] = ()  # of each response all that counts, the token or string that ended it too
+    raw: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # prompts and responses with special tokens
     closing: int | None = None  # the policy's token that ends a complete response
     torn: Sequence[bool] = ()  # of each prompt, whether it was cut on the left, inside a turn; () = none
 
@@ -304,10 +307,11 @@ def load_reward(
     key: str = "reward",
     microbatch_tokens: int,
     loaded: Loaded | None = None,
+    modules: dict[str, ModuleType] | None = None,
 ) -> Scorer:
     """The scorer that `config` describes; `key` is the group's name in messages.
 
-    A model that is in `loaded` already is taken from there.
+    A model that is in `loaded` already is taken from there, and a file of functions from `modules`.
     """
     loaded = {} if loaded is None else loaded
     if isinstance(config, SeveralConfig) and config.components:
@@ -319,13 +323,14 @@ def load_reward(
                 key=f"{key}.components.{name}",
                 microbatch_tokens=microbatch_tokens,
                 loaded=loaded,
+                modules=modules,
             )
             for name, part in config.components.items()
         }
         return WeightedRewards(scorers, {name: part.weight for name, part in config.components.items()})
     if config.kind == "function":
         assert config.function is not None  # check_config has seen to it
-        function = load_function(config.function, f"{key}.function")
+        function = load_function(config.function, f"{key}.function", modules)
         return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
     if config.kind == "http":
         return HttpReward(config, key=key)

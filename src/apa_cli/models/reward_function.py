@@ -12,13 +12,19 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from apa_cli.config.reward_checks import each_reward
+from apa_cli.config.schema import TrainConfig
+from apa_cli.data.loading import read_tables
+from apa_cli.data.table import Table
 from apa_cli.errors import UserError
 from apa_cli.models import watched_thread
+from apa_cli.models.reward_arguments import Arguments
 from apa_cli.models.watched_thread import CallTimeoutError, WatchedThread
 
 if TYPE_CHECKING:
@@ -27,31 +33,25 @@ if TYPE_CHECKING:
 # What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
 _MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
 FLOAT32_MAX = torch.finfo(torch.float32).max
+_FOLDERS: list[str] = []  # of reward files, at the end of sys.path
 _PYTHONS_OWN = (threading.__file__, importlib.__file__)
 
 
 class RewardFunction:
-    """A user's `reward(prompts, responses, **columns) -> list[float]`, its answer checked.
+    """A user's `reward(prompts, responses, **columns) -> list[float | None]`, its answer checked.
 
-    Of chat prompts, the dialogues come as the column `messages`.
+    What its parameters are given is `Arguments`' to say.
     `timeout`: seconds that it may take, in a thread of its own; None calls it in this one, and waits for ever.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, *, key: str, timeout: float | None = None) -> None:
         self.function, self.name, self.key, self.timeout = function, name, key, timeout
         self._thread = WatchedThread("reward function")
-        parameters = _signature(function, name, key).parameters.values()
-        self._takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        self._names = {p.name for p in parameters}
+        self.arguments = Arguments(function, name, key)
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
-        extra = finished.columns if finished.messages is None else {**finished.columns, "messages": finished.messages}
-        columns = {
-            name: list(values)
-            for name, values in extra.items()
-            if (self._takes_all or name in self._names) and name not in ("prompts", "responses")
-        }
-        call = partial(_contained, self.function, list(finished.prompts), list(finished.responses), **columns)
+        values, keywords = self.arguments.of(finished)
+        call = partial(_contained, partial(self.function, *values, **keywords))
         try:
             scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
         except CallTimeoutError as error:
@@ -80,19 +80,22 @@ class RewardFunction:
         return UserError(self.key, f"{self.name} returned {score} for row {row}", "return finite numbers")
 
 
-def load_function(name: str, key: str) -> Callable[..., Any]:
-    """Import `package.module:name` or `path/to/file.py:name`. Raises UserError."""
+def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = None) -> Callable[..., Any]:
+    """Import `package.module:name` or `path/to/file.py:name`. Raises UserError.
+
+    A file that is among `modules` is not run again: two functions of it share what it holds.
+    """
     module_name, _, attribute = name.rpartition(":")
+    modules = {} if modules is None else modules
     try:
         if module_name.endswith(".py"):
             file = Path(module_name).expanduser()
             if not file.is_file():
                 raise UserError(key, f"no file {module_name}", "give path/to/file.py:name")
-            spec = importlib.util.spec_from_file_location(f"apa_reward_{file.stem}", file.resolve())
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[spec.name] = module  # so that dataclasses and pickling inside the file work
-            _contained(spec.loader.exec_module, module)
+            place = str(file.resolve())
+            if place not in modules:
+                modules[place] = _contained(_run_file, file.resolve())
+            module = modules[place]
         else:
             module = _contained(importlib.import_module, module_name)
     except UserError:
@@ -130,14 +133,63 @@ def _what_escaped(error: Exception) -> BaseException:
     return error.__cause__ if isinstance(error, _EscapeError) and error.__cause__ is not None else error
 
 
-def _signature(function: Callable[..., Any], name: str, key: str) -> inspect.Signature:
+def _run_file(file: Path) -> ModuleType:
+    """The file as a module, from which what lies beside it can be imported.
+
+    Its folder goes behind all others, so that nothing there hides a library. The module has the file's own name where
+    that leads back to the file: then processes that are spawned, which get our sys.path, find its functions too.
+    """
+    folder, name = str(file.parent), file.stem
+    if folder in _FOLDERS:
+        _FOLDERS.remove(folder)
+        sys.path.remove(folder)
+    beside = {part.stem for part in file.parent.glob("*.py")}
+    for other, module in list(sys.modules.items()):  # of another reward's folder, and of the same name
+        if other.partition(".")[0] in beside and _folder_of(module) in _FOLDERS:
+            del sys.modules[other]
+    if folder not in sys.path:
+        sys.path.insert(len(sys.path) - len(_FOLDERS), folder)
+        _FOLDERS.insert(0, folder)
+    importlib.invalidate_caches()
+    if _folder_of(sys.modules.get(name)) == folder:
+        del sys.modules[name]  # of an earlier run in this process
     try:
-        signature = inspect.signature(function)
-        signature.bind_partial([], [])
-    except (TypeError, ValueError):  # no such parameters, or a built-in that does not tell its own
-        problem = f"{name} does not take prompts and responses"
-        raise UserError(key, problem, "define it as reward(prompts, responses, **columns)") from None
-    return signature
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        found = None
+    if found is None or found.origin is None or Path(found.origin).resolve() != file:
+        name = f"apa_reward_{name}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _folder_of(module: ModuleType | None) -> str | None:
+    file = getattr(module, "__file__", None)
+    return None if file is None else str(Path(file).resolve().parent)
+
+
+def check_functions(config: TrainConfig) -> dict[str, ModuleType]:
+    """Find every reward function, and see what it can be called with, before models are loaded. Raises UserError.
+
+    Returns the files that were run for it. The data is only looked at where a function asks for a column of its own.
+    """
+    modules: dict[str, ModuleType] = {}
+    tables: list[Table] | None = None
+    for where, part in each_reward(config).items():
+        if part.kind != "function" or part.function is None:
+            continue
+        key = f"{where}.function"
+        arguments = Arguments(load_function(part.function, key, modules), part.function, key)
+        if arguments.wanted or arguments.by_place:
+            tables = read_tables(config.data, config.seed) if tables is None else tables
+            for table in tables:
+                columns = [name for name in table.columns() if name != config.data.prompt_column]
+                arguments.check_columns(columns, table.source)
+    return modules
 
 
 def _their_frames(error: BaseException) -> BaseException:
@@ -164,6 +216,8 @@ def _brief(error: BaseException) -> str:
 
 def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
     """What `name` answered as one float a response, NaN for None: no score. Raises UserError."""
+    if isinstance(scores, dict) and "rewards" in scores:  # as OpenRLHF's functions answer
+        scores = scores["rewards"]
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu().tolist()
     elif hasattr(scores, "tolist"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -66,8 +67,17 @@ class Models:
         return self
 
 
-def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | None = None) -> Models:
-    """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given."""
+def load_models(
+    config: TrainConfig,
+    runtime: Runtime,
+    *,
+    checkpoint: Path | None = None,
+    modules: dict[str, ModuleType] | None = None,
+) -> Models:
+    """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given.
+
+    `modules`: the files of reward functions that were run already.
+    """
     torch.manual_seed(config.seed)  # a new adapter starts from random numbers
     policy = load_policy(
         config.policy, runtime, weights=checkpoint and checkpoint / "policy", stop_tokens=config.generation.stop_tokens
@@ -80,12 +90,20 @@ def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | Non
         reference=load_reference(config.reference, config.policy, policy, runtime),
         value=load_value(config.value, config.policy, policy, runtime, weights=checkpoint and checkpoint / "value"),
         scorer=(
-            load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded)
+            load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded, modules=modules)
             if config.needs_reward
             else None
         ),
         evaluator=(
-            load_reward(evaluator, policy, runtime, key="evaluation.reward", microbatch_tokens=budget, loaded=loaded)
+            load_reward(
+                evaluator,
+                policy,
+                runtime,
+                key="evaluation.reward",
+                microbatch_tokens=budget,
+                loaded=loaded,
+                modules=modules,
+            )
             if evaluator.given
             else None
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.value import SharedValue, Value
-from apa_cli.rollouts.generation import decode, spoken_ids
+from apa_cli.rollouts.generation import decode, raw_texts, spoken_ids
 from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
@@ -73,6 +74,8 @@ def finished_responses(policy: Policy, prompts: PromptBatch, rollout: Rollout, s
         token_ids=[p + r for p, r in zip(asked, spoken_ids(policy, rollout, texts), strict=True)],
         prompt_lengths=[len(ids) for ids in asked],
         ended=rollout.ended.tolist(),
+        response_ids=rollout.response_token_ids(),
+        raw=partial(raw_texts, policy, rollout),
         closing=policy.closing_token(chat=prompts.messages is not None),
         torn=prompts.torn,
     )

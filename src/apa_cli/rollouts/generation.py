@@ -67,9 +67,16 @@ def _bodies(policy: Policy, rollout: Rollout) -> list[list[int]]:
     return [ids[:-1] if ids and ids[-1] in ends else ids for ids in rollout.response_token_ids()]
 
 
-def _texts(policy: Policy, prompts: list[list[int]], bodies: list[list[int]]) -> list[str]:
+def raw_texts(policy: Policy, rollout: Rollout) -> tuple[list[str], list[str]]:
+    """Prompts as the policy reads them and responses as it writes them, special tokens and what ended them included."""
+    asked = rollout.prompt_token_ids()
+    prompts = policy.tokenizer.batch_decode(asked, skip_special_tokens=False)
+    return prompts, _texts(policy, asked, rollout.response_token_ids(), bare=False)
+
+
+def _texts(policy: Policy, prompts: list[list[int]], bodies: list[list[int]], *, bare: bool = True) -> list[str]:
     before, whole, alone = (
-        policy.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        policy.tokenizer.batch_decode(ids, skip_special_tokens=bare)
         for ids in (prompts, [p + b for p, b in zip(prompts, bodies, strict=True)], bodies)
     )
     return [w[len(b) :] if w.startswith(b) else a for w, b, a in zip(whole, before, alone, strict=True)]

@@ -38,6 +38,7 @@ from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
 from apa_cli.models.preview import answered, check_templates, readings
 from apa_cli.models.reward import RewardModel
+from apa_cli.models.reward_function import RewardFunction, check_functions
 from apa_cli.models.roles import Models, load_models
 from apa_cli.models.weighted_rewards import by_role
 from apa_cli.tracking.log import LOGGER
@@ -131,8 +132,9 @@ def _prepare(
     """Load models, prompts and, of a run that goes on, its state. Also what versions.json will say."""
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
+    modules = check_functions(config)
     announce_plan(config, runtime, tracker)
-    models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
+    models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint), modules=modules)
     _warn(config, models, tracker)
     if config.training.compile:
         tracker.note("compiling the update's transformers")
@@ -283,6 +285,8 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, shown: Prompt, track
         logging.getLogger(LOGGER).info("%s", line, extra=QUIETLY)
     first = answered(prompts.prompts[:TRIED], models.policy)
     for name, scorer in scorers.items():
+        if isinstance(scorer, RewardFunction) and (line := scorer.arguments.describe()):
+            tracker.note(line)
         if isinstance(scorer, RewardModel):
             scorer.fed(first)  # whatever it cannot read is said before the first rollout
             written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)

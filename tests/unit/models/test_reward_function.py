@@ -2,6 +2,7 @@
 
 import contextvars
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -11,6 +12,7 @@ import torch
 
 from apa_cli.config.schema import EvaluatorConfig, RewardConfig
 from apa_cli.errors import UserError
+from apa_cli.models import reward_function
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.models.watched_thread import any_abandoned
@@ -206,3 +208,69 @@ def test_a_file_that_ends_the_process_when_imported(tmp_path):
 
 def test_both_rewards_wait_half_an_hour_unless_told_otherwise():
     assert RewardConfig().timeout_seconds == EvaluatorConfig().timeout_seconds == 1800.0
+
+
+POOLED = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from beside import weight
+
+
+def one(response):
+    return weight() * len(response)
+
+
+def reward(prompts, responses):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(one, responses))
+
+
+def same(responses):
+    return [1.0 * (one.__module__ == __name__) for _ in responses]
+"""
+
+
+@pytest.fixture
+def path_as_it_was(monkeypatch):
+    """A process starts without reward files."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(reward_function, "_FOLDERS", [])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name in ("pooled", "beside", "math", "apa_reward_math", "one", "two"):
+            del sys.modules[name]
+
+
+def test_what_lies_beside_the_file_is_imported_and_a_spawned_pool_finds_its_functions(tmp_path, path_as_it_was):
+    (tmp_path / "beside.py").write_text("def weight():\n    return 0.5\n")
+    (tmp_path / "pooled.py").write_text(POOLED)
+    function = load_function(f"{tmp_path}/pooled.py:reward", "k")
+    assert function(["p"], ["abcd", "ab"]) == [2.0, 1.0]
+
+
+def test_nothing_of_ours_or_of_python_is_hidden(tmp_path, path_as_it_was):
+    (tmp_path / "math.py").write_text("import json, random, torch\ndef f(responses):\n    return json.__file__\n")
+    for name in ("json", "random", "torch", "apa_cli"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError\n")
+    function = load_function(f"{tmp_path}/math.py:f", "k")
+    assert not function([]).startswith(str(tmp_path))
+    assert sys.modules["math"].sqrt(4) == 2
+    assert sys.path[-1] == str(tmp_path)
+
+
+def test_each_file_has_its_own_neighbours_and_a_file_is_run_anew_for_each_run(tmp_path, path_as_it_was):
+    for folder, number in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "beside.py").write_text(f"NUMBER = {number}\n")
+        (tmp_path / folder / "one.py").write_text("import beside\ncalls = []\ndef f(responses):\n"
+                                                  "    calls.append(0)\n    return [beside.NUMBER, len(calls)]\n"
+                                                  "def g(responses):\n    return len(calls)\n")  # fmt: skip
+    a, b = (load_function(f"{tmp_path}/{folder}/one.py:f", "k") for folder in "ab")
+    assert [a([]), b([]), a([])] == [[1, 1], [2, 1], [1, 2]]
+    assert load_function(f"{tmp_path}/a/one.py:f", "k")([]) == [1, 1]
+    modules = {}
+    f, g = (load_function(f"{tmp_path}/a/one.py:{name}", "k", modules) for name in "fg")
+    assert (f([]), g([])) == ([1, 1], 1)
+    assert sys.path.count(f"{tmp_path}/a") == 1
