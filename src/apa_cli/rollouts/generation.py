@@ -39,8 +39,18 @@ def decode(policy: Policy, rollout: Rollout, stop: list[str]) -> list[str]:
     """The counted response tokens as text; special tokens, and the token or stop string that ended it, left out.
 
     Text is what the response adds to its decoded prompt: some tokenizers drop the space that begins a lone response.
+    A stop string that ended nothing, complete before generation.min_new_tokens, is text as any other.
     """
-    return [_without_stop(text, stop) for text in _texts(policy, rollout.prompt_token_ids(), _bodies(policy, rollout))]
+    prompts, bodies = rollout.prompt_token_ids(), _bodies(policy, rollout)
+    texts = _texts(policy, prompts, bodies)
+    if not stop:
+        return texts
+    counts, ended = rollout.response_mask.sum(dim=1).tolist(), rollout.ended.tolist()
+    before = _texts(policy, prompts, [body[:-1] for body in bodies])
+    return [
+        _without_stop(text, stop, head) if end and len(body) == count else text  # of an end token nothing is left
+        for text, head, body, count, end in zip(texts, before, bodies, counts, ended, strict=True)
+    ]
 
 
 def spoken_ids(policy: Policy, rollout: Rollout, texts: list[str]) -> list[list[int]]:
@@ -82,7 +92,8 @@ def _texts(policy: Policy, prompts: list[list[int]], bodies: list[list[int]], *,
     return [w[len(b) :] if w.startswith(b) else a for w, b, a in zip(whole, before, alone, strict=True)]
 
 
-def _without_stop(text: str, stop: list[str]) -> str:
-    """Cut where the first stop string begins; generation ended with the token that completed it."""
-    cuts = [position for position in (text.find(s) for s in stop) if position >= 0]
+def _without_stop(text: str, stop: list[str], head: str) -> str:
+    """Cut where the stop string begins that the last token completed; `head` is the text without that token."""
+    known = len(head.rstrip("\N{REPLACEMENT CHARACTER}"))  # whole characters
+    cuts = [place for place in (text.find(s, max(0, known - len(s) + 1)) for s in stop) if place >= 0]
     return text[: min(cuts)] if cuts else text

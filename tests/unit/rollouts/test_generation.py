@@ -12,7 +12,7 @@ from apa_cli.data.prompts import collate
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.backends import choice
 from apa_cli.rollouts.backends.choice import TokenChooser
-from apa_cli.rollouts.generation import decode, sample
+from apa_cli.rollouts.generation import decode, sample, spoken_ids
 
 
 def load(folder, **changes):
@@ -163,6 +163,22 @@ def test_a_response_counts_up_to_the_token_that_completes_a_stop_string(policy_d
     assert rollout.ended.tolist() == [True, False, True]
     assert decode(policy, rollout, generation.stop)[0] == "good "
     assert decode(policy, rollout, generation.stop)[2] == ""
+
+
+@pytest.mark.parametrize("ending", ["stop", "EOS", "length"])
+def test_a_stop_string_before_min_new_tokens_is_text_as_any_other(policy_dir, played, ending):
+    """What a reward reads is what is trained on: the first stop string ended nothing."""
+    policy, generation = load(policy_dir(pad=False), generation__stop=["Human:"])
+    head = policy.tokenizer("good Human: hello")["input_ids"]
+    tail = {"stop": policy.tokenizer(" dog Human:")["input_ids"], "EOS": [policy.tokenizer.eos_token_id], "length": []}
+    ids = [*head, *tail[ending]]
+    played(policy, [[*ids, 40, 40]])
+    limits = replace(generation, min_new_tokens=len(head), max_new_tokens=len(ids) + 2 * (ending != "length"))
+    rollout = sample(policy, collate(make_prompts(policy.tokenizer, ["the"]), policy.pad_token_id), limits)
+    assert rollout.response_ids[rollout.response_mask].tolist() == ids
+    (text,) = decode(policy, rollout, generation.stop)
+    assert text == ("good Human: hello dog " if ending == "stop" else "good Human: hello")
+    assert policy.tokenizer.decode(spoken_ids(policy, rollout, [text])[0]) == text
 
 
 def test_a_stop_string_that_begins_in_the_prompt_does_not_count(policy_dir, played):
