@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
 
 from apa_cli.checkpoints.ownership import RUN, own_files, record
 from apa_cli.config.schema import TrainConfig
 from apa_cli.files import UNFINISHED, files_in, partial_of, put_in_place
+from apa_cli.models.loading import load_config, own_noise
 from apa_cli.models.policy import Policy
 from apa_cli.models.value import Value
 from apa_cli.tracking.secrets import redact_text
+
+logger = logging.getLogger(__name__)
 
 CARD_METRICS = {
     "eval/reward": "reward, held-out prompts",
@@ -26,10 +34,12 @@ def save_policy(policy: Policy, folder: Path) -> None:
     """Weights (all, or the adapter's), configuration and tokenizer, with the model's own generation settings."""
     model = policy.model
     if policy.is_peft:
-        model.save_pretrained(folder, selected_adapters=[model.active_adapter], save_embedding_layers=False)
+        embeddings = bool(getattr(model, "brings_embeddings", False))
+        model.save_pretrained(folder, selected_adapters=[model.active_adapter], save_embedding_layers=embeddings)
         (folder / "README.md").unlink(missing_ok=True)
     else:
-        model.save_pretrained(folder)
+        with own_noise(model):
+            model.save_pretrained(folder)
         if policy.generation_config is not None:  # as it was, contradictions included: save_pretrained may refuse those
             policy.generation_config.to_json_file(folder / "generation_config.json")
     policy.tokenizer.save_pretrained(folder)
@@ -49,6 +59,7 @@ def export_final(
     """
     partial = partial_of(folder)
     save_policy(policy, partial)
+    _round_weights(partial, _final_dtype(config))
     if critic is not None:
         critic.save(partial / "value")
         (partial / "value" / "README.md").unlink(missing_ok=True)
@@ -57,6 +68,33 @@ def export_final(
     record(folder.parent, RUN, [f"{folder.name}/{name}" for name in files_in(partial) if name != UNFINISHED])
     put_in_place(partial, folder, own)
     return folder
+
+
+def _final_dtype(config: TrainConfig) -> torch.dtype | None:
+    """None where the weights are to stay as they were trained."""
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    choice, policy = config.checkpoint.final_dtype, config.policy
+    if choice != "source":
+        return named.get(choice)
+    options = {"revision": policy.revision, "trust_remote_code": policy.trust_remote_code}
+    dtype = getattr(load_config("policy.path", policy.path, **options), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else None
+
+
+def _round_weights(folder: Path, dtype: torch.dtype | None) -> None:
+    """The weights of a saved model or adapter in `dtype`, one file at a time, and its config.json to say so."""
+    if dtype is None:
+        return
+    for file in folder.glob("*.safetensors"):
+        weights = {n: t.to(dtype) if t.is_floating_point() else t for n, t in load_file(file).items()}
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            logger.warning("checkpoint.final_dtype: %s has numbers beyond %s, and final/ stays as trained", file, dtype)
+            return
+        save_file(weights, file, metadata={"format": "pt"})
+    if (folder / "config.json").is_file():
+        facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        facts["dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:

@@ -168,6 +168,11 @@ class CheckpointConfig:
         None, "also keep the checkpoint that is best by this, such as eval/evaluator; null = off"
     )
     best_mode: str = choice("max", "whether more or less of best_metric is better", choices=("max", "min"))
+    final_dtype: str = choice(
+        "trained",
+        "weights in final/: as they were trained, or rounded to what policy.path is in (source), bf16 or fp16",
+        choices=("trained", "source", "bf16", "fp16"),
+    )
 
 
 @dataclass(kw_only=True)

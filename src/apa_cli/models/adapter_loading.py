@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,8 +17,11 @@ from apa_cli.config.schema import AdapterConfig, PolicyConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER, cast_adapters
 from apa_cli.models.device import trained_dtype
+from apa_cli.models.identity import check_base
 from apa_cli.models.loading import first_line, resolve_model_path
-from apa_cli.models.weight_files import check_adapter, fetch_adapter
+from apa_cli.models.weight_files import ADAPTER_WEIGHTS, check_adapter, fetch_adapter
+
+logger = logging.getLogger(__name__)
 
 KEY = "policy.adapter"
 MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2")  # whose kernels read these layers' weights past an adapter
@@ -52,15 +56,16 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
             )
         else:
             check_adapter(key, Path(folder))
+            own = adapter_settings(key, folder, adapter.dropout)
+            check_base(key, folder, own.base_model_name_or_path, config.path)
+            brings_embeddings = _take_vocabulary(model, Path(folder))
             with _base_unchanged(key, folder, model):
-                own = adapter_settings(key, folder, adapter.dropout)
-                if (
-                    model.device.type == "meta"
-                ):  # a plan: shapes alone, without the start that some compute from weights
+                if model.device.type == "meta":  # a plan: shapes alone, and no start that is computed from weights
                     own.init_lora_weights, own.inference_mode = True, False
                     peft_model = get_peft_model(model, own)
                 else:
                     peft_model = PeftModel.from_pretrained(model, folder, config=own, is_trainable=True)
+            peft_model.brings_embeddings = brings_embeddings  # to be saved with it again
         if adapter.path is not None:
             add_trained(peft_model, REFERENCE_ADAPTER, adapter_folder(adapter), dropout=0.0)
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -100,6 +105,41 @@ def add_trained(model: Any, name: str, folder: str, *, dropout: float, train: bo
         model.load_adapter(folder, name, is_trainable=train)
     if train:
         model.set_requires_grad(name)
+
+
+def _take_vocabulary(model: Any, folder: Path) -> bool:
+    """Whether the adapter brings embeddings, whose number of rows the base is then given.
+
+    Rows that neither brings are the mean of the base's.
+    """
+    found = list(_embeddings(model, folder))
+    rows = max((tokens for _, tokens in found), default=0)
+    old = model.get_input_embeddings().weight.shape[0]
+    if found and rows != old:
+        logger.info("the embeddings have %s rows instead of %s, as the adapter was trained with", rows, old)
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        with torch.no_grad():
+            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+                if layer is not None and model.device.type != "meta":
+                    layer.weight[old:] = layer.weight[:old].mean(dim=0)
+    return any("lora_" not in name for name, _ in found)
+
+
+def _embeddings(model: Any, folder: Path) -> Iterator[tuple[str, int]]:
+    """Tensors of an adapter that belong to the model's embeddings, and the number of tokens in each."""
+    from safetensors import safe_open
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    leaves = {name.rpartition(".")[2] for name, layer in model.named_modules() if any(layer is end for end in ends)}
+    with safe_open(folder / ADAPTER_WEIGHTS, "pt") as tensors:  # type: ignore[no-untyped-call]
+        for name in list(tensors.keys()):  # not a mapping
+            shape = tensors.get_slice(name).get_shape()
+            if leaves.isdisjoint(name.split(".")) or len(shape) != 2:
+                continue
+            if name.endswith("lora_embedding_A"):
+                yield name, shape[1]
+            elif "lora_B" in name or "lora_" not in name:
+                yield name, shape[0]
 
 
 def adapter_settings(key: str, folder: str, dropout: float) -> Any:

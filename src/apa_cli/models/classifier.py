@@ -128,7 +128,7 @@ def _adapter(where: str, path: str, revision: str | None) -> _Adapter | None:
                 return None
         except Exception:  # no network, no such name: loading the model will say so
             return None
-        folder = fetch_adapter(where, path, revision, "tokenizer*", "special_tokens_map.json", "chat_template*")
+        folder = fetch_adapter(where, path, revision)
     elif not (folder / ADAPTER_CONFIG).is_file():
         return None
     check_adapter(where, folder)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Container, Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.limits import check_ids, known_ids
 from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
 
+OWN_NOISE = "own_noise"
 NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
 _LAYER = re.compile(r"(.+?)\.(\d+)\.")
 LONGEST_REASON = 240  # characters of a library's own words
@@ -45,6 +47,7 @@ def load_pretrained(auto_class: Any, key: str, path: str, *, brought: Container[
     """
     folder = resolve_model_path(key, path)
     options = _known(options)
+    own_noise = vars(options["config"]).pop(OWN_NOISE, []) if "config" in options else []
     if Path(folder).is_dir():
         options.pop("revision", None)
         _check_folder(key, Path(folder))
@@ -64,6 +67,7 @@ def load_pretrained(auto_class: Any, key: str, path: str, *, brought: Container[
     info["mismatched_keys"] = [entry for entry in info["mismatched_keys"] if entry[0] not in brought]
     info["missing_keys"] = [name for name in info["missing_keys"] if name not in brought]
     _check_weights(key, path, model, info)
+    setattr(model, OWN_NOISE, own_noise)
     return model
 
 
@@ -154,7 +158,7 @@ def load_config(key: str, path: str, **options: Any) -> Any:
     if "/" in str(getattr(config, "_attn_implementation", None) or ""):
         kernel = config._attn_implementation
         raise UserError(key, f"{path} asks for the attention kernel {kernel}, which is code", "do not use this model")
-    _without_noise(config)
+    setattr(config, OWN_NOISE, _without_noise(config))  # load_pretrained hands it on to the model
     if not Path(folder).is_dir():
         # for the weights, which load_pretrained takes from the same commit, and Models.commits; never saved
         config._commit_hash = _cached_commit(folder, options.get("revision"))
@@ -175,12 +179,31 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     return {"trust_remote_code": False, **{name: value for name, value in options.items() if value is not None}}
 
 
-def _without_noise(config: Any) -> None:
-    """Zero every probability of noise in training mode, in nested configurations (text_config, attn_config) too."""
+def _without_noise(config: Any, *within: str) -> list[tuple[tuple[str, ...], float]]:
+    """Zero every probability of noise in training mode, in nested configurations (text_config, attn_config) too.
+
+    What there was, by name from the outside in.
+    """
+    own = []
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
-            _without_noise(value)
+            own += _without_noise(value, *within, name)
         elif isinstance(value, float) and any(part in name for part in NOISE):
+            own.append(((*within, name), value))
+            setattr(config, name, 0.0)
+    return own
+
+
+@contextlib.contextmanager
+def own_noise(model: Any) -> Iterator[None]:
+    """Inside, to save it, the model's configuration has the dropouts that it came with."""
+    places = [(reduce(getattr, names[:-1], model.config), names[-1], p) for names, p in getattr(model, OWN_NOISE, ())]
+    for config, name, value in places:
+        setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, name, _ in places:
             setattr(config, name, 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 
 from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
-from apa_cli.models.adapter_loading import attach_adapter
+from apa_cli.models.adapter_loading import adapter_folder, attach_adapter
 from apa_cli.models.device import Runtime, model_dtype
+from apa_cli.models.identity import check_ids_agree, check_same_ids, has_tokenizer, same_tokenizer
+from apa_cli.models.limits import known_ids
 from apa_cli.models.loading import (
     check_vocabulary,
     load_config,
@@ -20,6 +23,8 @@ from apa_cli.models.loading import (
     load_tokenizer,
 )
 from apa_cli.models.policy import Policy, base_of
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(
@@ -39,8 +44,11 @@ def load_policy(
     generation_config = model.generation_config
     if source == config.path:
         check_vocabulary(key, source, model, tokenizer)
+    else:
+        check_same_ids(key, source, tokenizer, trust_remote_code=config.trust_remote_code)
     if adapted:
         model = attach_adapter(model, config, weights)
+        tokenizer = _tokenizer_of_adapter(config, tokenizer, weights, known_ids(model))
     model = model.to(runtime.device).eval()
     policy = Policy(model, tokenizer, runtime, trained_adapter=config.adapter.path is not None, stop_tokens=stop_tokens)
     policy.generation_config = _with_ends(generation_config, policy)
@@ -48,6 +56,29 @@ def load_policy(
         _enable_checkpointing(policy)
     _neutral_generation_config(policy)
     return policy
+
+
+def _tokenizer_of_adapter(config: PolicyConfig, tokenizer: Any, weights: Path | None, known: int) -> Any:
+    """The adapter's own tokenizer and chat template, where it brings others than its base's."""
+    if weights is not None:
+        key, path = "checkpoint", str(weights)
+    elif config.adapter.path is not None:
+        key, path = "policy.adapter.path", adapter_folder(config.adapter)
+    else:
+        return tokenizer
+    if not has_tokenizer(key, path):
+        return tokenizer
+    own = load_tokenizer(key, path, trust_remote_code=config.trust_remote_code)
+    check_ids_agree(key, path, own, tokenizer)
+    facts = [(t.chat_template, t.special_tokens_map) for t in (own, tokenizer)]
+    if same_tokenizer(own, tokenizer) and facts[0] == facts[1]:
+        return tokenizer
+    added = max(own.get_vocab().values())
+    if added >= known:
+        problem = f"its tokenizer has the id {added}, and the adapter brings no rows beyond its base's {known}"
+        raise UserError(key, problem, "save the adapter with save_embedding_layers=True")
+    logger.info("the tokenizer and chat template are the adapter's own, from %s", path)
+    return own
 
 
 def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype) -> Any:

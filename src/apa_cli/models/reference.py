@@ -14,6 +14,7 @@ from apa_cli.config.schema import PolicyConfig, ReferenceConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import REFERENCE_ADAPTER
 from apa_cli.models.device import Runtime, model_dtype
+from apa_cli.models.identity import check_same_ids
 from apa_cli.models.loading import freeze
 from apa_cli.models.policy import Policy, base_of
 from apa_cli.models.policy_loading import load_causal_lm
@@ -67,6 +68,7 @@ def load_reference(
     if config.path is not None:
         key, path = "reference.path", config.path
         policy_config = replace(policy_config, revision=config.revision)  # policy.revision is of policy.path
+        check_same_ids(key, path, policy.tokenizer, revision=config.revision)
     dtype = model_dtype(policy_config, runtime)
     model: Any = freeze(load_causal_lm(key, path, policy_config, dtype).to(runtime.device))
     if model.get_output_embeddings().weight.shape[0] != base_of(policy.model).get_output_embeddings().weight.shape[0]:

@@ -24,6 +24,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.classifier import load_classifier
 from apa_cli.models.device import Runtime
 from apa_cli.models.http_reward import HttpReward
+from apa_cli.models.identity import same_tokenizer
 from apa_cli.models.limits import check_ids, filling_id, known_ids, room_of
 from apa_cli.models.policy import Policy
 from apa_cli.models.reward_function import RewardFunction, load_function
@@ -350,21 +351,6 @@ def load_reward(
         microbatch_tokens=microbatch_tokens,
         policy_tokenizer=policy.tokenizer,
     )
-
-
-def same_tokenizer(a: Any, b: Any) -> bool:
-    """Whether two tokenizers turn every text into the same ids."""
-    backends = [getattr(t, "backend_tokenizer", None) for t in (a, b)]
-    if all(backend is not None for backend in backends):
-        return _rules(backends[0]) == _rules(backends[1])
-    return type(a) is type(b) and a.get_vocab() == b.get_vocab() and a.all_special_ids == b.all_special_ids
-
-
-def _rules(backend: Any) -> dict[str, Any]:
-    import json
-
-    rules = json.loads(backend.to_str())
-    return {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
 
 
 def _dialogues(finished: FinishedResponses) -> list[list[Message]]:

@@ -22,8 +22,9 @@ from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import attach_value_adapter
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, trained_dtype
+from apa_cli.models.identity import check_same_ids
 from apa_cli.models.limits import room_of
-from apa_cli.models.loading import load_config, load_pretrained, resolve_model_path
+from apa_cli.models.loading import load_config, load_pretrained, own_noise, resolve_model_path
 from apa_cli.models.policy import Policy, model_inputs, train_without_noise
 from apa_cli.models.weight_files import read_safetensors
 
@@ -86,7 +87,8 @@ class SeparateValue(nn.Module):
         return self.head(response_logits(hidden, response_ids.shape[1]))
 
     def save(self, folder: Path) -> None:
-        self.trunk.save_pretrained(folder)
+        with own_noise(self.trunk):
+            self.trunk.save_pretrained(folder)
         save_head(self.head, folder)
 
 
@@ -139,6 +141,8 @@ def load_value(
         value = AdapterValue(policy, _attach_value_adapter(policy, policy_config, weights))
     else:
         key, path = ("value.path", config.path) if config.path else ("policy.path", policy_config.path)
+        if config.path and weights is None:
+            check_same_ids(key, config.path, policy.tokenizer, revision=config.revision)
         trunk, scores = _load_trunk(
             key, str(weights or path), policy_config, config.revision if config.path else policy_config.revision
         )
@@ -221,6 +225,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None)
     if classifies:
         if not isinstance(getattr(trunk, "score", None), nn.Linear):
             raise UserError(key, f"{path} is no decoder-only classifier", "give a causal one, or value.path=null")
+        trunk.base_model.own_noise = trunk.own_noise
         trunk, scores = trunk.base_model, trunk.score
     if config.gradient_checkpointing and trunk.supports_gradient_checkpointing:
         trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -13,6 +13,7 @@ from apa_cli.errors import UserError
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what trainers leave beside a model
+TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -62,14 +63,13 @@ def check_adapter(key: str, folder: Path) -> None:
         raise UserError(key, f"{folder / ADAPTER_CONFIG} has peft import {named}", "do not use this adapter")
 
 
-def fetch_adapter(key: str, name: str, revision: str | None = None, *others: str) -> Path:
-    """The two files of an adapter on the Hub, and `others` by pattern, as a local folder."""
+def fetch_adapter(key: str, name: str, revision: str | None = None) -> Path:
+    """The two files of an adapter on the Hub, and its tokenizer's, as a local folder; nothing else is downloaded."""
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[ADAPTER_CONFIG, ADAPTER_WEIGHTS, *others])
-        )
+        files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
     except Exception as error:  # network, authentication, names: each has its own types
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(key, f"cannot load {name} ({text})", "check the name and your network") from error

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from tiny_models import CPU, iterate, make_config, make_store, make_stream, uneven_batch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -185,6 +186,44 @@ def test_an_adapter_loads_with_peft(policy_dir, adapter_dir, tmp_path, start):
     models.policy.model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy_dir()), final).eval()
     assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
     AutoTokenizer.from_pretrained(final)
+
+
+def test_what_is_saved_has_the_dropouts_of_its_source(policy_dir, tmp_path):
+    """They are off in the run, whose saved models are for others to train on; critic and nested settings too."""
+    folder = policy_dir(kind="gpt2", pad=False, dropout=0.25)
+    config, models, state = trained(folder, tmp_path)
+    checkpoint = make_store(tmp_path, config.checkpoint).save(models, state)
+    final = export_final(models.policy, tmp_path / "final", config, {}, {}, models.value)
+    names = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout")
+    source = json.loads((folder / "config.json").read_text())
+    for saved in (final, final / "value", checkpoint / "policy", checkpoint / "value"):
+        facts = json.loads((saved / "config.json").read_text())
+        assert {name: facts[name] for name in names} == {name: source[name] for name in names}, saved
+    assert models.policy.model.config.resid_pdrop == models.value.trunk.config.resid_pdrop == 0.0
+
+
+@pytest.mark.parametrize(("asked", "dtype"), [("source", torch.bfloat16), ("fp16", torch.float16), ("trained", None)])
+@pytest.mark.parametrize("adapter", [0, 2])
+def test_final_is_rounded_when_asked(policy_dir, tmp_path, asked, dtype, adapter):
+    folder = tmp_path / "bf16"
+    AutoModelForCausalLM.from_pretrained(policy_dir(kind="gpt2", pad=False), dtype=torch.bfloat16).save_pretrained(
+        folder
+    )
+    AutoTokenizer.from_pretrained(policy_dir(kind="gpt2", pad=False)).save_pretrained(folder)
+    changes = {"checkpoint__final_dtype": asked, "policy__adapter__r": adapter}
+    config, models, state = trained(folder, tmp_path, **changes)
+    final = export_final(models.policy, tmp_path / "final", config, {}, {})
+    saved = load_file(next(final.glob("*.safetensors")))
+    assert {weight.dtype for weight in saved.values()} == {dtype or torch.float32}
+    if not adapter:
+        model = AutoModelForCausalLM.from_pretrained(final)
+        assert model.dtype == (dtype or torch.float32)
+        assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
+        for name, weight in models.policy.model.state_dict().items():
+            assert torch.equal(model.state_dict()[name], weight.to(model.dtype)), name
+    checkpoint = make_store(tmp_path, config.checkpoint).save(models, state)
+    weights = load_file(next((checkpoint / "policy").glob("*.safetensors")))
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
 
 def test_tied_heads_stay_tied(policy_dir, tmp_path):

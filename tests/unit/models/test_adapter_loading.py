@@ -1,12 +1,14 @@
 """What an adapter brings with it: dropout, a start that changed its base, and which layers a new one is put on."""
 
+import copy
 import json
+import shutil
 
 import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from tiny_models import CPU, iterate, make_config, make_rollout, make_stream, uneven_batch
+from tiny_models import CPU, iterate, make_config, make_rollout, make_stream, make_tokenizer, uneven_batch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, Lfm2Config, MixtralConfig, Olmo2Config, Phi3Config, Qwen3MoeConfig
 
@@ -16,6 +18,7 @@ from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
 
 LAYERS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj", "down_proj"]}
+EMBEDDED = [*LAYERS["target_modules"], "embed_tokens"]
 WITH_DROPOUT = {
     "lora": LoraConfig(r=2, lora_dropout=0.5, modules_to_save=["norm"], **LAYERS),
     "dora": LoraConfig(r=2, lora_dropout=0.5, use_dora=True, **LAYERS),
@@ -150,3 +153,67 @@ def test_lora_finds_its_layers(tmp_path, plain_tokenizer, kind):
         again = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
     assert_close(models.policy.model(ids).logits, again)
     assert (again - start).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("how", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}, {"target_modules": EMBEDDED}])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_an_adapter_of_a_larger_vocabulary(policy_dir, plain_tokenizer, tmp_path, kind, how):
+    """The base takes its rows, policy and reference are the model that was saved, and so is what the run exports."""
+    if kind == "qwen2" and "target_modules" in how:
+        pytest.skip("PEFT saves no rows of a head that is not tied")
+    torch.manual_seed(3)
+    wide = AutoModelForCausalLM.from_pretrained(policy_dir(kind=kind))
+    wide.resize_token_embeddings(302, mean_resizing=False)
+    settings = LoraConfig(**{"r": 2, **LAYERS, **how})
+    model = peft.get_peft_model(wide, settings).eval()
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer = copy.deepcopy(plain_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[1, 2, 300, 301, 5]])
+    config = make_config(policy_dir(kind=kind), policy__adapter__path=str(tmp_path / "adapter"), value__kind="adapter")
+    models = load_models(config, CPU)
+    assert models.policy.tokenizer.chat_template == tokenizer.chat_template
+    assert torch.equal(models.policy.model(ids).logits, model(ids).logits)
+    with models.reference.active() as reference:
+        assert torch.equal(reference.model(ids).logits, model(ids).logits)
+    save_policy(models.policy, tmp_path / "final")
+    again = AutoModelForCausalLM.from_pretrained(policy_dir(kind=kind))
+    again.resize_token_embeddings(302, mean_resizing=False)
+    again = PeftModel.from_pretrained(again, tmp_path / "final").eval()
+    assert_close(again(ids).logits, model(ids).logits)
+
+
+def test_an_adapters_tokenizer_must_fit(policy_dir, adapter_dir, plain_tokenizer, tmp_path):
+    folder = shutil.copytree(adapter_dir, tmp_path / "adapter")
+    config = make_config(policy_dir(), policy__adapter__path=str(folder))
+    larger = copy.deepcopy(plain_tokenizer)
+    larger.add_tokens(["<added>"])
+    for tokenizer, words in ((larger, "brings no rows"), (make_tokenizer(["zz yy xx ww"] * 9), "ids differ")):
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(UserError, match=rf"^policy.adapter.path: .*{words}"):
+            load_models(config, CPU)
+
+
+def test_an_adapter_of_another_base_of_the_same_shape(policy_dir, adapter_dir, tmp_path, caplog):
+    def load(base, folder):
+        load_models(make_config(base, policy__adapter__path=str(folder)), CPU)
+
+    with pytest.raises(UserError, match=r"^policy.adapter.path: .* was trained on .*, not on "):
+        load(policy_dir(seed=9), adapter_dir)
+    load(shutil.copytree(policy_dir(), tmp_path / "a copy"), adapter_dir)
+    folder = shutil.copytree(adapter_dir, tmp_path / "adapter")
+    file = folder / "adapter_config.json"
+    for named, here in (("org/other", False), (f"/gone/{policy_dir().name}", True), (None, True)):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": named}))
+        caplog.clear()
+        if here:
+            load(policy_dir(), folder)
+            assert ("cannot be compared" in caplog.text) is (named is not None)
+        else:
+            with pytest.raises(UserError, match="trained on org/other"):
+                load(policy_dir(), folder)

@@ -1,5 +1,6 @@
 """What cannot be loaded is refused in one line that names the key."""
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, T5Config, T5ForConditionalGenerat
 
 from apa_cli.errors import UserError
 from apa_cli.models.device import select_runtime
+from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 
 
@@ -140,6 +142,25 @@ def test_encoder_decoders(encoder_decoder, policy_dir):
 def test_a_smaller_vocabulary(policy_dir, tmp_path, key):
     small = save_policy(tmp_path, make_tokenizer(vocabulary=280))
     refused(policy_dir(), key, "vocabulary", **{key.replace(".", "__"): str(small)})
+
+
+@pytest.mark.parametrize("key", ["reference.path", "value.path"])
+def test_another_tokenizer_of_the_same_size(policy_dir, tmp_path, key):
+    """Its ids mean other tokens. Names of special tokens may differ, and a folder may have no tokenizer at all."""
+    other = shutil.copytree(policy_dir(seed=9), tmp_path / "other")
+    make_tokenizer(["zz yy xx ww vv uu tt ss"] * 9).save_pretrained(other)
+    changes = {key.replace(".", "__"): str(other)}
+    refused(policy_dir(), key, "the tokenizer in", "ids differ", **changes)
+    with pytest.raises(UserError, match=r"^checkpoint: .* ids differ"):  # as apa-eval loads one
+        load_policy(make_config(policy_dir()).policy, CPU, weights=other)
+    renamed = json.loads((policy_dir() / "tokenizer.json").read_text().replace("<pad>", "<|reserved|>"))
+    (other / "tokenizer.json").write_text(json.dumps(renamed))
+    config = json.loads((policy_dir() / "tokenizer_config.json").read_text().replace("<pad>", "<|reserved|>"))
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    load_models(make_config(policy_dir(), **changes), CPU)
+    for file in other.glob("tokenizer*"):
+        file.unlink()
+    load_models(make_config(policy_dir(), **changes), CPU)
 
 
 def test_a_critic_may_start_from_another_model(policy_dir, reward_dir):

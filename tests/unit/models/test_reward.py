@@ -22,8 +22,9 @@ from apa_cli.config.schema import DataConfig, RewardConfig
 from apa_cli.data import load_prompts
 from apa_cli.data.prompts import collate
 from apa_cli.errors import UserError
+from apa_cli.models.identity import same_tokenizer
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.models.reward import FinishedResponses, load_reward, require_scores, same_tokenizer
+from apa_cli.models.reward import FinishedResponses, load_reward, require_scores
 from apa_cli.models.reward_function import RewardFunction, load_function
 from apa_cli.models.weighted_rewards import Scored
 from apa_cli.rollouts.collect import finished_responses
