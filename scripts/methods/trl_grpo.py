@@ -168,7 +168,7 @@ def recorder_of(config: Any, models: Any, held_out: Any, folder: Path, *, steps:
         def judge(self) -> dict[str, float]:
             model = models.policy.model
             model.eval()
-            judged = evaluate(models, held_out, config, self.initial)
+            judged = evaluate(models, held_out, config, self.initial and self.initial.opponents)
             model.train()
             self.initial = self.initial or judged
             return judged.metrics

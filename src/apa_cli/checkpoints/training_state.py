@@ -154,7 +154,8 @@ def _work(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Work:
 
 
 def _judgement(saved: dict[str, Any]) -> Judgement:
-    responses = [
-        JudgedResponse(**{**response, "token_ids": tuple(response["token_ids"])}) for response in saved["responses"]
+    drawn = [
+        [JudgedResponse(**{**response, "token_ids": tuple(response["token_ids"])}) for response in saved.get(name, [])]
+        for name in ("responses", "opponents")  # checkpoints of before have no opponents
     ]
-    return Judgement(metrics=saved["metrics"], responses=responses)
+    return Judgement(metrics=saved["metrics"], responses=drawn[0], opponents=drawn[1])

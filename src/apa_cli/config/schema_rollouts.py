@@ -59,7 +59,10 @@ class DataConfig:
         "rows whose prompt, or logged response, is null or empty: stop there, or drop and count them",
         choices=("stop", "drop"),
     )
-    eval_path: Optional[str] = text(None, "held-out prompts; null = evaluation.prompts rows set aside from data.path")
+    eval_path: Optional[str] = text(
+        None,
+        "held-out prompts, evaluation.prompts rows of them drawn by the seed; null = as many set aside from data.path",
+    )
     eval_split: str = text("test", "the same of data.eval_path")
 
     @property

@@ -38,6 +38,7 @@ class _Pool:
             prompts=[self.prompts[index] for index in chosen],
             cut=sum(self.cut[index] for index in chosen),
             dropped=dropped,
+            all=len(self.prompts),
             source=self.source,
             withheld=withheld,
             commit=self.commit,
@@ -53,8 +54,8 @@ def load_prompts(
 ) -> tuple[PromptSet, PromptSet]:
     """Training prompts and held-out prompts, which never have one in common.
 
-    Held out are the first `evaluation_prompts` rows of data.eval_path (all, when it has fewer), otherwise as many
-    distinct prompts of data.path, chosen by `seed`. 0 means none. A training row with a held-out prompt is left out.
+    Held out are `evaluation_prompts` rows of data.eval_path (all, when it has fewer), otherwise as many distinct
+    prompts of data.path, either drawn by `seed`. 0 means none. A training row with a held-out prompt is left out.
     Of a data set larger than data.max_rows, so many rows are read, chosen by `seed`.
     Both sets keep the order of their file. Raises UserError for anything wrong with the data.
     """
@@ -63,7 +64,10 @@ def load_prompts(
         held_out = PromptSet(prompts=[], cut=0, dropped=0, source="")
     elif config.eval_path is not None:
         other = _read(config, tokenizer, evaluation=True, seed=seed)
-        held_out = other.select(range(len(other.prompts))[:evaluation_prompts], dropped=other.dropped)
+        chosen: Sequence[int] = range(len(other.prompts))
+        if evaluation_prompts < len(chosen):  # a file may be sorted
+            chosen = sorted(random.Random(f"evaluation/{seed}").sample(chosen, evaluation_prompts))
+        held_out = other.select(chosen, dropped=other.dropped)
     else:
         held_out = pool.select(_set_aside(pool, evaluation_prompts, seed))
     texts = {prompt.text for prompt in held_out.prompts}

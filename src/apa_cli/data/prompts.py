@@ -74,6 +74,7 @@ class PromptSet:
     cut: int  # how many of `prompts` were cut on the left, of dialogues their oldest turns
     dropped: int  # rows left out because they were too long
     source: str  # the file or data set, as the user named it
+    all: int = 0  # how many there were to draw from
     withheld: int = 0  # training rows left out because the held-out set has the same prompt
     commit: str | None = None  # of a data set on the Hub, where it is known
     format: str = "text"  # text, chat, hh or hh_chat
@@ -96,6 +97,8 @@ class PromptSet:
     def describe(self) -> str:
         """One line for the log."""
         notes = self.notes
+        if len(self.prompts) + self.withheld < self.all:
+            notes.insert(0, f"drawn by the seed from {self.all:,}")
         if self.answered:
             notes.append(f"{self.answered:,} without the answer they end with (the policy writes its own)")
         lengths = [len(prompt.token_ids) for prompt in self.prompts]

@@ -12,6 +12,7 @@ from typing import Any
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.measures import LABELS, in_order, label_of
+from apa_cli.evaluation.respond import OPPONENTS, RESPONSES
 from apa_cli.evaluation.samples_page import samples_page
 from apa_cli.tracking.secrets import printable, redact, redact_text
 from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
@@ -49,6 +50,9 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
 def as_json(evaluation: Evaluation) -> dict[str, Any]:
     return {
         "prompts": evaluation.prompts,
+        "rows": evaluation.rows,
+        "streams": {"responses": RESPONSES, "opponents": OPPONENTS},
+        **({"reference": evaluation.reference} if evaluation.reference else {}),
         "decoding": evaluation.decoding,
         "seed": evaluation.seed,
         "seconds": round(evaluation.seconds, 1),
@@ -95,9 +99,11 @@ def markdown(evaluation: Evaluation) -> str:
     header, table = rows(evaluation)
     lines = [
         "# Evaluation", "",
-        f"On {evaluation.prompts}; {evaluation.decoding} responses, seed {evaluation.seed}.", "",
+        f"On {evaluation.prompts}; {evaluation.decoding} responses, seed {evaluation.seed}, stream {RESPONSES}; "
+        f"win rates against the initial policy's on stream {OPPONENTS}. The rows are listed in eval.json.", "",
         _line_of_table(header), "|" + "---|" * len(header),
-        *(_line_of_table(cells) for cells in table), "", *NOTES, "",
+        *(_line_of_table(cells) for cells in table), "", *NOTES,
+        *([f"KL is measured from the reference, {evaluation.reference}."] if evaluation.reference else []), "",
         "Responses side by side: [samples.html](samples.html).", "",
     ]  # fmt: skip
     if len(curve(evaluation)) > 2:

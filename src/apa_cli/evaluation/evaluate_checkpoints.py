@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,7 @@ from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint
 from apa_cli.evaluation.endpoint import EndpointJudge
 from apa_cli.evaluation.measures import measure, verdict_rates
 from apa_cli.evaluation.pairwise import Pair
-from apa_cli.evaluation.respond import JudgedResponse, respond
+from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse, respond
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.http_reward import probe_served
 from apa_cli.models.policy import Policy
@@ -52,6 +53,8 @@ class Evaluation:
     policies: list[EvaluatedPolicy]  # the initial policy first
     opponents: list[JudgedResponse]  # the initial policy's other responses, which win rates compare with
     prompts: str  # in words
+    rows: list[str]  # places of the prompts in their file
+    reference: str | None  # what KL is measured from, where that is not the initial policy
     decoding: str
     seed: int
     seconds: float
@@ -67,7 +70,7 @@ class _Bench:
     config: TrainConfig
     progress: Progress
 
-    def respond(self, name: str, policy: Policy, reference: Reference, stream: int = 0) -> list[JudgedResponse]:
+    def respond(self, name: str, policy: Policy, reference: Reference, stream: int = RESPONSES) -> list[JudgedResponse]:
         self.progress(name, 0, len(self.prompts))
         return respond(
             policy,
@@ -109,15 +112,14 @@ def evaluate_checkpoints(
         frozen = None if reference.shares_weights else reference
         if bench is None:
             bench, described = _prepare(config, policy, runtime, progress, modules)
-            with reference.active() as initial:
-                itself = Reference(initial, frozen=initial)
-                opponents = bench.respond("initial policy", initial, itself, stream=1)
-                responses = bench.respond("initial policy", initial, itself)
+            with _initial(config, reference, runtime) as (initial, its_reference):
+                opponents = bench.respond("initial policy", initial, its_reference, stream=OPPONENTS)
+                responses = bench.respond("initial policy", initial, its_reference)
             policies.append(
                 EvaluatedPolicy(
                     name="initial",
                     iteration=0,
-                    path=config.reference.path or config.policy.path,
+                    path=config.policy.adapter.path or config.policy.path,
                     responses=responses,
                     figures=bench.measure(responses, opponents),
                 )
@@ -143,6 +145,8 @@ def evaluate_checkpoints(
         policies=policies,
         opponents=opponents,
         prompts=described,
+        rows=[prompt.place for prompt in bench.prompts] if bench is not None else [],
+        reference=config.reference.path,
         decoding=config.evaluation.decoding,
         seed=config.seed,
         seconds=time.perf_counter() - started,
@@ -201,11 +205,21 @@ def _load(
                 problem = f"{checkpoint.policy} has another vocabulary than the initial policy"
                 raise UserError(KEY, problem, "the two must share a tokenizer")
         return policy, frozen
-    if not checkpoint.is_adapter and config.policy.adapter.path is not None:
+    if config.reference.path is None and not checkpoint.is_adapter and config.policy.adapter.path is not None:
         # all weights are compared with a start that was an adapter itself
         start = load_policy(config.policy, runtime, stop_tokens=config.generation.stop_tokens)
         return policy, Reference(start, frozen=start)
     return policy, load_reference(config.reference, settings, policy, runtime, trained=checkpoint.policy)
+
+
+@contextmanager
+def _initial(config: TrainConfig, reference: Reference, runtime: Runtime) -> Iterator[tuple[Policy, Reference]]:
+    """The policy that training started from, and what its KL is measured from: itself, unless reference.path is set."""
+    if config.reference.path is not None:
+        yield load_policy(config.policy, runtime, stop_tokens=config.generation.stop_tokens), reference
+        return
+    with reference.active() as start:
+        yield start, Reference(start, frozen=start)
 
 
 def _vocabulary(policy: Policy) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt
 from apa_cli.evaluation.measures import measure
-from apa_cli.evaluation.respond import JudgedResponse, respond
+from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse, respond
 from apa_cli.models.roles import Models
 
 WITH_INTERVALS = ("reward", "evaluator", "kl")  # whose 95 % intervals are logged too
@@ -18,22 +19,25 @@ WITH_INTERVALS = ("reward", "evaluator", "kl")  # whose 95 % intervals are logge
 class Judgement:
     metrics: dict[str, float]  # eval/*
     responses: list[JudgedResponse]  # one per prompt, in their order
+    opponents: list[JudgedResponse]  # the initial policy's, which they were compared with
 
 
 def evaluate(
     models: Models,
     prompts: Sequence[Prompt],
     config: TrainConfig,
-    initial: Judgement | None = None,
+    opponents: list[JudgedResponse] | None = None,
     *,
     token_budget: int | None = None,
 ) -> Judgement:
-    """Sample one response per prompt and judge it, against the `initial` judgement where there is one.
+    """Sample one response per prompt and judge it, against `opponents`: the initial policy's responses.
 
-    Training's random state is left as it was. A response without a finite score is left out of what needs one.
+    None of them: this is the initial policy, and they are drawn from it, from a stream of their own. Training's random
+    state is left as it was. A response without a finite score is left out of what needs one.
     """
     assert models.scorer is not None  # config.needs_reward
-    responses = respond(
+    draw = partial(
+        respond,
         models.policy,
         models.reference,
         models.scorer,
@@ -43,11 +47,11 @@ def evaluate(
         token_budget=token_budget,
         lenient=True,
     )
-    figures = measure(
-        responses, initial.responses if initial else None, resamples=config.evaluation.resamples, seed=config.seed
-    )
+    opponents = draw(stream=OPPONENTS) if opponents is None else opponents
+    responses = draw(stream=RESPONSES)
+    figures = measure(responses, opponents or None, resamples=config.evaluation.resamples, seed=config.seed)
     metrics = {f"eval/{name}": figure.value for name, figure in figures.items()}
     for name in WITH_INTERVALS:
         if name in figures:
             metrics[f"eval/{name}_low"], metrics[f"eval/{name}_high"] = figures[name].low, figures[name].high
-    return Judgement(metrics=metrics, responses=responses)
+    return Judgement(metrics=metrics, responses=responses, opponents=opponents)

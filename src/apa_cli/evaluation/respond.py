@@ -25,6 +25,7 @@ from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
 CHUNK = 128  # tokens of which the logits of both models exist at the same time
+RESPONSES, OPPONENTS = 0, 1  # streams: what a policy is judged by, and what of the initial policy it is compared with
 SEED_OFFSET = 0x5EED  # evaluation draws from its own stream, the same one every time
 
 
@@ -54,7 +55,7 @@ def respond(
     prompts: Sequence[Prompt],
     config: TrainConfig,
     *,
-    stream: int = 0,
+    stream: int = RESPONSES,
     token_budget: int | None = None,
     lenient: bool = False,
     progress: Callable[[int], None] | None = None,

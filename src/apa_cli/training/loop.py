@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 
 import torch
@@ -106,7 +106,7 @@ def training_loop(run: Run, state: TrainingState) -> Judgement | None:
     """
     config, after = run.config, None
     if state.iteration == 0 and state.work is None:
-        state.initial = judge(run, state, 0)
+        state.initial = judge(run, state, 0, initial=True)
     while state.iteration < config.training.iterations and state.health.guards.fired is None:
         watch = Stopwatch(tracker=run.tracker, models=run.models)
         if state.work is not None:
@@ -251,15 +251,35 @@ def save_if_due(run: Run, state: TrainingState, after: Judgement | None) -> None
             checkpoints.mark_best(saved, after.metrics)
 
 
-def judge(run: Run, state: TrainingState, iteration: int, *, log: bool = True) -> Judgement | None:
-    """Evaluate on held-out prompts, against the initial policy's judgement, and log it; None without prompts."""
+def judge_initial_again(run: Run, state: TrainingState) -> None:
+    """For a run that goes on without a judgement of its initial policy, or with one of another time's prompts."""
+    known = state.initial
+    if not run.held_out or (state.iteration == 0 and state.work is None):
+        return
+    if known is not None and known.opponents and [r.prompt for r in known.responses] == [p.text for p in run.held_out]:
+        return
+    if run.config.reference.path is not None:
+        state.initial = None
+        run.tracker.warn("the checkpoint has no evaluation of the initial policy on these prompts: no win rates")
+        return
+    with run.models.reference.active() as start:
+        run.tracker.note("evaluating the initial policy again: the checkpoint has no such evaluation on these prompts")
+        again = replace(run, models=replace(run.models, policy=start))
+        state.initial = judge(again, state, 0, initial=True, log=False)
+
+
+def judge(
+    run: Run, state: TrainingState, iteration: int, *, initial: bool = False, log: bool = True
+) -> Judgement | None:
+    """Evaluate on held-out prompts, against the `initial` policy's responses, and log it; None without prompts."""
     if not run.held_out:
         return None
+    opponents = None if initial else state.initial.opponents if state.initial is not None else []
     run.tracker.phase("evaluate")
     with run.interrupts.immediate():
         judgement = within_memory(
             lambda tokens: evaluate(
-                run.models.within(tokens), run.held_out, run.config, state.initial, token_budget=tokens
+                run.models.within(tokens), run.held_out, run.config, opponents, token_budget=tokens
             ),
             state.health.budget,
             lambda tokens: [range(tokens)],  # what it will sample cannot be planned yet

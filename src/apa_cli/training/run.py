@@ -48,7 +48,7 @@ from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
 from apa_cli.training.interrupts import Interrupts
 from apa_cli.training.logged_data import read_logged, view_of_reference
-from apa_cli.training.loop import Run, training_loop
+from apa_cli.training.loop import Run, judge_initial_again, training_loop
 from apa_cli.training.memory_plan import announce_plan, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.state import TrainingState, initial_state
@@ -225,6 +225,7 @@ def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
     """The loop. Whatever ends it early, what was learnt is saved first."""
     earlier = state.seconds
     try:
+        judge_initial_again(run, state)
         return training_loop(run, state)
     except BaseException:
         state.seconds = earlier + time.perf_counter() - started

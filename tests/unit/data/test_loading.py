@@ -56,14 +56,30 @@ def test_a_larger_data_set_is_drawn_from_and_the_rest_is_as_ever(tmp_path, token
     assert "rows were read" not in whole[0][0].describe()
 
 
-def test_eval_path_gives_its_first_rows(tmp_path, tokenizer, config):
+def test_eval_path_gives_the_rows_it_has(tmp_path, tokenizer, config):
     path = write_prompts(tmp_path / "a.jsonl", ["a", "b", "c", "b"])
     other = write_prompts(tmp_path / "b.jsonl", ["b", "x", "a"])
     settings = config(path, eval_path=str(other))
-    training, held_out = load_prompts(settings, tokenizer, evaluation_prompts=2, seed=0)
-    assert (texts(training), texts(held_out)) == (["a", "c"], ["b", "x"])
-    assert (training.withheld, held_out.source) == (2, str(other))
-    assert texts(load_prompts(settings, tokenizer, evaluation_prompts=9, seed=0)[1]) == ["b", "x", "a"]
+    for count in (3, 9):
+        training, held_out = load_prompts(settings, tokenizer, evaluation_prompts=count, seed=0)
+        assert (texts(training), texts(held_out)) == (["c"], ["b", "x", "a"])
+        assert (training.withheld, held_out.source) == (3, str(other))
+    assert "drawn" not in held_out.describe()
+
+
+def test_rows_of_a_sorted_eval_path_are_drawn_from_all_of_it(tmp_path, tokenizer, config):
+    rows = [f"{number:03}" for number in range(200)]
+    other = write_prompts(tmp_path / "b.jsonl", rows)
+    settings = config(write_prompts(tmp_path / "a.jsonl", ["a"]), eval_path=str(other))
+    drawn = {seed: load_prompts(settings, tokenizer, evaluation_prompts=20, seed=seed)[1] for seed in range(3)}
+    for held_out in drawn.values():
+        found = texts(held_out)
+        assert found == sorted(set(found)) and len(found) == 20  # as in the file, none twice
+        assert sum(text < "100" for text in found) in range(4, 17)  # 10 ± 3 × 2.1: hypergeometric
+        assert ": drawn by the seed from 200, " in held_out.describe()
+        assert held_out.prompts[0].place == f"{other}, line {rows.index(found[0]) + 1}"
+    assert texts(drawn[0]) != texts(drawn[1]) != texts(drawn[2])
+    assert drawn[1] == load_prompts(settings, tokenizer, evaluation_prompts=20, seed=1)[1]
 
 
 def test_too_few_prompts_to_hold_out(tmp_path, tokenizer, config):
@@ -71,7 +87,7 @@ def test_too_few_prompts_to_hold_out(tmp_path, tokenizer, config):
     with pytest.raises(UserError, match=r"evaluation.prompts: 2 prompts are to be held out, .* has 2 different"):
         load_prompts(config(path), tokenizer, evaluation_prompts=2, seed=0)
     with pytest.raises(UserError, match=r"data.eval_path: every prompt of .* is also held out"):
-        load_prompts(config(path, eval_path=str(path)), tokenizer, evaluation_prompts=2, seed=0)
+        load_prompts(config(path, eval_path=str(path)), tokenizer, evaluation_prompts=3, seed=0)
 
 
 def test_overlong_prompts_are_cut_on_the_left(tmp_path, wrapping_tokenizer, config):

@@ -46,6 +46,8 @@ def evaluation(*policies, opponents=None):
         policies=[policy("initial", 0, reward=1.0, kl_exact=0.0, entropy=2.0), *policies],
         opponents=opponents or [response("before", 1.0)],
         prompts="1 prompt from mine.jsonl",
+        rows=["mine.jsonl, line 4"],
+        reference=None,
         decoding="sampled",
         seed=3,
         seconds=1.26,

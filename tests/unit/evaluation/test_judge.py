@@ -60,6 +60,19 @@ def test_every_judgement_draws_the_same(policy_dir):
     assert evaluate(models, prompts, config) != first
 
 
+def test_opponents_come_from_a_stream_of_their_own(policy_dir):
+    """The initial policy against itself wins and loses alike, and a policy is compared with what was drawn then."""
+    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
+    initial = evaluate(models, prompts, config)
+    ids = [[r.token_ids for r in judged] for judged in (initial.responses, initial.opponents)]
+    assert all(a != b for a, b in zip(*ids, strict=True))
+    again = evaluate(models, prompts, config, initial.opponents)
+    assert again == initial
+    wins = sum(r.score > o.score for r, o in zip(initial.responses, initial.opponents, strict=True))
+    assert again.metrics["eval/win_rate"] == pytest.approx(wins / 7)
+    assert "eval/win_rate" not in evaluate(models, prompts, config, []).metrics
+
+
 def test_metrics_are_those_of_the_responses(policy_dir):
     """Against one rollout of all prompts, drawn from the same seed."""
     config, models, prompts = setting(policy_dir(eos_logit=3.0), rollout__batch_size=7, seed=5)
@@ -134,7 +147,7 @@ def test_a_response_without_a_score_is_left_out_by_itself(policy_dir, bad):
     assert not any("unscored" in name for name in initial.metrics)
 
     models.scorer.function = lambda prompts, responses: [bad, *vowels(prompts[1:], responses[1:])]
-    metrics = evaluate(models, prompts, config, initial).metrics
+    metrics = evaluate(models, prompts, config, initial.responses).metrics
     scores = [response.score for response in initial.responses]
     assert metrics["eval/reward"] == pytest.approx(sum(scores[1:]) / len(scores[1:]))
     assert metrics["eval/tie_rate"] == 1  # of the pairs that are left
@@ -143,7 +156,7 @@ def test_a_response_without_a_score_is_left_out_by_itself(policy_dir, bad):
     assert metrics["eval/evaluator"] == initial.metrics["eval/evaluator"]
 
     models.scorer.function = lambda prompts, responses: [bad] * len(responses)
-    metrics = evaluate(models, prompts, config, initial).metrics
+    metrics = evaluate(models, prompts, config, initial.responses).metrics
     missing = {name for name, value in metrics.items() if math.isnan(value)}
     names = ("reward", "reward_low", "reward_high", "win_rate", "tie_rate", "lose_rate")
     assert missing == {f"eval/{name}" for name in names}

@@ -30,6 +30,8 @@ def page(after, before=None, name="final"):
             policies=policies,
             opponents=before or [response(f"before {i}") for i in range(len(after))],
             prompts="some prompts",
+            rows=["mine.jsonl, line 4"],
+            reference=None,
             decoding="sampled",
             seed=0,
             seconds=1.0,

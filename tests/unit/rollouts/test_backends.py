@@ -269,6 +269,29 @@ def test_one_vllm_engine_serves_until_a_sequence_is_too_long(policy_dir, vllm):
     assert vllm.LLM.made[0].max_model_len == policy.room
 
 
+@pytest.mark.parametrize("start", [None, "reference"], ids=["base", "adapter"])
+def test_vllm_samples_with_the_adapter_in_use(policy_dir, adapter_dir, start):
+    """The initial policy of a LoRA is the policy with its adapter off, or as it started."""
+    lora = {"policy__adapter__r": 2} if start is None else {"policy__adapter__path": str(adapter_dir)}
+    policy, generation = load(policy_dir(), generation__backend="vllm", **lora)
+    batch = uneven_batch(policy, 8)
+    drawn = []
+    for moved in (False, True):
+        if moved:
+            with torch.no_grad():
+                for name, parameter in policy.model.named_parameters():
+                    if ".default." in name:
+                        parameter.add_(0.3 * torch.randn_like(parameter))
+        for adapter in ("default", start):
+            torch.manual_seed(1)
+            with policy.adapters.use(adapter):
+                rollout = sample(policy, batch, generation)
+                check_logprobs(policy, rollout)
+            drawn.append(rollout.response_ids)
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[1], drawn[3])  # not moved yet; the start stays
+    assert not torch.equal(drawn[2], drawn[3])
+
+
 # --- the policy's own distribution -----------------------------------------------------------------------------------
 
 PROMPTS = ((3, 4, 5, 6, 7), (8, 2))

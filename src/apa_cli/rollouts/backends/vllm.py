@@ -68,7 +68,7 @@ def generate(
 
 
 def merged_weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """The policy's weights under the base model's own names, one at a time, the active adapter added to its layers."""
+    """The policy's weights under the base model's own names, one at a time, the adapter in use added to its layers."""
     model = base_model(policy)
     adapted = {name: module for name, module in model.named_modules() if hasattr(module, "get_delta_weight")}
     dora = any(any(module.use_dora.values()) for module in adapted.values())
@@ -92,7 +92,7 @@ def _merged(layer: Any, weight: Tensor, name: str) -> Tensor:
     if not name.endswith(".weight"):
         return weight
     whole = weight.float()
-    for adapter in layer.active_adapters:
+    for adapter in () if layer.disable_adapters else layer.active_adapters:
         if adapter in {**layer.lora_A, **layer.lora_embedding_A}:
             whole = whole + layer.get_delta_weight(adapter).float()
     return whole.to(weight.dtype)
