@@ -322,6 +322,7 @@ def make_config(policy: Path | str, **changes: Any) -> TrainConfig:
         assert hasattr(node, name), key
         setattr(node, name, value)
     check_config(config)
+    config.objective.kl_lambda = config.objective.own_lambda  # as compose does
     return config
 
 
