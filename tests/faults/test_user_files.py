@@ -99,3 +99,18 @@ def test_through_the_life_of_a_run(server, tmp_path, monkeypatch, seed):
             codes.append(stage())
     assert -9 in codes
     assert codes.count(0) >= 3, server.output.read_text()[-3000:]
+
+
+@pytest.mark.parametrize(("name", "code"), [("run.log", 2), ("plots", 2), (".lock", 2), ("checkpoints/latest", 0)])
+def test_a_link_in_a_runs_folder_is_not_followed(uninterrupted, server, tmp_path, name, code):
+    """The run does not go on, or writes a file of its own in the link's place; what the link leads to stays."""
+    folder, victim = tmp_path / "run", tmp_path / "victim"
+    shutil.copytree(uninterrupted("apa"), folder)
+    place = folder / name
+    shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+    (victim / "overview.png").mkdir(parents=True) if name == "plots" else victim.write_text("mine")
+    place.symlink_to(victim)
+    assert server.run(folder, f"resume={folder}", "training.iterations=7", pictures=True) == code
+    eval_command.main([f"checkpoint={folder}", "evaluation.prompts=1"])
+    assert victim.is_dir() or victim.read_text() == "mine"
+    assert [path.name for path in victim.rglob("*")] == (["overview.png"] if name == "plots" else [])
