@@ -74,7 +74,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
     assert state(finished) == before
     assert second.output.count("finished before, not run again") == 1
     assert [row["status"] for row in rows(sweep)] == ["finished"] * 2
-    assert len(list(sweep.glob("*.unfinished-1"))) == 1
+    assert list(sweep.glob("*.unfinished-*")) == []
 
 
 def test_joblib_shares_out_the_cores(tmp_path: Path):
