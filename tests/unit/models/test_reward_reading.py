@@ -85,7 +85,7 @@ REPLIES = {  # response, whether it ended, stop strings: what is read of it with
     "eos": (" good day<eos>", True, [], " good day<eos>", " good day<eos>", " good day"),
     "eos at once": ("<eos>", True, [], "<eos>", "<eos>", ""),
     "stop string": (" good day Human:", True, ["Human:"], " good day <eos>", " good day <eos>", " good day "),
-    "first of two": (" good fox dog", True, ["dog", "fox"], " good <eos>", " good <eos>", " good "),
+    "one of two stop strings": (" good fox", True, ["dog", "fox"], " good <eos>", " good <eos>", " good "),
     "cut": (" good day", False, [], " good day", " good day<eos>", " good day"),
     "special tokens within": (" good<pad> day<eos>", True, [], " good day<eos>", " good day<eos>", " good day"),
 }
@@ -116,7 +116,7 @@ def test_ids_pass_through_as_they_were_sampled(made, tmp_path):
     tokenizer = policy.tokenizer
     letters = [tokenizer.convert_tokens_to_ids(c) for c in "quick"]
     assert tokenizer("quick")["input_ids"] != letters
-    row = finished(policy, "the", [*letters, *tokenizer(" Human:")["input_ids"]], ended=True, stop=[" Human"])
+    row = finished(policy, "the", [*letters, *tokenizer(" Human")["input_ids"]], ended=True, stop=[" Human"])
     read = [*tokenizer("the")["input_ids"], *letters, tokenizer.eos_token_id]
     assert load("shared")(row) == pytest.approx([score_of(tmp_path / "shared", read)], abs=1e-5)
     (fox,) = tokenizer(" fox")["input_ids"]
@@ -141,7 +141,7 @@ def test_a_tokenizer_that_appends_eos_does_so_on_both_paths(made, tmp_path, ende
     [
         ("bye<|im_end|>", [], True, "bye<|im_end|>"),
         ("bye<eos>", [], True, "bye<|im_end|>"),
-        ("bye Human:", [" Human"], True, "bye<|im_end|>"),
+        ("bye Human", [" Human"], True, "bye<|im_end|>"),
         ("bye", [], False, "bye"),
     ],
 )
