@@ -64,7 +64,7 @@ ROWS = [
          "mine.yaml: data.template_arguments: 'int' is not names and values; give names and values, such as {a: 1}"),
     typed("a prompt template without a place for the prompt", "data.prompt_template=Answer:",
           "data.prompt_template: holds no {prompt}; write it where the prompt is to stand"),
-    yaml("a prompt template for chats", "data: {format: chat, prompt_template: 'Q: {prompt}'}\n",
+    yaml("a prompt template for chats", "defaults: [reviews_apa]\ndata: {format: chat, prompt_template: 'Q: {prompt}'}\n",
          "data.prompt_template: set, and it is for plain text, not for data.format=chat; unset it, or add data.format=text"),
     typed("a system prompt for HH's plain text", "data.format=hh data.system_prompt=x",
           "data.system_prompt: set, but data.format=hh uses no chat template; add data.format=hh_chat, or unset it"),

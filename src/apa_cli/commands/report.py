@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
     if not any(run.rows or run.reason for run in runs):
         where = arguments.runs[0] if len(runs) == 1 else "RUN"
         raise UserError(where, "no metrics yet", "wait for the first iteration, or name other runs")
-    output = Path(arguments.output) if arguments.output else _default_output(arguments.runs, folders)
+    output = Path(arguments.output).expanduser() if arguments.output else _default_output(arguments.runs, folders)
     _check_output(output, folders)
     output.mkdir(parents=True, exist_ok=True)
     record(output, TABLES, REPORT_NAMES)

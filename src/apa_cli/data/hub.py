@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from apa_cli.data.table import Draw, Table
@@ -16,6 +17,7 @@ from apa_cli.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
+SECONDS = 5.0  # for the Hub to answer at all
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +36,10 @@ def read_hub(
     Raises UserError, naming the key at fault, when the data set, subset or split is missing or cannot be reached.
     """
     import datasets
+    from huggingface_hub import constants
 
+    use_cache_if_unreachable()
+    datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
     # A reader's own name ("json") would have it read every file of the working folder.
     if path.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{path}"):
         raise UserError(key, f"{path!r} is a reader of `datasets`, not a data set", "name a file or a data set")
@@ -87,6 +92,24 @@ def _table(data: Any, source: str, draw: Draw, commit: str | None = None) -> Tab
         count=len(data) if some else None,
         padded=True,
     )
+
+
+@cache
+def use_cache_if_unreachable() -> None:
+    """Where nothing answers at the Hub's address, take what is cached, as with HF_HUB_OFFLINE=1.
+
+    Asked once: without a network each file of a model would be tried for six times over.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception as error:  # of whichever library carries the requests, and of its proxies
+        logger.info("%s cannot be reached (%s): only what is cached is used", constants.ENDPOINT, error)
+        constants.HF_HUB_OFFLINE = True
 
 
 def _commit(data: Any) -> str | None:

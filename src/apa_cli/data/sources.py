@@ -50,6 +50,8 @@ def read_source(
         if not found:
             raise UserError(key, f"no file is named {path}", "check the pattern")
         table = read_files({name: name for name in found}, source=path, prompt_column=prompt_column, draw=draw)
+    elif os.path.islink(local):
+        raise UserError(key, f"{path} is a link to {os.readlink(local)}, which is not there", "mend the link")
     elif file_suffix(local) or not HUB_ID.fullmatch(path):
         raise UserError(key, f"there is no file {path}", _nearest_file(local))
     elif path.lower().endswith(FOREIGN_SUFFIXES):

@@ -38,6 +38,7 @@ _STAND_IN = {
     "eval/unique_fraction": "policy/unique_fraction",
     "eval/distinct_2": "policy/distinct_2",
 }
+LARGEST = 1e100  # beyond it pictures cannot be drawn
 _DEPTH = 2  # sweeps/ holds sweeps, which hold runs
 
 
@@ -131,11 +132,12 @@ def read_run(folder: Path) -> Run:
     overrides = failure.get("overrides") or _read_yaml(folder / "overrides.yaml") or ()
     try:
         rows = [row for row in read_metrics(folder) if isinstance(row, dict) and "iteration" in row]
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise UserError(str(folder), str(error), "mend the line, or leave this run out") from error
     if wrong := next((row["iteration"] for row in rows if not isinstance(row["iteration"], int)), None):
         problem = f"{METRICS_FILE} has the iteration {wrong!r}, which is no whole number"
         raise UserError(str(folder), problem, "mend the line, or leave this run out")
+    rows = [{name: _measured(folder, name, value) for name, value in row.items()} for row in rows]
     return Run(
         folder=folder,
         status=status,
@@ -145,6 +147,15 @@ def read_run(folder: Path) -> Run:
         rows=rows,
         summary=summary,
     )
+
+
+def _measured(folder: Path, name: str, value: Any) -> float | None:
+    """A metric as a number; None where it is not finite, or too large to be drawn. Raises UserError."""
+    if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value if value is not None and abs(value) < LARGEST else None
+    shown_value = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:40]}…"
+    problem = f"{METRICS_FILE} has {shown_value} as {name}, which is no number"
+    raise UserError(str(folder), problem, "mend the line, or leave this run out")
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:

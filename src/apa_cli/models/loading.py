@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from apa_cli.assets.resolve import PREFIX, resolve_path
+from apa_cli.data.hub import use_cache_if_unreachable
 from apa_cli.errors import UserError
 from apa_cli.models.limits import check_ids, known_ids
 from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
@@ -21,6 +21,7 @@ from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
 OWN_NOISE = "own_noise"
 NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
 _LAYER = re.compile(r"(.+?)\.(\d+)\.")
+MOST_LAYERS = 1000  # several times the deepest transformer's
 LONGEST_REASON = 240  # characters of a library's own words
 MERGE = "merge it into its base once: peft's AutoPeftModel….from_pretrained(…).merge_and_unload().save_pretrained(…)"
 
@@ -58,7 +59,7 @@ def load_pretrained(auto_class: Any, key: str, path: str, *, brought: Container[
             model, info = auto_class.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # each model's code has checks and errors of its own
         attention = options.get("attn_implementation")
         if attention is not None and "attention" in str(error).lower():
             problem = f"{attention} cannot be used here ({first_line(error)})"
@@ -117,6 +118,8 @@ def load_tokenizer(key: str, path: str, **options: Any) -> Any:
         options.pop("revision", None)
         if not (Path(folder) / ADAPTER_CONFIG).is_file():  # an adapter's own has no config.json beside it
             _check_folder(key, Path(folder))
+    else:
+        use_cache_if_unreachable()
     remedy = "save one beside the model with tokenizer.save_pretrained"
     try:
         with _quiet_transformers():
@@ -150,6 +153,8 @@ def load_config(key: str, path: str, **options: Any) -> Any:
     if Path(folder).is_dir():
         options.pop("revision", None)
         _check_folder(key, Path(folder))
+    else:
+        use_cache_if_unreachable()
     try:
         with _quiet_transformers():
             config = AutoConfig.from_pretrained(folder, **_known(options))
@@ -158,11 +163,28 @@ def load_config(key: str, path: str, **options: Any) -> Any:
     if "/" in str(getattr(config, "_attn_implementation", None) or ""):
         kernel = config._attn_implementation
         raise UserError(key, f"{path} asks for the attention kernel {kernel}, which is code", "do not use this model")
+    _check_config(key, path, config)
     setattr(config, OWN_NOISE, _without_noise(config))  # load_pretrained hands it on to the model
     if not Path(folder).is_dir():
         # for the weights, which load_pretrained takes from the same commit, and Models.commits; never saved
         config._commit_hash = _cached_commit(folder, options.get("revision"))
     return config
+
+
+def _check_config(key: str, path: str, config: Any) -> None:
+    """Sizes that no model has: building 100,000 layers takes minutes, before their weights are missed."""
+    if not isinstance(config.architectures, (list, tuple, type(None))):
+        problem = f"{path} says architectures={config.architectures!r} in its config.json, which is no list"
+        raise UserError(key, problem, "save the model again, or copy it again")
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
+        size = getattr(config.get_text_config(), name, None)
+        if isinstance(size, int) and size < 1:
+            raise UserError(
+                key, f"{path} says {name}={size} in its config.json", "save the model again, or copy it again"
+            )
+        if name == "num_hidden_layers" and isinstance(size, int) and size > MOST_LAYERS:
+            problem = f"{path} says num_hidden_layers={size:,} in its config.json, and {MOST_LAYERS:,} are the most"
+            raise UserError(key, problem, "save the model again, or copy it again")
 
 
 def _cached_commit(name: str, revision: str | None) -> str | None:
@@ -264,13 +286,35 @@ def _as_user_error(key: str, path: str, error: Exception) -> UserError:
             key, f"{path} has no safetensors weights", "convert it once with model.save_pretrained(folder)"
         )
     on_disk = Path(path).expanduser().is_dir() or path.startswith(PREFIX)
+    reason = first_line(error)
+    if on_disk and isinstance(error, KeyError) and (name := _name_of(resolve_path(path), error.args[:1])):
+        reason = f"transformers knows no {name}={error.args[0]!r}, which its config.json asks for"
+    elif isinstance(error, (TypeError, AttributeError)):
+        reason = f"{type(error).__name__}: {reason}"
     return UserError(
         key,
-        f"cannot load {path} ({first_line(error)})",
+        f"cannot load {path} ({reason})",
         "save the model again, copy it again, or update transformers"
         if on_disk
         else "check the name, your network and, for gated models, `hf auth login`",
     )
+
+
+def _name_of(folder: str, value: tuple[Any, ...]) -> str | None:
+    """Under which name the config.json has this value, nested ones included."""
+
+    def search(node: Any) -> str | None:
+        for name, child in node.items() if isinstance(node, dict) else ():
+            if (child,) == value:
+                return str(name)
+            if found := search(child):
+                return found
+        return None
+
+    try:
+        return search(json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def first_line(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,12 @@ from apa_cli.models.loading import (
     load_config,
     load_pretrained,
     load_tokenizer,
+    resolve_model_path,
 )
 from apa_cli.models.policy import Policy, base_of
+from apa_cli.models.weight_files import HEAD_FILE
+
+_OTHER_ROLE = re.compile(r"For(?:\w*Classification|QuestionAnswering|MaskedLM|MultipleChoice)|RewardModel|DoubleHeads")
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +97,7 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
     model_config = load_config(key, path, **options)
     if getattr(model_config, "is_encoder_decoder", False):
         raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    _refuse_other_roles(key, path, model_config)
     return load_pretrained(
         AutoModelForCausalLM,
         key,
@@ -101,6 +107,17 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
         attn_implementation=config.attn_implementation,
         **options,
     )
+
+
+def _refuse_other_roles(key: str, path: str, config: Any) -> None:
+    """A classifier or a critic: where the output is tied to the embeddings it would load, and write nonsense."""
+    kinds = getattr(config, "architectures", None)
+    named = [str(kind) for kind in kinds] if isinstance(kinds, (list, tuple)) else []
+    if named and all(_OTHER_ROLE.search(kind) for kind in named):
+        raise UserError(key, f"{path} is a {named[0]}, which writes no text", "give a causal language model")
+    if (Path(resolve_model_path(key, path)) / HEAD_FILE).is_file():
+        problem = f"{path} is a critic ({HEAD_FILE} lies in it), which writes no text"
+        raise UserError(key, problem, "give the policy, such as the folder policy/ beside it")
 
 
 def _enable_checkpointing(policy: Policy) -> None:

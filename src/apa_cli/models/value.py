@@ -26,9 +26,7 @@ from apa_cli.models.identity import check_same_ids
 from apa_cli.models.limits import room_of
 from apa_cli.models.loading import load_config, load_pretrained, own_noise, resolve_model_path
 from apa_cli.models.policy import Policy, model_inputs, train_without_noise
-from apa_cli.models.weight_files import read_safetensors
-
-HEAD_FILE = "value_head.safetensors"
+from apa_cli.models.weight_files import HEAD_FILE, read_safetensors
 
 
 class ValueHead(nn.Module):

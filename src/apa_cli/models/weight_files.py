@@ -9,11 +9,13 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from apa_cli.data.hub import use_cache_if_unreachable
 from apa_cli.errors import UserError
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 NO_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # what trainers leave beside a model
 TOKENIZER = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*")
+HEAD_FILE = "value_head.safetensors"  # of a critic, beside what it computes on
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -44,6 +46,8 @@ def refuse_pickles(key: str, folder: Path) -> None:
 
 def check_adapter(key: str, folder: Path) -> None:
     """Raise UserError unless the folder holds a PEFT adapter in safetensors whose configuration names no code."""
+    if (folder / HEAD_FILE).is_file():
+        raise UserError(key, f"{folder} is a critic ({HEAD_FILE} lies in it)", "give the policy's adapter")
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(key, f"{folder} has no {ADAPTER_CONFIG}", "give a PEFT adapter's folder")
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -67,6 +71,7 @@ def fetch_adapter(key: str, name: str, revision: str | None = None) -> Path:
     """The two files of an adapter on the Hub, and its tokenizer's, as a local folder; nothing else is downloaded."""
     from huggingface_hub import snapshot_download
 
+    use_cache_if_unreachable()
     try:
         files = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, *TOKENIZER]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))

@@ -254,6 +254,8 @@ def check_best_metric(config: TrainConfig) -> None:
 
 def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
     generation = config.generation
+    if config.evaluation.reward.given and config.evaluation.prompts == 0:
+        tracker.note("evaluation.reward is given, and evaluation.prompts=0: nothing is evaluated")
     if models.value is None and config.optimizer.value_learning_rate is not None:
         tracker.note("optimizer.value_learning_rate is the recipe's for a critic: there is none, and it is not used")
     if generation.top_k or generation.top_p < 1:

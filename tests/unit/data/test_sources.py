@@ -246,3 +246,18 @@ def test_unknown_builtin_names_the_nearest(tmp_path, monkeypatch, path, nearest)
     with pytest.raises(UserError) as caught:
         resolve_path(path)
     assert str(caught.value).startswith(f"{path}: nothing built in has this name; did you mean {nearest}")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    from huggingface_hub import constants
+
+    from apa_cli.data.hub import use_cache_if_unreachable
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    use_cache_if_unreachable.cache_clear()
+    try:
+        use_cache_if_unreachable()
+        assert constants.HF_HUB_OFFLINE
+    finally:
+        use_cache_if_unreachable.cache_clear()

@@ -97,3 +97,10 @@ def test_what_holds_no_run(tmp_path: Path, place: str, said: str):
     (tmp_path / "f").write_text("")
     with pytest.raises(UserError, match=said):
         find_runs([str(tmp_path / place)])
+
+
+@pytest.mark.parametrize("written", ["NaN", "-Infinity", "1e308", "-1e308", "1" + "0" * 400])
+def test_what_cannot_be_drawn_is_not_measured(tmp_path: Path, written: str):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"iteration": 1, "eval/reward": {written}, "eval/kl": 0.5}}\n')
+    run = read_run(tmp_path)
+    assert (run.last("eval/reward"), run.last("eval/kl")) == (None, 0.5)
