@@ -15,7 +15,7 @@ ROWS = [
     Row(name="output_dir with a name too long", command=f"apa-train config=base.yaml output_dir={'x' * 300}",
         line="output_dir: no folder 'xxx…' can be made: File name too long; name another: output_dir=DIR"),
     Row(name="a folder for the lock", command="apa-train config=base.yaml", make=folder("run/.lock"),
-        line="output_dir: …run/.lock is a folder, where the run's lock belongs; remove it, or choose another folder"),
+        line="output_dir: …run/.lock is not the lock of a run; move it away, or choose another folder"),
     Row(name="no CUDA here", command="apa-train config=base.yaml device=cuda",
         line="device: cuda asked for, but torch sees no CUDA device; use device=auto or device=cpu"),
     Row(name="no such device", command="apa-train config=base.yaml device=tpu",
