@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from apa_cli.algorithms import position_ids
 from apa_cli.models.policy import Policy
@@ -88,9 +88,16 @@ class DynamicBatch:
         self.lengths, self.used = lengths, width
         accepts = inspect.signature(self.model.forward).parameters
         self.accepts = {name for name in ("position_ids", "logits_to_keep", "cache") if name in accepts}
+        self.cache = DynamicCache(config=self.model.config)
         # without padding most models do without a mask; those that take no positions count them from it
         self.needs_mask = padded or "position_ids" not in self.accepts
-        self.cache = DynamicCache(config=self.model.config)
+        # where no layer attends, a mask is of the newest tokens alone, and at a step it hides none of them
+        attends = any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
+        self.steps_need_mask = self.needs_mask and (attends or not self.cache.layers)
+        # a layer that has recurrent states besides its keys would select the rows of its keys alone
+        self.selects = all(
+            isinstance(layer, DynamicLayer) and not hasattr(layer, "recurrent_states") for layer in self.cache.layers
+        )
         for i, layer in enumerate(self.cache.layers):
             if type(layer) is DynamicLayer:
                 self.cache.layers[i] = RoomyLayer(width + max_new)
@@ -100,12 +107,13 @@ class DynamicBatch:
         mask = self.mask[:, : self.used]
         repeats = ((self.prompt_ids[1:] == self.prompt_ids[:-1]) & (mask[1:] == mask[:-1])).all(dim=1)
         of_row = nn.functional.pad((~repeats).long().cumsum(dim=0), (1, 0))  # (n,) which of the different prompts
-        shares = bool(repeats.any()) and all(isinstance(layer, DynamicLayer) for layer in self.cache.layers)
-        if not shares:
-            return self._forward(self.prompt_ids, position_ids(mask))
+        if not (self.selects and bool(repeats.any())):
+            return self._forward(self.prompt_ids, position_ids(mask), masked=self.needs_mask)
         different = nn.functional.pad(~repeats, (1, 0), value=True)  # (n,)
         whole, self.mask = self.mask, self.mask[different]
-        logits = self._forward(self.prompt_ids[different], position_ids(self.mask[:, : self.used]))
+        logits = self._forward(
+            self.prompt_ids[different], position_ids(self.mask[:, : self.used]), masked=self.needs_mask
+        )
         self.mask = whole
         self.cache.batch_select_indices(of_row)
         return logits[of_row]
@@ -114,19 +122,19 @@ class DynamicBatch:
         self.used += 1
         positions = self.lengths[:, None]
         self.lengths = self.lengths + 1
-        return self._forward(ids[:, None], positions)
+        return self._forward(ids[:, None], positions, masked=self.steps_need_mask)
 
     def keep(self, indices: Tensor) -> bool:
-        if not all(isinstance(layer, DynamicLayer) for layer in self.cache.layers):
+        if not self.selects:
             return False
         self.cache.batch_select_indices(indices)
         self.rows, self.mask, self.lengths = self.rows[indices], self.mask[indices], self.lengths[indices]
         return True
 
-    def _forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+    def _forward(self, ids: Tensor, positions: Tensor, *, masked: bool) -> Tensor:
         inputs: dict[str, Any] = {"input_ids": ids}
         inputs["cache" if "cache" in self.accepts else "past_key_values"] = self.cache
-        if self.needs_mask:
+        if masked:
             inputs["attention_mask"] = self.mask[:, : self.used]
         if "position_ids" in self.accepts:
             inputs["position_ids"] = positions
@@ -168,6 +176,7 @@ class StaticBatch:
             attention_mask=self.mask,
             position_ids=positions.contiguous(),
             use_cache=True,
+            is_first_iteration=ids.shape[1] > 1,
             **{"cache" if "cache" in self.accepts else "past_key_values": self.cache},
         )
         if "position_ids" not in self.accepts:

@@ -20,15 +20,25 @@ from apa_cli.rollouts.backends.loop import Group, decode_loop
 from apa_cli.rollouts.record import Rollout
 
 
-class _Kept:
-    """What one model keeps between rollouts: caches by (rows, tokens), and its compiled step."""
+class Kept:
+    """What one model keeps between rollouts: its step, compiled or not, and one cache for the longest so far."""
 
-    def __init__(self) -> None:
-        self.caches: dict[tuple[int, int], StaticCache] = {}
-        self.step: Any = None
+    def __init__(self, model: Any, step: Any) -> None:
+        self.model, self.step = model, step
+        self._rows = self._room = 0
+        self._cache: StaticCache | None = None
+
+    def cache(self, rows: int, tokens: int) -> StaticCache:
+        """An empty cache for so many rows with room for at least so many tokens."""
+        if self._cache is None or self._rows != rows or self._room < tokens:
+            self._cache = None  # its memory goes before the next one's comes
+            self._rows, self._room = rows, -(-tokens // BUCKET) * BUCKET
+            self._cache = StaticCache(config=self.model.config, max_cache_len=self._room)
+        self._cache.reset()
+        return self._cache
 
 
-_KEPT: WeakKeyDictionary[Policy, _Kept] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[Policy, Kept] = WeakKeyDictionary()
 
 
 def generate(
@@ -37,17 +47,17 @@ def generate(
     """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
     device = policy.runtime.device
     ids, mask = prompt_ids.to(device), prompt_mask.to(device)
-    (B, P), kept = ids.shape, _KEPT.setdefault(policy, _Kept())
-    left = -P % BUCKET
-    size = (B, -(-(P + left + config.max_new_tokens) // BUCKET) * BUCKET)
-    if size in kept.caches:
-        kept.caches[size].reset()
-    else:
-        kept.caches[size] = StaticCache(config=base_model(policy).config, max_cache_len=size[1])
-    if kept.step is None:
+    if policy not in _KEPT:
         model = base_model(policy)
-        kept.step = torch.compile(model, mode="reduce-overhead") if device.type == "cuda" else model
-    padded_ids = nn.functional.pad(ids, (left, 0), value=policy.pad_token_id)  # (B, a multiple of BUCKET)
-    padded_mask = nn.functional.pad(mask, (left, 0), value=False)
-    batch = StaticBatch(policy, padded_ids, padded_mask, kept.caches[size], kept.step)
+        step = torch.compile(model, mode="reduce-overhead") if device.type == "cuda" else model
+        _KEPT[policy] = Kept(model, step)
+    batch = padded_batch(policy, ids, mask, config.max_new_tokens, _KEPT[policy])
     return decode_loop(policy, ids, mask, [Group(rows=batch.rows, batches=[batch])], config, greedy=greedy)
+
+
+def padded_batch(policy: Policy, ids: Tensor, mask: Tensor, max_new: int, kept: Kept) -> StaticBatch:
+    """Prompts (B, P) on the policy's device, padded to a multiple of BUCKET."""
+    left = -ids.shape[1] % BUCKET
+    ids = nn.functional.pad(ids, (left, 0), value=policy.pad_token_id)
+    mask = nn.functional.pad(mask, (left, 0), value=False)
+    return StaticBatch(policy, ids, mask, kept.cache(len(ids), ids.shape[1] + max_new), kept.step)
