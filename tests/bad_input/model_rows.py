@@ -63,6 +63,15 @@ def encoder_decoder(place: Path, parts: Parts) -> None:
         (place / "t5" / file.name).write_bytes(file.read_bytes())
 
 
+def masked(place: Path, parts: Parts) -> None:
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertForMaskedLM(BertConfig(vocab_size=300, **sizes)).save_pretrained(place / "bert")
+    for file in parts.policy.glob("*token*"):
+        (place / "bert" / file.name).write_bytes(file.read_bytes())
+
+
 def two_labels(place: Path, parts: Parts) -> None:
     import tiny_models
 
@@ -116,6 +125,7 @@ ROWS = [
     any_of("a tokenizer with more ids than the model", "policy.path=policy",
            "policy.path: the tokenizer in policy has 300 ids, and its model 100; give a folder whose tokenizer is the model's own", small_vocabulary("policy")),
     any_of("an encoder-decoder", "policy.path=t5", "policy.path: t5 is an encoder-decoder; give a causal language model", encoder_decoder),
+    any_of("a masked language model", "policy.path=bert", "policy.path: bert is a masked language model, which reads what follows; give a causal language model", masked),
     any_of("an adapter in place of a model", "policy.path={adapter}",
            "policy.path: …/adapter holds a PEFT adapter, not a model; set policy.adapter.path to it and the path to its base model"),
     any_of("attention that is not installed", "policy.attn_implementation=flash_attention_2 precision=bf16", "policy.attn_implementation: flash_attention_2 cannot be used here (…); install what it needs, or leave it null"),
@@ -134,6 +144,8 @@ ROWS = [
     any_of("an adapter of no kind that is known", "policy.adapter.path=adapter", "policy.adapter.path: no 'NOPE'; give an adapter trained on this base", spoilt("adapter", set_json("adapter_config.json", "peft_type", "NOPE"))),
     # the reference and the critic
     any_of("a reference of another vocabulary", "reference.path={other}", "reference.path: …/other has another vocabulary than the policy; the two must share a tokenizer"),
+    any_of("a masked language model as the reference", "reference.path=bert", "reference.path: bert is a masked language model, which reads what follows; give a causal language model", masked),
+    any_of("a masked language model as the critic", "value.path=bert", "value.path: bert is a masked language model, which reads what follows; give a causal language model", masked),
     any_of("a critic of a smaller vocabulary", "value.path={other}", "value.path: …/other has a smaller vocabulary than the policy; the two must share a tokenizer"),
     # the reward model
     any_of("a reward with two outputs", "reward.path=reward", "reward.label: reward has 2 outputs; say which is the score, reward.label=0 …", two_labels),

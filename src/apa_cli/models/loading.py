@@ -20,6 +20,7 @@ from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
 
 OWN_NOISE = "own_noise"
 NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
+MASKED = ("ForMaskedLM", "ForPreTraining")  # architectures that read both sides, unless is_decoder says otherwise
 _LAYER = re.compile(r"(.+?)\.(\d+)\.")
 MOST_LAYERS = 1000  # several times the deepest transformer's
 LONGEST_REASON = 240  # characters of a library's own words
@@ -185,6 +186,19 @@ def _check_config(key: str, path: str, config: Any) -> None:
         if name == "num_hidden_layers" and isinstance(size, int) and size > MOST_LAYERS:
             problem = f"{path} says num_hidden_layers={size:,} in its config.json, and {MOST_LAYERS:,} are the most"
             raise UserError(key, problem, "save the model again, or copy it again")
+
+
+def load_causal_config(key: str, path: str, **options: Any) -> Any:
+    """`load_config` of a model that is to be causal. Raises UserError where its configuration says that it is not."""
+    config = load_config(key, path, **options)
+    problem = None
+    if getattr(config, "is_encoder_decoder", False):
+        problem = "an encoder-decoder"
+    elif any(name.endswith(MASKED) for name in config.architectures or ()) and not getattr(config, "is_decoder", False):
+        problem = "a masked language model, which reads what follows"
+    if problem is not None:
+        raise UserError(key, f"{path} is {problem}", "give a causal language model")
+    return config
 
 
 def _cached_commit(name: str, revision: str | None) -> str | None:

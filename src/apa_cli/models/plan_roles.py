@@ -9,12 +9,11 @@ import torch
 from torch import nn
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
-from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
 from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.classifier import classifier_config
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
-from apa_cli.models.loading import load_config
+from apa_cli.models.loading import load_causal_config
 from apa_cli.models.memory import available_bytes
 from apa_cli.models.plan import (
     MLP_KEPT,
@@ -225,9 +224,7 @@ def _build(auto_class: str, key: str, path: str, dtype: torch.dtype, config: Tra
     import transformers
 
     options: dict[str, Any] = {"trust_remote_code": config.policy.trust_remote_code and path == config.policy.path}
-    model_config = load_config(key, path, revision=revision, **options)
-    if getattr(model_config, "is_encoder_decoder", False):
-        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    model_config = load_causal_config(key, path, revision=revision, **options)
     return getattr(transformers, auto_class).from_config(model_config, dtype=dtype, **options)
 
 

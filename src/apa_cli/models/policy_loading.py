@@ -19,7 +19,7 @@ from apa_cli.models.identity import check_ids_agree, check_same_ids, has_tokeniz
 from apa_cli.models.limits import known_ids
 from apa_cli.models.loading import (
     check_vocabulary,
-    load_config,
+    load_causal_config,
     load_pretrained,
     load_tokenizer,
     resolve_model_path,
@@ -27,7 +27,7 @@ from apa_cli.models.loading import (
 from apa_cli.models.policy import Policy, base_of
 from apa_cli.models.weight_files import HEAD_FILE
 
-_OTHER_ROLE = re.compile(r"For(?:\w*Classification|QuestionAnswering|MaskedLM|MultipleChoice)|RewardModel|DoubleHeads")
+_OTHER_ROLE = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice)|RewardModel|DoubleHeads")
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
         # the name of trust is policy.path: a reference of its own is another repository
         "trust_remote_code": config.trust_remote_code and (key != "reference.path" or path == config.path),
     }
-    model_config = load_config(key, path, **options)
-    if getattr(model_config, "is_encoder_decoder", False):
-        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    model_config = load_causal_config(key, path, **options)
     _refuse_other_roles(key, path, model_config)
     return load_pretrained(
         AutoModelForCausalLM,

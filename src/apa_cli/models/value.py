@@ -24,7 +24,7 @@ from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, trained_dtype
 from apa_cli.models.identity import check_same_ids
 from apa_cli.models.limits import room_of
-from apa_cli.models.loading import load_config, load_pretrained, own_noise, resolve_model_path
+from apa_cli.models.loading import load_causal_config, load_pretrained, own_noise, resolve_model_path
 from apa_cli.models.policy import Policy, model_inputs, train_without_noise
 from apa_cli.models.weight_files import HEAD_FILE, read_safetensors
 
@@ -76,13 +76,19 @@ class SeparateValue(nn.Module):
             train_without_noise(self.trunk)
         return self
 
-    def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor) -> Tensor:
         """V at the response positions, (B, T) float32."""
+        return self.head(self.hidden_states(*batch))
+
+    def hidden_states(
+        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
+    ) -> Tensor:
+        """What the head reads, (B, T, H)."""
         inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)
         trunk = self.compiled if self.training and self.compiled is not None else self.trunk
         with self._runtime.autocast():
             hidden = trunk(**_accepted(self.trunk, inputs), use_cache=False).last_hidden_state  # (B, L, H)
-        return self.head(response_logits(hidden, response_ids.shape[1]))
+        return response_logits(hidden, response_ids.shape[1])
 
     def save(self, folder: Path) -> None:
         with own_noise(self.trunk):
@@ -99,12 +105,15 @@ class AdapterValue(nn.Module):
         self.head = ValueHead(hidden_size(policy.model))
         self._policy = policy
 
-    def forward(self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor) -> Tensor:
         """V at the response positions, (B, T) float32."""
+        return self.head(self.hidden_states(*batch))
+
+    def hidden_states(self, *batch: Tensor) -> Tensor:
+        """What the head reads, (B, T, H)."""
         assert self._policy.adapters is not None
         with self._policy.adapters.use(VALUE_ADAPTER):
-            hidden = self._policy.hidden_states(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, T, H)
-        return self.head(hidden)
+            return self._policy.hidden_states(*batch)
 
     def save(self, folder: Path) -> None:
         """A PEFT folder like the policy's, with the head beside the adapter."""
@@ -206,9 +215,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None)
         "revision": revision,
         "trust_remote_code": config.trust_remote_code and (key == "policy.path" or path == config.path),
     }
-    trunk_config = load_config(key, path, **options)
-    if getattr(trunk_config, "is_encoder_decoder", False):
-        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    trunk_config = load_causal_config(key, path, **options)
     scores = None
     classifies = any(name.endswith("ForSequenceClassification") for name in trunk_config.architectures or ())
     trunk = load_pretrained(
