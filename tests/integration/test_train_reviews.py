@@ -31,6 +31,17 @@ def test_golden_run(recipe: str, tmp_path: Path):
         assert {name: line[name] for name in GOLDEN_METRICS} == pytest.approx(expected, rel=0.02, abs=0.01)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backend", ["hf", "static"])
+def test_kl_of_a_policy_that_does_not_move(backend: str, precision: str, tmp_path: Path):
+    """Sampler, training pass and reference agree. bf16 rounds each response by some hundredths of a nat."""
+    changes = (f"precision={precision}", f"generation.backend={backend}", "optimizer.learning_rate=1e-12")
+    run = apa_train(tmp_path / "run", *QUICK, *changes, "tracking.wandb.mode=disabled")
+    assert run.code == 0, run.errors
+    limit = 1e-4 if precision == "fp32" else 0.05
+    assert all(abs(line["kl/to_init"]) < limit for line in run.metrics)
+
+
 def test_the_end_of_a_run_says_what_happened(tmp_path: Path):
     run = apa_train(tmp_path / "run", *QUICK)
     assert run.code == 0, run.errors

@@ -30,6 +30,7 @@ from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.reward import Loaded, Scorer, load_reward
 from apa_cli.models.reward_function import check_functions
 from apa_cli.models.weighted_rewards import by_role
+from apa_cli.rollouts.agreement import check_agreement
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many of how many
 OUTCOMES = {"win": 1, "tie": 0, "lose": -1}
@@ -109,6 +110,7 @@ def evaluate_checkpoints(
     for checkpoint in checkpoints:
         progress(f"loading {checkpoint.name}", 0, 0)
         policy, reference = _load(checkpoint, config, runtime, frozen)
+        check_agreement(policy, reference, None, config, key=KEY, training=False)
         frozen = None if reference.shares_weights else reference
         if bench is None:
             bench, described = _prepare(config, policy, runtime, progress, modules)

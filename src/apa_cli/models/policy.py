@@ -56,7 +56,11 @@ class Policy:
         self.room = room.tokens if room is not None else None
         self.adapters = AdapterSwitch(model) if self.is_peft else None
         self._trained = [p for p in model.parameters() if p.requires_grad]
-        self.parts = take_apart(model, base_of(model), self._inputs(*trial_batch(model)), runtime) if apart else None
+        try:
+            trial = self._inputs(*trial_batch(model))
+            self.parts = take_apart(model, base_of(model), trial, runtime) if apart else None
+        except (ValueError, RuntimeError, TypeError, AttributeError):
+            self.parts = None  # it does not run on token ids alone, which is said when its passes are tried
         self.compiled: Callable[..., Any] | None = None  # the trunk, for the update
         if apart and self.parts is None:
             logger.info("%s is called whole: its logits are not its head's alone", type(base_of(model)).__name__)

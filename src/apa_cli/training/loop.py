@@ -20,6 +20,7 @@ from apa_cli.evaluation.judge import Judgement, evaluate
 from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.roles import Models
 from apa_cli.models.weighted_rewards import Scored, complaint, score
+from apa_cli.rollouts.agreement import check_first_rollout
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.logged import logged_rollout, logged_statistics
@@ -164,6 +165,7 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
         else:
             rollout = logged_rollout(prompts, run.logged, models.runtime.device)
         finished = finished_responses(models.policy, prompts, rollout, config.generation.stop)
+    sampled = rollout
     with watch.phase("forward"):
         rollout = within_memory(
             lambda tokens: add_passes(
@@ -179,6 +181,8 @@ def collect_rollout(run: Run, state: TrainingState, watch: Stopwatch) -> Collect
             rollout.microbatches,
             where="the reference's and the critic's pass",
         )
+    if state.iteration == 0:
+        check_first_rollout(sampled, rollout.reference_logprobs, models.policy, config, run.tracker.note)
     with watch.phase("score"):
         scores = prompts.logged.scores if prompts.logged is not None else None
         scored = (

@@ -8,6 +8,7 @@ import warnings
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
+from apa_cli.models.loading import first_line
 from apa_cli.models.plan import check_fits
 from apa_cli.models.plan_roles import make_plan, remedies
 from apa_cli.models.preview import planned_readings
@@ -51,7 +52,7 @@ def announce_plan(config: TrainConfig, runtime: Runtime, tracker: Tracker) -> No
     except (UserError, KeyboardInterrupt):
         raise
     except Exception as error:  # if it is the user's to mend, loading says so; a model's own code may do anything
-        tracker.note(f"no plan of the memory ({type(error).__name__}: {error})")
+        tracker.note(f"no plan of the memory ({type(error).__name__}: {first_line(error)})")
         return
     tracker.show(plan_table(plan), plan_lines(plan))
     for line in memory_lines(plan):

@@ -41,6 +41,7 @@ from apa_cli.models.reward import RewardModel
 from apa_cli.models.reward_function import RewardFunction, check_functions
 from apa_cli.models.roles import Models, load_models
 from apa_cli.models.weighted_rewards import by_role
+from apa_cli.rollouts.agreement import check_agreement
 from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.secrets import redact
@@ -135,6 +136,7 @@ def _prepare(
     modules = check_functions(config)
     announce_plan(config, runtime, tracker)
     models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint), modules=modules)
+    check_agreement(models.policy, models.reference, models.value, config)
     _warn(config, models, tracker)
     if config.training.compile:
         tracker.note("compiling the update's transformers")

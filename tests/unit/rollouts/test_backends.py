@@ -382,9 +382,9 @@ def test_a_prompt_that_is_repeated_is_read_once(policy_dir, kind, monkeypatch):
     read = []
     forward = cached.DynamicBatch._forward
 
-    def counted(self, ids, positions):
+    def counted(self, ids, positions, **options):
         read.append(tuple(ids.shape))
-        return forward(self, ids, positions)
+        return forward(self, ids, positions, **options)
 
     monkeypatch.setattr(cached.DynamicBatch, "_forward", counted)
     torch.manual_seed(1)
