@@ -106,7 +106,6 @@ ROWS = [
     typed("a group that is there already", "+objective=ppo", "+objective=ppo: the group is there already; leave out the +: objective=ppo"),
     typed("a number for true or false, typed", "resume_allow_changes=2", "resume_allow_changes: '2' is not true or false; give true or false"),
     typed("yes for true", "plan_only=yes", "plan_only: 'yes' is not true or false; …"),
-    typed("one key twice, typed", "seed=1 seed=2", "seed: given twice (1, 2); keep one of the two"),
     typed("two recipes", "config=reviews_ppo", "config: given twice (base.yaml, reviews_ppo); keep one of the two"),
     typed("a key of 5,000 characters", "x" * 5000 + "=1", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…: 5,000 characters, too many for a key; …"),
     typed("a path that is not UTF-8", "policy.path=/a\udcff", "policy.path: not UTF-8 text, which config.yaml and other files could not hold; rename it"),

@@ -136,7 +136,7 @@ ROWS = [
                   set_json("config.json", "model_type", "own"), put("own.py", "open('owned', 'w')\n"))),
     # an adapter
     any_of("a model in place of an adapter", "policy.adapter.path={policy}", "policy.adapter.path: … has no adapter_config.json; give a PEFT adapter's folder"),
-    any_of("an adapter of another base", "policy.path={other} policy.adapter.path={adapter}", "policy.adapter.path: Error(s) in loading state_dict for PeftModelForCausalLM: size mismatch for …; give an adapter trained on this base"),
+    any_of("an adapter of another base", "policy.path={other} policy.adapter.path={adapter}", "policy.adapter.path: the adapter in …/adapter was trained on …/policy, not on …/other; set policy…"),
     any_of("a damaged adapter", "policy.adapter.path=adapter", "policy.adapter.path: Error while deserializing header: …; give an adapter trained on this base", spoilt("adapter", halve("adapter_model.safetensors"))),
     any_of("a pickled adapter", "policy.adapter.path=adapter", "policy.adapter.path: adapter has no adapter_model.safetensors, only pickled weights, which can run code when loaded; save the adapter with save_pretrained, …",
            spoilt("adapter", lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"))),

@@ -130,6 +130,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, data: st.DataObject):
     names = data.draw(st.lists(st.sampled_from(sorted(KEYS)), max_size=12, unique=True))
     changes = {name: data.draw(valid(name), label=name) for name in names}
     for name, value in changes.items():
+        if name == "objective.kl_lambda" and value is None:  # is read as the objective's own
+            continue
         set_in(config, name, value)
         try:
             check_config(config)

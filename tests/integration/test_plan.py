@@ -47,9 +47,8 @@ def test_what_cannot_fit_is_refused_before_weights_are_asked_for(tmp_path: Path,
     assert run.errors.count("\n") == 1
     assert "the largest part is the policy with 1," in run.errors  # 69 billion × 16 bytes
     assert "add policy=lora" in run.errors
-    log = (run.folder / "run.log").read_text(encoding="utf-8")
-    assert "68,976,648,192 parameters" in log
-    assert not (run.folder / "summary.json").exists()
+    assert "68,976,648,192 parameters" in run.output
+    assert not run.folder.exists()
 
 
 def test_plan_only_shows_what_cannot_fit_too(tmp_path: Path, huge: Path):

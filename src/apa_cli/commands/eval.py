@@ -123,7 +123,8 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         places = value.split(",")
     if not places or not all(places):
         raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
-    check_overrides(rest)
+    for line in check_overrides(rest):
+        say(PROGRAM, line)
     return places, rest
 
 

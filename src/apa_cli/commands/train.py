@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import check_run_folder, inputs_of
 from apa_cli.commands.environment import command, share_the_processor
-from apa_cli.commands.messages import exit_code, report_error, traceback_wanted
+from apa_cli.commands.messages import exit_code, report_error, say, traceback_wanted
 from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
 from apa_cli.config import compose, help_text, sources
 from apa_cli.config.overrides import check_overrides, prepared
@@ -152,7 +152,8 @@ class _Parser:
                 options = [name for action in self.hydra._actions for name in action.option_strings]
                 near = get_close_matches(word.split("=")[0], options, n=1)
                 raise UserError(word, "unknown option", f"did you mean {near[0]}?" if near else "see apa-train --help")
-        check_overrides(arguments.overrides + rest)
+        for line in check_overrides(arguments.overrides + rest):
+            say(PROGRAM, line)
         arguments.overrides = prepared(arguments.overrides + rest)
         if arguments.resolve and not (arguments.cfg or arguments.help):
             raise UserError("--resolve", "says how --cfg prints", "add --cfg job")

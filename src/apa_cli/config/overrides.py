@@ -18,9 +18,13 @@ _ELSEWHERE = re.compile(r"[,(${]")  # several values, a function, a reference: l
 _TRUTHS = ("true", "false")
 
 
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Raise UserError for the first word that Hydra would take for something else than was meant."""
+def check_overrides(overrides: Sequence[str]) -> list[str]:
+    """Raise UserError for the first word that Hydra would take for something else than was meant.
+
+    Returns a line for each key that is given twice: its last value holds, so that a script may append to a common list.
+    """
     values: dict[str, str] = {}
+    notes: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
         name = key.lstrip("+~")
@@ -29,12 +33,19 @@ def check_overrides(overrides: Sequence[str]) -> None:
         if len(name) > LONGEST_KEY:
             remedy = "overrides look like objective.kl_lambda=0.1"
             raise UserError(f"{name[:40]}…", f"{len(name):,} characters, too many for a key", remedy)
-        if name in (*groups(), "config", SWEEP):
+        choice = name in (*groups(), "config", SWEEP)
+        if choice:
             _check_choice(override, name, value)
         if value_type(name) is bool and not _ELSEWHERE.search(value) and value.strip("'\" ").lower() not in _TRUTHS:
             raise UserError(name, f"{value!r} is not true or false", "give true or false")
-        if not key.startswith("~") and values.setdefault(name, value) != value:
-            raise UserError(name, f"given twice ({values[name]}, {value})", "keep one of the two")
+        if key.startswith("~"):
+            continue
+        if (before := values.get(name, value)) != value:
+            if choice:
+                raise UserError(name, f"given twice ({before}, {value})", "keep one of the two")
+            notes.append(f"note: {name} is given twice ({before}, {value}): {value} holds")
+        values[name] = value
+    return notes
 
 
 def _check_choice(override: str, name: str, value: str) -> None:

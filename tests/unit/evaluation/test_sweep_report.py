@@ -87,7 +87,12 @@ def test_the_report_command_touches_no_run(
     before = {path: path.stat().st_mtime_ns for path in sweep.glob("*/*")}
     assert main(["sweep", "--title", "Mine"]) == 0
     assert {path: path.stat().st_mtime_ns for path in sweep.glob("*/*") if path.parent.name != "plots"} == before
-    assert sorted(p.name for p in sweep.iterdir() if p.is_file()) == ["report.csv", "report.html", "report.md"]
+    assert sorted(p.name for p in sweep.iterdir() if p.is_file()) == [
+        ".apa-cli",
+        "report.csv",
+        "report.html",
+        "report.md",
+    ]
     assert "Page      sweep/report.html" in capsys.readouterr().out
 
 
