@@ -68,7 +68,8 @@ def test_a_response_without_a_score_is_left_out_by_itself(tmp_path: Path):
 def test_a_reward_that_never_scores_saves_and_stops_and_a_mended_one_goes_on(tmp_path: Path):
     bad = run_with(tmp_path, "scores = [None] * 8 if calls > 1 else scores", "training.iterations=8")
     assert bad.code == 2
-    *warnings, line = bad.errors.splitlines()
+    note, *warnings, line = bad.errors.splitlines()
+    assert note == "apa-train: note: training.iterations is given twice (3, 8): 8 holds"
     assert line == (
         f"apa-train: error: reward.function: {tmp_path}/mine.py:reward returned nan for row 0, "
         "and no response has had a score for 5 iterations in a row; return finite numbers"

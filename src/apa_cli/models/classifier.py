@@ -118,11 +118,10 @@ def _base_config(where: str, adapter: _Adapter) -> Any:
 
 def _adapter(where: str, path: str, revision: str | None) -> _Adapter | None:
     """None for a whole model."""
-    from peft import PeftConfig
-    from transformers.utils.peft_utils import find_adapter_config_file
-
     folder = Path(resolve_model_path(where, path))
     if not folder.is_dir():
+        from transformers.utils.peft_utils import find_adapter_config_file
+
         try:
             if find_adapter_config_file(path, revision=revision) is None:
                 return None
@@ -132,6 +131,8 @@ def _adapter(where: str, path: str, revision: str | None) -> _Adapter | None:
     elif not (folder / ADAPTER_CONFIG).is_file():
         return None
     check_adapter(where, folder)
+    from peft import PeftConfig  # a second to import, and most reward models are whole
+
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (ValueError, TypeError, KeyError, OSError) as error:
