@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING
 
 from apa_cli.evaluation.settings import Setting, estimate
 from apa_cli.tracking.plots import PLOTS_FOLDER
-from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy, whole_iterations
+from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, drawable, legend_below, new_figure, tidy, whole_iterations
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = "osD^vPX"
-_PANELS = (("eval/reward", "Training reward"), ("eval/evaluator", "Separate evaluator"))
+CROWD = 4  # points that lie together far from the start are shown without it
+_PLACES = ((6, -14), (6, 6), (-6, 6), (-6, -14))  # points from the marker; a frontier leaves the first free
+_PANELS = (("eval/reward", "Reward"), ("eval/evaluator", "Separate evaluator"))
 _CURVES = (
-    ("reward/mean", "Reward", "reward per response"),
-    ("kl/to_init", "KL from the initial policy", "nats per response"),
-    ("policy/entropy", "Entropy of the policy", "nats per token"),
+    ("reward/mean", "Reward of the rollouts", "reward per response"),
+    ("kl/to_init", "KL from the initial policy, rollouts", "nats per response"),
+    ("policy/entropy", "Entropy of the policy, rollouts", "nats per token"),
 )
 
 
@@ -41,18 +44,29 @@ def draw_all(settings: Sequence[Setting], folder: Path) -> list[Path]:
 def frontier(settings: Sequence[Setting]) -> Figure:
     """Reward against KL at the end of each run: a line through the means of its settings, a small point for a seed."""
     panels = [panel for panel in _PANELS if any(setting.final(panel[0]) for setting in settings)] or [_PANELS[0]]
-    figure = new_figure(6.4 * len(panels), 4.6)
+    figure = new_figure(6.4 * len(panels), 5.2)
+    labels, lines = [], {}
     for axes, (name, title) in zip(_row(figure, len(panels)), panels, strict=True):
-        _draw_frontier(axes, settings, name)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
         axes.set_xlabel("KL from the initial policy, nats per response")
+        labels += _draw_frontier(axes, settings, name)
+        axes.set_title(f"{title}, {_measured_on(settings)}", loc="left", fontsize=11, fontweight="bold")
         axes.set_ylabel("per response, mean over prompts")
         axes.margins(x=0.08, y=0.12)
-        tidy(axes)
+        tidy(axes, legend=False)
+        lines |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend_below(figure, list(lines.values()), list(lines))
+    _keep_apart(figure, labels)
     return figure
 
 
-def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> None:
+def _measured_on(settings: Sequence[Setting]) -> str:
+    kinds = {run.evaluated for setting in settings for run in setting.counted}
+    return {(True,): "held-out prompts", (False,): "last rollout"}.get(tuple(kinds), "held-out prompts or last rollout")
+
+
+def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> list[Annotation]:
+    """The labels of the points, which are still to be kept apart."""
+    labels = []
     for place, line in enumerate(dict.fromkeys(setting.line for setting in settings)):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         points = []  # mean KL, mean, lowest, highest, knob
@@ -75,31 +89,66 @@ def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> None:
         if low != high and len(points) > 1:
             axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
         axes.plot(x, mean, color=colour, marker=marker, markersize=6.5, label=line)
-        _label(axes, x, mean, knobs, colour)
+        labels += [_label(axes, *point, colour) for point in zip(x, mean, knobs, strict=True)]
     _mark_start(axes, settings, name)
+    return labels
 
 
-def _label(axes: Axes, x: list[float], y: list[float], knobs: list[str], colour: str) -> None:
-    """Below and to the right, which a frontier leaves free; a search has too many points to label each."""
+def _label(axes: Axes, x: float, y: float, knob: str, colour: str) -> Annotation:
     from matplotlib.patheffects import withStroke
 
-    for i, text in enumerate(knobs):
-        if i % (1 + len(knobs) // 12) == 0:
-            label = axes.annotate(
-                text, (x[i], y[i]), xytext=(6, -14), textcoords="offset points", fontsize=9, color=colour
-            )
-            label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    label = axes.annotate(
+        drawable(knob), (x, y), xytext=_PLACES[0], textcoords="offset points", fontsize=9, color=colour,
+        parse_math=False, in_layout=False,
+    )  # fmt: skip
+    label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+    return label
+
+
+def _keep_apart(figure: Figure, labels: Sequence[Annotation]) -> None:
+    """Each label to the first of its places where it lies on no marker and no other label; away where there is none."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # settles where the axes are
+    taken = {
+        axes: [
+            Bbox.from_extents(x - 7, y - 7, x + 7, y + 7)
+            for line in axes.lines
+            if line.get_marker() not in ("", "None")
+            for x, y in axes.transData.transform(line.get_xydata())
+        ]
+        for axes in figure.axes
+    }
+    for label in labels:
+        boxes = taken[label.axes]
+        for place in _PLACES:
+            label.set_position(place)
+            label.set_horizontalalignment("left" if place[0] > 0 else "right")
+            box = label.get_window_extent()
+            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and label.axes.bbox.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in boxes):
+                boxes.append(box)
+                break
+        else:
+            label.remove()
 
 
 def _mark_start(axes: Axes, settings: Sequence[Setting], name: str) -> None:
     start = estimate(run.first(name) for setting in settings for run in setting.counted)
-    if start is not None:
-        axes.plot([0], [start.mean], linestyle="", marker="*", markersize=12, color=GREY, label="before training")
+    if start is None:
+        return
+    points = [point for line in axes.lines for point in line.get_xydata()]
+    spans = [max(values) - min(values) for values in zip(*points, strict=True)] if len(points) >= CROWD else []
+    far = [abs(points[0][0]), abs(points[0][1] - start.mean)] if spans else []
+    if spans and all(span < distance / 8 for span, distance in zip(spans, far, strict=True)):
+        axes.set_xlabel(f"{axes.get_xlabel()}\n(before training: {start.mean:.4g} at KL 0, outside the picture)")
+        return
+    axes.plot([0], [start.mean], linestyle="", marker="*", markersize=12, color=GREY, label="before training")
 
 
 def iterations(settings: Sequence[Setting]) -> Figure:
     """Over the rollouts of training: the mean over seeds, and a band from the lowest seed to the highest."""
-    figure = new_figure(13.5, 4.6)
+    figure = new_figure(13.5, 5.2)
     panels = _row(figure, len(_CURVES))
     for axes, (name, title, unit) in zip(panels, _CURVES, strict=True):
         for place, setting in enumerate(settings):
@@ -116,10 +165,8 @@ def iterations(settings: Sequence[Setting]) -> Figure:
         axes.margins(x=0.08, y=0.12)
         tidy(axes, legend=False)
         whole_iterations(axes)
-    handles, labels = panels[0].get_legend_handles_labels()
-    if handles:
-        columns = max(1, min(6, len(labels), 160 // max(map(len, labels))))
-        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend_below(figure, list(found.values()), list(found))
     return figure
 
 

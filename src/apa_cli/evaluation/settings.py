@@ -74,7 +74,7 @@ def student_t(degrees: int) -> float:
 class Setting:
     """Runs alike but for the seed."""
 
-    line: str  # what it shares with other settings on its line of the frontier: `APA`, `APA, learning_rate 1e-05`
+    line: str  # what it shares with other settings on its line of the frontier: `APA`, `APA, learning_rate=1e-05`
     knob: str  # `λ 0.1`
     runs: tuple[Run, ...]
 
@@ -100,12 +100,13 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     for objective in dict.fromkeys(run.objective for run in with_figures):
         alike = [run for run in with_figures if run.objective == objective]
         keys = differing(alike)
+        words = {key: _words(key, keys, [run.config.get(key) for run in alike]) for key in keys}
         starts = {_first(run.config) for run in alike if _steered(run)}
         for run in alike:
-            differences = [(key, run.config.get(key)) for key in keys]
+            differences = [(words[key][str(run.config.get(key))], str(run.config.get(key))) for key in keys]
             if _steered(run) and len(starts) > 1:
                 first, sign = _first(run.config)
-                differences.append(("from", f"{sign} {shown(first)}"))
+                differences.append((f"from {sign} {shown(first)}", str(first)))
             line = _line(objective, differences)
             found.setdefault((line, *knob(run.config)), []).append(run)
     settings = [Setting(line=line, knob=text, runs=tuple(runs)) for (line, _, text), runs in found.items()]
@@ -114,16 +115,47 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     return sorted(settings, key=lambda s: (lines.index(s.line), values[s.line, s.knob]))
 
 
-def _line(objective: str, differences: Sequence[tuple[str, Any]]) -> str:
-    """Of many differences the first few, and a number that keeps the rest apart."""
-    words = [f"{short_name(key)} {_brief(shown(value))}" for key, value in differences]
-    if len(words) > NAMED or any(len(shown(value)) > LONGEST for _, value in differences):
-        words = [*words[:NAMED], f"… #{zlib.crc32(repr(differences).encode()) % 10_000}"]
+def _line(objective: str, differences: Sequence[tuple[str, str]]) -> str:
+    """Of many differences, words and values, the first few, and a number that keeps the rest apart."""
+    words = [word for word, _ in differences]
+    if len(words) > NAMED or any("…" in word for word in words):
+        words = [*words[:NAMED], f"… #{zlib.crc32(repr(differences).encode('utf-8', 'replace')) % 10_000:04d}"]
     return ", ".join([objective.upper(), *words])
 
 
-def _brief(text: str) -> str:
-    return text if len(text) <= LONGEST else f"…{text[1 - LONGEST :]}"
+def _words(key: str, keys: Sequence[str], values: Sequence[Any]) -> dict[str, str]:
+    """`name=value` for each value of a key: of a path the last parts, as many as tell the paths apart.
+
+    Two values that would read alike are written with `…`, which `_line` follows with a number.
+    """
+    texts = {str(value): " ".join(shown(value).split()) for value in values}
+    if key.endswith("path"):
+        texts = dict(zip(texts, _tails(list(texts)), strict=True))
+    texts = {value: shortened(text, LONGEST) for value, text in texts.items()}
+    name, names = _name(key), [_name(other) for other in keys]
+    name = key if names.count(name) > 1 else name
+    alike = {text for text in texts.values() if list(texts.values()).count(text) > 1}
+    return {value: f"{name}={text}{'…' if text in alike and '…' not in text else ''}" for value, text in texts.items()}
+
+
+def _name(key: str) -> str:
+    """`policy` of policy.path, else the last part."""
+    return short_name(key.removesuffix(".path"))
+
+
+def _tails(paths: Sequence[str]) -> list[str]:
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts))):
+        tails = ["/".join(part[-count:]) for part in parts]
+        if len(set(tails)) == len(paths):
+            return tails
+    return list(paths)
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut in the middle: the beginning and the end of a name say most."""
+    end = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

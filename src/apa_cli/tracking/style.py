@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -10,6 +12,7 @@ if TYPE_CHECKING:
 
 # Three hues that stay apart without colour vision (Okabe and Ito), and grey.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#8A8A8A"
+LEGEND_ROWS = 8
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -33,6 +36,44 @@ def tidy(axes: Axes, title: str | None = None, *, legend: bool = True) -> None:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", color=GREY)
     elif legend and axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8.5)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Under all panels, at most `LEGEND_ROWS` high: what does not fit is cut in the middle, and then counted."""
+    if not labels:
+        return
+    from matplotlib.lines import Line2D
+
+    texts = [drawable(label) for label in labels]
+    room = int(figure.get_figwidth() / 0.07)  # characters
+    most = max(1, min(4, room // 24))
+    columns = max(1, min(most, room // (max(map(len, texts)) + 8)))
+    if columns * LEGEND_ROWS < len(texts):
+        columns = min(most, math.ceil(len(texts) / LEGEND_ROWS))
+    cut = [_cut(text, room // columns - 8) for text in texts]
+    while columns > 1 and len(set(cut)) < len(set(texts)):  # rather fewer than alike
+        columns -= 1
+        cut = [_cut(text, room // columns - 8) for text in texts]
+    texts = cut
+    shown = list(handles)
+    if (left := len(texts) - columns * LEGEND_ROWS) > 0:
+        texts = [*texts[: -left - 1], f"… and {left + 1} more (see the table)"]
+        shown = [*shown[: -left - 1], Line2D([], [], linestyle="")]
+    legend = figure.legend(shown, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ is a $
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width // 2]}…{text[1 - width // 2 :]}"
+
+
+def drawable(text: str) -> str:
+    """`text` with characters that matplotlib's own font lacks as escapes, which tell two names apart."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont("DejaVu Sans"))
+    return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
 
 
 def whole_iterations(axes: Axes) -> None:

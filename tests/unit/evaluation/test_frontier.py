@@ -52,7 +52,71 @@ def test_many_settings_keep_colours_apart(tmp_path: Path):
     settings = settings_in(write_grid(tmp_path / "g", grid))
     colours = {str(line.get_color()) for line in iterations(settings).axes[0].lines}
     assert len(colours) == 30
-    assert len(frontier(settings).axes[0].texts) <= 15
+
+
+LONG = "/data/" + "a_very_long_name_of_a_model/" * 7
+CROWD = [
+    {"objective__kl_lambda": 0.1 * (i % 3 + 1), "optimizer__learning_rate": 1e-5 * (1 + i // 3)} for i in range(30)
+]
+TWO = [
+    {"policy__path": f"{place}/policy", "reward__path": f"{place}/reward", "objective__kl_lambda": kl_lambda}
+    for place in ("builtin:reviews", "/home/alice/sft")
+    for kl_lambda in (0.1, 0.3)
+]
+
+
+def draw(folder: Path, configs: list[dict[str, object]], *, spread: float = 1.0):
+    for i, config in enumerate(configs):
+        rows = [row(0, eval_reward=0.0, eval_kl=0.0), row(1, eval_reward=3 + spread * i, eval_kl=5 + spread * (i % 5))]
+        write_run(folder / f"{i}", [rows[0], rows[1] | row(1, reward_mean=1.0, kl_to_init=1.0)], **config)
+    settings = settings_in(folder)
+    return frontier(settings), iterations(settings)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("configs", "spread"),
+    [
+        ([{}], 1.0),
+        (TWO, 1.0),
+        (CROWD, 0.001),
+        (CROWD, 1.0),
+        ([{"policy__path": f"{LONG}{i}/final"} for i in range(3)], 1.0),
+        ([{"policy__path": f"/m/{name}"} for name in ("a$b_c$%", "模型", "\\frac$", "модель^{x}")], 0.5),
+        ([{"policy__path": f"{LONG}{i}/final"} for i in range(60)], 0.1),
+    ],
+)
+def test_nothing_overprints_and_panels_keep_their_room(tmp_path: Path, configs, spread: float):
+    for figure in draw(tmp_path, configs, spread=spread):
+        figure.draw_without_rendering()
+        [legend] = figure.legends
+        below = legend.get_window_extent()
+        assert figure.bbox.x0 <= below.x0 and below.x1 <= figure.bbox.x1
+        names = [text.get_text() for text in legend.get_texts()]
+        assert len(set(names)) == len(names)
+        for axes in figure.axes:
+            assert axes.bbox.height > 0.45 * figure.bbox.height
+            assert axes.bbox.width > 0.75 * figure.bbox.width / len(figure.axes)
+            assert axes.get_tightbbox().y0 >= below.y1
+            boxes = [text.get_window_extent() for text in axes.texts if text.get_text() != "not measured"]
+            assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_names_are_read_as_they_are_and_titles_are_true(tmp_path: Path):
+    figure, _ = draw(tmp_path / "a", [{"policy__path": "/m/a$b_c$%"}, {"policy__path": "/m/模"}])
+    assert [text.get_text() for text in figure.legends[0].get_texts()][:2] == [
+        "APA, policy=a$b_c$%",
+        "APA, policy=\\u6a21",
+    ]
+    assert not any(text.get_parse_math() for text in figure.legends[0].get_texts())
+    assert figure.axes[0].get_title("left") == "Reward, held-out prompts"
+    write_run(tmp_path / "b" / "0", [row(1, reward_mean=1.0, kl_to_init=2.0)])
+    assert frontier(settings_in(tmp_path / "b")).axes[0].get_title("left") == "Reward, last rollout"
+
+
+def test_a_legend_says_how_many_it_leaves_out(tmp_path: Path):
+    _, figure = draw(tmp_path, [{"policy__path": f"{LONG}{i}/final"} for i in range(60)])
+    assert "more (see the table)" in figure.legends[0].get_texts()[-1].get_text()
 
 
 def test_curves_are_over_what_every_seed_has(tmp_path: Path):

@@ -52,9 +52,39 @@ def test_what_else_differs_makes_another_line(tmp_path: Path):
     write_run(tmp_path / "a", rows, optimizer__learning_rate=1e-5)
     write_run(tmp_path / "b", rows, optimizer__learning_rate=1e-4, tracking__console="quiet")
     assert [setting.line for setting in group(runs_in(tmp_path))] == [
-        "APA, learning_rate 1e-05",
-        "APA, learning_rate 0.0001",
+        "APA, learning_rate=1e-05",
+        "APA, learning_rate=0.0001",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ({"policy__path": ["/a/sft/policy", "/b/rm/policy"]}, ["APA, policy=sft/policy", "APA, policy=rm/policy"]),
+        ({"policy__path": ["policy", "x/policy"]}, ["APA, policy=policy", "APA, policy=x/policy"]),
+        (
+            {"reward__path": ["/a", "/b"], "evaluation__reward__path": ["/c", "/d"]},
+            ["APA, reward.path=a, evaluation.reward.path=c", "APA, reward.path=b, evaluation.reward.path=d"],
+        ),
+        (
+            {"reward__scale": [1, 2], "evaluation__reward__scale": [3, 4]},
+            ["APA, reward.scale=1, evaluation.reward.scale=3", "APA, reward.scale=2, evaluation.reward.scale=4"],
+        ),
+    ],
+)
+def test_keys_go_by_name_and_paths_by_what_tells_them_apart(tmp_path: Path, values, lines):
+    for i in range(2):
+        write_run(tmp_path / f"{i}", [row(1, eval_kl=1.0)], **{key: pair[i] for key, pair in values.items()})
+    assert [setting.line for setting in group(runs_in(tmp_path))] == lines
+
+
+@pytest.mark.parametrize(
+    "values", [(0.12345, 0.123456), ("a  b", "a b"), ("y" * 300 + "a" * 20, "z" * 9 + "y" * 291 + "a" * 20)]
+)
+def test_values_that_read_alike_are_no_one_setting(tmp_path: Path, values):
+    for i, value in enumerate(values):
+        write_run(tmp_path / f"{i}", [row(1, eval_kl=1.0)], generation__note=value)
+    assert len({setting.label for setting in group(runs_in(tmp_path))}) == 2
 
 
 def test_runs_of_an_older_version_are_no_line_of_their_own(tmp_path: Path):
