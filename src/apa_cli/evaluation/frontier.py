@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apa_cli.evaluation.settings import Setting, estimate
 from apa_cli.tracking.plots import PLOTS_FOLDER
@@ -14,6 +14,7 @@ from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, drawable, legend_b
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from matplotlib.text import Annotation
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -45,7 +46,8 @@ def frontier(settings: Sequence[Setting]) -> Figure:
     """Reward against KL at the end of each run: a line through the means of its settings, a small point for a seed."""
     panels = [panel for panel in _PANELS if any(setting.final(panel[0]) for setting in settings)] or [_PANELS[0]]
     figure = new_figure(6.4 * len(panels), 5.2)
-    labels, lines = [], {}
+    labels: list[Annotation] = []
+    lines: dict[str, Any] = {}
     for axes, (name, title) in zip(_row(figure, len(panels)), panels, strict=True):
         axes.set_xlabel("KL from the initial policy, nats per response")
         labels += _draw_frontier(axes, settings, name)
@@ -60,8 +62,10 @@ def frontier(settings: Sequence[Setting]) -> Figure:
 
 
 def _measured_on(settings: Sequence[Setting]) -> str:
-    kinds = {run.evaluated for setting in settings for run in setting.counted}
-    return {(True,): "held-out prompts", (False,): "last rollout"}.get(tuple(kinds), "held-out prompts or last rollout")
+    held_out = [run.evaluated for setting in settings for run in setting.counted]
+    if all(held_out):
+        return "held-out prompts"
+    return "held-out prompts or last rollout" if any(held_out) else "last rollout"
 
 
 def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> list[Annotation]:
@@ -107,6 +111,7 @@ def _label(axes: Axes, x: float, y: float, knob: str, colour: str) -> Annotation
 
 def _keep_apart(figure: Figure, labels: Sequence[Annotation]) -> None:
     """Each label to the first of its places where it lies on no marker and no other label; away where there is none."""
+    from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # settles where the axes are
@@ -115,17 +120,19 @@ def _keep_apart(figure: Figure, labels: Sequence[Annotation]) -> None:
             Bbox.from_extents(x - 7, y - 7, x + 7, y + 7)
             for line in axes.lines
             if line.get_marker() not in ("", "None")
-            for x, y in axes.transData.transform(line.get_xydata())
+            for x, y in axes.transData.transform(_points(line))
         ]
         for axes in figure.axes
     }
     for label in labels:
-        boxes = taken[label.axes]
+        axes = label.axes
+        assert isinstance(axes, Axes)
+        boxes = taken[axes]
         for place in _PLACES:
             label.set_position(place)
             label.set_horizontalalignment("left" if place[0] > 0 else "right")
             box = label.get_window_extent()
-            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and label.axes.bbox.y0 <= box.y0
+            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0
             if inside and not any(box.overlaps(other) for other in boxes):
                 boxes.append(box)
                 break
@@ -137,7 +144,7 @@ def _mark_start(axes: Axes, settings: Sequence[Setting], name: str) -> None:
     start = estimate(run.first(name) for setting in settings for run in setting.counted)
     if start is None:
         return
-    points = [point for line in axes.lines for point in line.get_xydata()]
+    points = [(x, y) for line in axes.lines for x, y in _points(line)]
     spans = [max(values) - min(values) for values in zip(*points, strict=True)] if len(points) >= CROWD else []
     far = [abs(points[0][0]), abs(points[0][1] - start.mean)] if spans else []
     if spans and all(span < distance / 8 for span, distance in zip(spans, far, strict=True)):
@@ -189,6 +196,11 @@ def _colour(place: int, count: int) -> object:
     from matplotlib import colormaps
 
     return colormaps["viridis"](0.05 + 0.85 * place / (count - 1))
+
+
+def _points(line: Line2D) -> Any:
+    """[points, 2], an array."""
+    return line.get_xydata()
 
 
 def _row(figure: Figure, count: int) -> list[Axes]:
