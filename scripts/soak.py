@@ -2,7 +2,8 @@
 
     python scripts/soak.py --kills 200
 
-A longer version of tests/faults/test_kills.py with the same pieces. Prints one summary line; exit code 1 where a run
+A longer version of tests/faults/test_kills.py with the same pieces, and with SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 among
+the signals. Prints one summary line; exit code 1 where a run
 differs in a metric or a weight.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import itertools
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -23,10 +25,12 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
 from runs import SMALL, VARIANTS, ForkServer, Kills, assert_same_run, kill_until_done  # noqa: E402
 
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="SIGKILLs in all (default 200)")
+    parser.add_argument("--kills", type=int, default=200, help="kills in all (default 200)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments at which runs are killed")
     arguments = parser.parse_args()
     started = time.perf_counter()
@@ -62,7 +66,9 @@ def soak(server: ForkServer, place: Path, limit: int, draw: Random) -> tuple[Kil
             return kills, run, different
         name = list(VARIANTS)[run % len(VARIANTS)]
         folder = place / f"run{run}"
-        kill_until_done(server, folder, (*SMALL, *VARIANTS[name]), draw, kills, limit=limit, seconds=seconds)
+        kill_until_done(
+            server, folder, (*SMALL, *VARIANTS[name]), draw, kills, limit=limit, seconds=seconds, signals=SIGNALS
+        )
         try:
             assert_same_run(folder, references[name])
         except AssertionError as error:

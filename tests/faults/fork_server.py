@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -31,7 +30,7 @@ def child(request: dict[str, Any]) -> int:
     os.environ.update(request["environment"])
     tempfile.tempdir = None  # TMPDIR is asked anew
     if request["terminate_at"] is not None:
-        terminate_at(request["terminate_at"])
+        terminate_at(request["terminate_at"], request["terminate_with"])
     if not request["pictures"]:
         leave_out_pictures()
     from apa_cli.commands.train import main
@@ -43,8 +42,8 @@ def child(request: dict[str, Any]) -> int:
         return 99
 
 
-def terminate_at(minibatch: int) -> None:
-    """Send this process SIGTERM, for real, inside its so many-th minibatch."""
+def terminate_at(minibatch: int, number: int) -> None:
+    """Send this process a signal, for real, inside its so many-th minibatch."""
     from apa_cli.training import update
 
     plain, done = update.accumulate_gradients, [0]
@@ -52,7 +51,7 @@ def terminate_at(minibatch: int) -> None:
     def counting(*arguments: Any, **named: Any) -> Any:
         done[0] += 1
         if done[0] == minibatch:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         return plain(*arguments, **named)
 
     update.accumulate_gradients = counting

@@ -88,15 +88,18 @@ class ForkServer:
         folder: Path,
         *overrides: str,
         kill_after: float | None = None,
+        kill_with: int = signal.SIGKILL,
         die_at: int | None = None,
         terminate_at: int | None = None,
+        terminate_with: int = signal.SIGTERM,
         variables: dict[str, str] | None = None,
         pictures: bool = False,
     ) -> int:
         """Exit code of `apa-train output_dir=FOLDER OVERRIDES`; -9 where it was killed.
 
-        kill_after: SIGKILL from outside after so many seconds. die_at: by itself, at so many-th fault point.
-        terminate_at: SIGTERM in its so many-th minibatch.
+        kill_after: SIGKILL, or `kill_with`, from outside after so many seconds.
+        die_at: by itself, at so many-th fault point.
+        terminate_at: SIGTERM, or `terminate_with`, in its so many-th minibatch.
         """
         named = dict(variables or {})
         if die_at is not None:
@@ -106,6 +109,7 @@ class ForkServer:
             "environment": named,
             "output": str(self.output),
             "terminate_at": terminate_at,
+            "terminate_with": int(terminate_with),
             "pictures": pictures,
         }
         assert self.process.stdin is not None
@@ -115,7 +119,7 @@ class ForkServer:
         if kill_after is not None:
             time.sleep(kill_after)
             with contextlib.suppress(ProcessLookupError):  # it was faster
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, kill_with)
         return int(self._line())
 
     def close(self) -> None:
@@ -148,10 +152,12 @@ def kill_until_done(
     *,
     limit: int,
     seconds: float,
+    signals: Sequence[int] = (signal.SIGKILL,),
 ) -> None:
     """Start the run, kill it, resume it, and so on to its end; after `limit` kills in all, let it go.
 
-    Half of the kills come from outside within `seconds` of the start, half at a fault point: a write or a rename.
+    Half of the kills come from outside within `seconds` of the start, by one of `signals`; half at a fault point: a
+    write or a rename. At a signal other than SIGKILL a run saves and ends with 130, or dies of it before it listens.
     """
     code = None
     while code != 0:
@@ -162,8 +168,11 @@ def kill_until_done(
             code = server.run(folder, *again, die_at=draw.randint(1, FAULT_POINTS), pictures=True)
             kills.at_fault_points += code == -signal.SIGKILL
         else:
-            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds), pictures=True)
-            kills.at_random_moments += code == -signal.SIGKILL
+            number = draw.choice(signals)
+            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds), kill_with=number, pictures=True)
+            kills.at_random_moments += code != 0
+            if number != signal.SIGKILL and code in (130, -number):
+                continue
         assert code in (0, -signal.SIGKILL), server.output.read_text()[-2000:]
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: a Slurm preemption, a second signal, a deadline, and the same run after all."""
+"""Signals: a Slurm preemption, a closed terminal, a second signal, a deadline, and the same run after all."""
 
 from __future__ import annotations
 
@@ -145,3 +145,54 @@ def test_handlers_are_given_back_and_nothing_begins_after_a_signal():
     with pytest.raises(Interrupted):
         work()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+def test_a_closed_terminal_and_slurms_other_signals_save(server, tmp_path, number):
+    assert server.run(tmp_path / "run", *SMALL, terminate_at=6, terminate_with=number) == 130
+    assert f"{number.name}: saving and stopping" in server.output.read_text()
+    assert latest(tmp_path / "run").name == "iter_000001_part"
+
+
+def test_nohup_is_respected():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + WAITING.replace("600", "1")
+    process = subprocess.Popen([sys.executable, "-c", code, "30"], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0
+
+
+# Each keeps the interpreter's lock, so that no other thread and no handler of Python's runs.
+HANGS = {
+    "a regular expression": "import re\ndef reward(prompts, responses):\n    re.fullmatch('(a+)+b', 'a' * 60)\n",
+    "a library's C code": ("import ctypes\ndef reward(prompts, responses):\n    ctypes.PyDLL(None).sleep(600)\n"),
+    "one long sum": "def reward(prompts, responses):\n    sum(range(10**13))\n",
+}
+
+
+@pytest.mark.parametrize("hang", HANGS)
+def test_a_reward_that_holds_the_interpreter_ends_in_its_time(server, tmp_path, hang):
+    (tmp_path / "mine.py").write_text(HANGS[hang])
+    mine = ("reward.kind=function", "reward.path=null", f"reward.function={tmp_path}/mine.py:reward")
+    assert server.run(tmp_path / "run", *SMALL, *mine, "reward.timeout_seconds=1") == -signal.SIGKILL
+    assert f"a call did not end in its time, and Python does not answer; it hangs at {tmp_path}/mine.py:" in (
+        server.output.read_text()
+    )
+
+
+@pytest.mark.parametrize(("signals", "why"), [(1, "SIGTERM: not done within 1 s"), (2, "a second signal")])
+def test_signals_end_what_holds_the_interpreter(tmp_path, signals, why):
+    code = WAITING.replace("time.sleep(0.01)", "sum(range(10**13))")
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "1" if signals == 1 else "600"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for _ in range(signals):
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGKILL
+    assert f"apa-cli: {why}, and Python does not answer; it hangs at" in errors

@@ -31,6 +31,7 @@ from apa_cli.config import compose, help_text, sources
 from apa_cli.config.overrides import check_overrides, prepared
 from apa_cli.errors import UserError
 from apa_cli.files import missing_folders, remove_empty
+from apa_cli.watchdog import STOPPING
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -53,7 +54,9 @@ def main(argv: list[str]) -> int:
     global _session
     share_the_processor()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, until the run has its own way with both
+        for number in STOPPING[1:]:  # as Ctrl-C, until the run has its own way with them
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, signal.default_int_handler)
     _session = session = _Session(full_error=traceback_wanted())
     try:
         _command(argv)

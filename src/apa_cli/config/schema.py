@@ -163,7 +163,7 @@ class OptimizerConfig:
 class CheckpointConfig:
     every: int = number(50, "iterations between checkpoints; 0 = only at the end", minimum=0)
     keep: int = number(2, "how many of the newest to keep; 0 = all", minimum=0)
-    grace_seconds: float = number(25.0, "time to save and end after SIGTERM or SIGINT, seconds", above=0)
+    grace_seconds: float = number(25.0, "time to save and end after a signal, seconds", above=0)
     best_metric: Optional[str] = text(
         None, "also keep the checkpoint that is best by this, such as eval/evaluator; null = off"
     )

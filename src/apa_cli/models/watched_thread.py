@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
+from apa_cli import watchdog
+
 ABANDONED = "abandoned call"  # name of a thread that nobody waits for any more
 
 
@@ -50,7 +52,8 @@ class WatchedThread:
         call = _Call(_as_here(function))
         self._calls.put(call)
         try:
-            returned, result = call.answer.get(timeout=seconds)
+            with watchdog.limit(seconds):  # where even this wait cannot go on
+                returned, result = call.answer.get(timeout=seconds)
         except queue.Empty:
             self._abandon()
             raise CallTimeoutError(f"no answer after {seconds:g} s").with_traceback(_where(thread)) from None

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the run finishes what must not be cut in two, saves, and exits 130.
+"""SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2: the run finishes what must not be cut in two, saves, and exits 130.
 
 While a rollout is made or judged nothing changes that a checkpoint could not give back, so there the signal ends the
 work at once. In an update it waits for the end of the minibatch.
@@ -18,9 +18,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from apa_cli.tracking.log import LOGGER
+from apa_cli.watchdog import STOPPING, listening
 
 EXIT_CODE = 130
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SHOW_CURSOR = "\x1b[?25h"
 _log = logging.getLogger(LOGGER)
 
@@ -34,9 +34,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """A context manager that listens to both signals in the main thread, and leaves others' handlers as they were.
+    """A context manager that listens to these signals in the main thread; afterwards handlers are as they were.
 
-    A second signal, or `grace_seconds` without an end, exits at once with what is on disk.
+    A signal that is ignored, as nohup has it of SIGHUP, stays so. A second signal, or `grace_seconds` without an end,
+    exits at once with what is on disk; where Python cannot, the watchdog ends it.
     """
 
     def __init__(self, grace_seconds: float) -> None:
@@ -46,15 +47,19 @@ class Interrupts:
         self._deferred = False
         self._before: dict[signal.Signals, Any] = {}
         self._over = threading.Event()
+        self._watched = contextlib.ExitStack()
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in heard}
+            self._watched.enter_context(listening(self.grace_seconds))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._watched.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._over.set()
