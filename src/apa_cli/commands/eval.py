@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import EVALUATION, EVALUATION_NAMES, check_free, check_place, inputs_of, record
 from apa_cli.commands.environment import command, share_the_processor
 from apa_cli.commands.messages import say
 from apa_cli.config import compose, sources
+from apa_cli.config.literal import escaped
 from apa_cli.config.overrides import check_overrides
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_checkpoints
+from apa_cli.tracking.secrets import redact
 
 if TYPE_CHECKING:
     from apa_cli.evaluation.evaluate_checkpoints import Evaluation, Progress
@@ -44,6 +47,7 @@ Examples
   apa-eval checkpoint=[runs/a,runs/b] evaluation.prompts=256     several runs, on more prompts
   apa-eval checkpoint=runs/mine evaluation.decoding=greedy
   apa-eval checkpoint=path/to/model config=mine.yaml             a Hugging Face or PEFT folder, a model on the Hub
+  apa-eval checkpoint=runs/mine --cfg job                        show the whole configuration and judge nothing
   apa-eval checkpoint=runs/mine evaluation.judge.base_url=http://127.0.0.1:8000/v1 evaluation.judge.model=NAME
 
 Keys
@@ -70,9 +74,18 @@ def main(arguments: list[str]) -> None:
     if "--version" in arguments:
         print(f"{PROGRAM} {__version__}")
         return
+    show = "--cfg" in arguments
+    if show:
+        place = arguments.index("--cfg")
+        if arguments[place + 1 : place + 2] != ["job"]:
+            raise UserError("--cfg", "shows the job alone", "write --cfg job")
+        arguments = [*arguments[:place], *arguments[place + 2 :]]
     places, overrides = read_arguments(arguments)
     checkpoints = find_checkpoints(places, lambda line: say(PROGRAM, f"warning: {line}"))
     config = compose_evaluation(checkpoints, overrides)
+    if show:
+        print(OmegaConf.to_yaml(OmegaConf.create(escaped(redact(config)))), end="")
+        return
     folder = _output_folder(checkpoints, config, overrides)
     _check_writable(folder)
     evaluated = [Path(place) for c in checkpoints for place in (c.policy, c.run_dir) if place and Path(place).is_dir()]

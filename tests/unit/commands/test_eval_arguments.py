@@ -1,6 +1,7 @@
 """apa-eval's command line: what `checkpoint=` may be, and which configuration an evaluation runs under."""
 
 import pytest
+from omegaconf import OmegaConf
 
 from apa_cli.commands.eval import compose_evaluation, main, read_arguments
 from apa_cli.errors import UserError
@@ -65,7 +66,6 @@ def test_other_arguments_are_overrides_in_their_order():
         (["checkpoint=a,,b"], "checkpoint: empty"),
         (["checkpoint=[a"], "checkpoint: [a cannot be read"),
         (["checkpoint=a", "-m"], "-m: unknown option"),
-        (["checkpoint=a", "--cfg", "job"], "--cfg: unknown option"),
     ],
 )
 def test_what_is_wrong_is_said(arguments, said):
@@ -160,3 +160,14 @@ def test_an_output_folder_that_cannot_be_is_refused_before_any_work(workdir, cap
         capsys.readouterr().err
         == "apa-eval: error: output_dir: taken is a file; choose another folder: output_dir=DIR\n"
     )
+
+
+def test_cfg_job_shows_what_would_run_and_judges_nothing(workdir, monkeypatch, capsys):
+    run = make_run(workdir / "run")
+    monkeypatch.setattr("apa_cli.commands.eval.find_checkpoints", lambda places, warn: [run])
+    assert main(["checkpoint=run", "seed=9", "--cfg", "job"]) == 0
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.seed, shown.policy.path) == (9, "own/policy")
+    assert not (workdir / "run" / "evaluation").exists()
+    assert main(["checkpoint=run", "--cfg", "hydra"]) == 2
+    assert capsys.readouterr().err == "apa-eval: error: --cfg: shows the job alone; write --cfg job\n"
