@@ -86,7 +86,7 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
 def attach_value_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> None:
     """The critic's adapter on the policy's model, shaped and started as the policy's, or as a checkpoint has it."""
     if weights is not None:
-        check_adapter("checkpoint", weights)
+        check_adapter("checkpoint", weights, critic=True)
         add_trained(model, VALUE_ADAPTER, str(weights), dropout=config.adapter.dropout, train=True)
     elif config.adapter.path is not None:
         folder = adapter_folder(config.adapter)

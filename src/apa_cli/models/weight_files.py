@@ -44,9 +44,12 @@ def refuse_pickles(key: str, folder: Path) -> None:
             )
 
 
-def check_adapter(key: str, folder: Path) -> None:
-    """Raise UserError unless the folder holds a PEFT adapter in safetensors whose configuration names no code."""
-    if (folder / HEAD_FILE).is_file():
+def check_adapter(key: str, folder: Path, *, critic: bool = False) -> None:
+    """Raise UserError unless the folder holds a PEFT adapter in safetensors whose configuration names no code.
+
+    A critic's adapter, with its head beside it, is taken for a `critic` alone.
+    """
+    if (folder / HEAD_FILE).is_file() and not critic:
         raise UserError(key, f"{folder} is a critic ({HEAD_FILE} lies in it)", "give the policy's adapter")
     if not (folder / ADAPTER_CONFIG).is_file():
         raise UserError(key, f"{folder} has no {ADAPTER_CONFIG}", "give a PEFT adapter's folder")
