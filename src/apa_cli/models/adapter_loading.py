@@ -58,7 +58,7 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
             check_adapter(key, Path(folder))
             own = adapter_settings(key, folder, adapter.dropout)
             check_base(key, folder, own.base_model_name_or_path, config.path)
-            brings_embeddings = _take_vocabulary(model, Path(folder))
+            brings_embeddings = _take_vocabulary(key, model, Path(folder))
             with _base_unchanged(key, folder, model):
                 if model.device.type == "meta":  # a plan: shapes alone, and no start that is computed from weights
                     own.init_lora_weights, own.inference_mode = True, False
@@ -107,21 +107,29 @@ def add_trained(model: Any, name: str, folder: str, *, dropout: float, train: bo
         model.set_requires_grad(name)
 
 
-def _take_vocabulary(model: Any, folder: Path) -> bool:
+def _take_vocabulary(key: str, model: Any, folder: Path) -> bool:
     """Whether the adapter brings embeddings, whose number of rows the base is then given.
 
-    Rows that neither brings are the mean of the base's.
+    Raises UserError where it has other rows than the base and does not hold all of them: nobody knows what the others
+    were trained as.
     """
     found = list(_embeddings(model, folder))
+    whole = {part for name, _ in found if "lora_" not in name for part in name.split(".")}
     rows = max((tokens for _, tokens in found), default=0)
     old = model.get_input_embeddings().weight.shape[0]
     if found and rows != old:
         logger.info("the embeddings have %s rows instead of %s, as the adapter was trained with", rows, old)
         model.resize_token_embeddings(rows, mean_resizing=False)
-        with torch.no_grad():
-            for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-                if layer is not None and model.device.type != "meta":
-                    layer.weight[old:] = layer.weight[:old].mean(dim=0)
+        ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+        tied = ends[1] is None or ends[0].weight is ends[1].weight
+        names = [name.rpartition(".")[2] for name, layer in model.named_modules() if any(layer is end for end in ends)]
+        missing = [name for name in names if name not in whole]
+        if missing and not (tied and len(missing) < len(names)):
+            problem = (
+                f"{folder} is of {rows:,} tokens, its base of {old:,}, and it does not hold the rows of {missing[-1]}"
+            )
+            remedy = f"train or save it with modules_to_save=[{', '.join(names)}]"
+            raise UserError(key, problem, remedy)
     return any("lora_" not in name for name, _ in found)
 
 

@@ -159,8 +159,6 @@ def test_lora_finds_its_layers(tmp_path, plain_tokenizer, kind):
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_an_adapter_of_a_larger_vocabulary(policy_dir, plain_tokenizer, tmp_path, kind, how):
     """The base takes its rows, policy and reference are the model that was saved, and so is what the run exports."""
-    if kind == "qwen2" and "target_modules" in how:
-        pytest.skip("PEFT saves no rows of a head that is not tied")
     torch.manual_seed(3)
     wide = AutoModelForCausalLM.from_pretrained(policy_dir(kind=kind))
     wide.resize_token_embeddings(302, mean_resizing=False)
@@ -176,6 +174,10 @@ def test_an_adapter_of_a_larger_vocabulary(policy_dir, plain_tokenizer, tmp_path
     tokenizer.save_pretrained(tmp_path / "adapter")
     ids = torch.tensor([[1, 2, 300, 301, 5]])
     config = make_config(policy_dir(kind=kind), policy__adapter__path=str(tmp_path / "adapter"), value__kind="adapter")
+    if kind == "qwen2" and "target_modules" in how:  # PEFT saves no rows of a head that is not tied
+        with pytest.raises(UserError, match="does not hold the rows of lm_head; train or save it with modules_to_save"):
+            load_models(config, CPU)
+        return
     models = load_models(config, CPU)
     assert models.policy.tokenizer.chat_template == tokenizer.chat_template
     assert torch.equal(models.policy.model(ids).logits, model(ids).logits)
