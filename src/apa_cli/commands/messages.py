@@ -10,7 +10,7 @@ from pathlib import Path
 
 from apa_cli.config.sources import shown
 from apa_cli.config.translate import translate
-from apa_cli.errors import RunError
+from apa_cli.errors import RunError, UserError
 
 
 def say(program: str, line: str) -> None:
@@ -26,8 +26,16 @@ def traceback_wanted() -> bool:
 
 
 def exit_code(error: BaseException) -> int:
-    """2 where it is the user's to mend, otherwise 1."""
-    return 2 if translate(error) else 1
+    """2 where it is the user's to mend, 130 where a signal was behind it, otherwise 1."""
+    return 2 if translate(error) else 130 if _of_an_interrupt(error) else 1
+
+
+def _of_an_interrupt(error: BaseException) -> bool:
+    """Whether a library met a signal in the middle of its work, and then failed to tidy up."""
+    if isinstance(error, (UserError, RunError)):
+        return False
+    before = error.__context__
+    return isinstance(before, KeyboardInterrupt) or (before is not None and _of_an_interrupt(before))
 
 
 def one_line(error: BaseException) -> str:
@@ -43,6 +51,9 @@ def report_error(
     program: str, error: BaseException, *, run: str = "", run_dir: Path | None = None, full: bool = False
 ) -> int:
     """One line on stderr, and the traceback where it is asked for. The exit code."""
+    if exit_code(error) == 130:
+        say(program, "interrupted")
+        return 130
     wrong = translate(error)
     log = (run_dir or Path()) / "run.log"
     logged = run_dir is not None and log.is_file()

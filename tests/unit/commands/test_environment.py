@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from apa_cli.commands.environment import SPINS, share_the_processor
+from apa_cli.commands.environment import SPINS, command, share_the_processor
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,17 @@ def test_the_users_choice_stands(monkeypatch, given, spins):
         monkeypatch.setenv(name, value)
     share_the_processor()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_a_library_that_cannot_tidy_up_after_a_signal_is_an_interrupt(capsys):
+    @command("apa-train")
+    def main(arguments):
+        try:
+            if arguments:
+                raise KeyboardInterrupt
+            found = 1
+        finally:
+            print(found)  # as libraries do: the name is not bound yet
+
+    assert main(["signal"]) == 130
+    assert capsys.readouterr().err == "apa-train: interrupted\n"
