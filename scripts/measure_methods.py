@@ -6,7 +6,7 @@
 
 Runs are `apa-train -m sweep=joblib`, judged by the separate evaluator: every setting with the first seed before any
 with the second, so that what is there when it is interrupted is a whole picture. The same command again runs only what
-is missing; studies share the runs of a setting. A study is a module of scripts/methods/ with TITLE, DURATION,
+is missing; studies share the runs of a setting. A study is a module of scripts/studies/ with TITLE, DURATION,
 settings(size) and lines(runs, size, pictures), and a pair of markers in the page.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from methods import critic, group, grpo, offline, page, rewards, runs, stability, steer  # noqa: E402
+from studies import critic, group, grpo, offline, page, rewards, runs, stability, steer  # noqa: E402
 from sweeps import at_least  # noqa: E402
 
 from apa_cli.config.compose import compose_train  # noqa: E402

@@ -30,14 +30,9 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent)]
 
-from sweeps import at_least, recipe, sweep, write_recipes  # noqa: E402
-
-from apa_cli.config.compose import compose_train  # noqa: E402
-from apa_cli.config.sources import is_path, shown  # noqa: E402
-from apa_cli.errors import UserError  # noqa: E402
-from apa_cli.evaluation.comparison import learning_rate  # noqa: E402
-from apa_cli.evaluation.comparison_report import write_results  # noqa: E402
-from apa_cli.evaluation.comparison_study import (  # noqa: E402
+from studies.comparison import learning_rate  # noqa: E402
+from studies.comparison_report import write_results  # noqa: E402
+from studies.comparison_study import (  # noqa: E402
     NOTE,
     RUNS,
     TUNING_SEED,
@@ -46,6 +41,11 @@ from apa_cli.evaluation.comparison_study import (  # noqa: E402
     read_runs,
     read_study,
 )
+from sweeps import at_least, recipe, sweep, write_recipes  # noqa: E402
+
+from apa_cli.config.compose import compose_train  # noqa: E402
+from apa_cli.config.sources import is_path, shown  # noqa: E402
+from apa_cli.errors import UserError  # noqa: E402
 
 PROGRAM = "reproduce_paper.py"
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"

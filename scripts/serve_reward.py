@@ -32,9 +32,9 @@ Score = Callable[[dict[str, Any]], list[float]]
 def load(arguments: argparse.Namespace) -> Score:
     """The model, as a function of a request. Raises UserError."""
     from apa_cli.config.schema import ScorerConfig
-    from apa_cli.models.classifier import load_classifier
     from apa_cli.models.device import select_runtime
-    from apa_cli.models.reward import FinishedResponses, RewardModel
+    from apa_cli.rewards.classifier import load_classifier
+    from apa_cli.rewards.reward_model import FinishedResponses, RewardModel
 
     runtime = select_runtime(arguments.device, arguments.precision)
     model, tokenizer = load_classifier(arguments.model, None, runtime, "--model")

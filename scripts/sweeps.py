@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from apa_cli.errors import UserError
-from apa_cli.evaluation.runs import is_finished, members
+from apa_cli.runs.folders import is_finished, members
 
 
 def recipe(base: str, keys: Mapping[str, Any]) -> str:

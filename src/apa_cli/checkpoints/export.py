@@ -16,7 +16,7 @@ from apa_cli.files import UNFINISHED, files_in, partial_of, put_in_place
 from apa_cli.models.loading import load_config, own_noise
 from apa_cli.models.policy import Policy
 from apa_cli.models.value import Value
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.secrets import redact_text
 
 logger = logging.getLogger(__name__)
 

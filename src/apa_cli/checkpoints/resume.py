@@ -24,10 +24,10 @@ from apa_cli.config.keys import NAMING_KEY, groups, is_component
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import quoted, shown
 from apa_cli.errors import UserError
-from apa_cli.evaluation.runs import CONFIG_FILE, SUMMARY_FILE, flat, is_finished, read_run
+from apa_cli.runs.folders import CONFIG_FILE, SUMMARY_FILE, flat, is_finished, read_run
+from apa_cli.secrets import REDACTED, redact
 from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.samples import SAMPLES_FILE
-from apa_cli.tracking.secrets import REDACTED, redact
 
 KEY = "resume"
 AUTO = "auto"

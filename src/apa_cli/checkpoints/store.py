@@ -19,12 +19,12 @@ from apa_cli.checkpoints.export import save_policy
 from apa_cli.checkpoints.find import PART, checkpoints_in, named_in
 from apa_cli.checkpoints.manifest import write_manifest
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, own_files, record
-from apa_cli.checkpoints.training_state import save_training_state
 from apa_cli.config.schema import CheckpointConfig
 from apa_cli.errors import UserError
 from apa_cli.files import discard, fault_point, partial_of, put_in_place, remove_partial, write_text
 from apa_cli.models.roles import Models
 from apa_cli.training.state import TrainingState
+from apa_cli.training.state_files import save_training_state
 
 BEST_FILE = "best.json"
 DISK_ERRORS = (OSError, SafetensorError)  # what a full, read-only or broken disk raises

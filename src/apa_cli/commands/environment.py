@@ -11,7 +11,7 @@ from functools import wraps
 
 from apa_cli.commands.messages import report_error, say, traceback_wanted
 from apa_cli.errors import UserError
-from apa_cli.models.watched_thread import any_abandoned
+from apa_cli.watched_thread import any_abandoned
 
 SPINS = "10000"
 

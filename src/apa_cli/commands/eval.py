@@ -26,7 +26,7 @@ from apa_cli.config.overrides import check_overrides
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_checkpoints
-from apa_cli.tracking.secrets import redact
+from apa_cli.secrets import redact
 
 if TYPE_CHECKING:
     from apa_cli.evaluation.evaluate_checkpoints import Evaluation, Progress
@@ -224,7 +224,7 @@ def _print_table(evaluation: Evaluation) -> None:
     from rich.table import Table
 
     from apa_cli.evaluation.eval_report import NOTES, judge_line, rows
-    from apa_cli.tracking.secrets import printable
+    from apa_cli.secrets import printable
 
     header, cells = rows(evaluation)
     width = None if sys.stdout.isatty() else 60 + 28 * len(evaluation.policies)

@@ -14,7 +14,7 @@ from apa_cli.errors import RunError, UserError
 
 
 def say(program: str, line: str) -> None:
-    from apa_cli.tracking.secrets import printable  # its package imports more than a command needs to begin
+    from apa_cli.secrets import printable  # its package imports more than a command needs to begin
 
     with suppress(OSError, ValueError):  # nobody can read it: a reward function may have closed the stream
         print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)
@@ -59,7 +59,7 @@ def report_error(
     logged = run_dir is not None and log.is_file()
     explained = wrong is not None or isinstance(error, RunError)
     if full:
-        from apa_cli.tracking.secrets import printable
+        from apa_cli.secrets import printable
 
         with suppress(OSError, ValueError):
             print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)

@@ -56,9 +56,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     arguments = parser.parse_args(argv)
 
-    from apa_cli.evaluation.html_page import write_page
-    from apa_cli.evaluation.runs import find_runs, read_run
-    from apa_cli.evaluation.sweep_report import Overview, terminal_lines, write_tables
+    from apa_cli.runs.folders import find_runs, read_run
+    from apa_cli.runs.html_page import write_page
+    from apa_cli.runs.tables import Overview, terminal_lines, write_tables
 
     folders = find_runs(arguments.runs)
     runs = [read_run(folder) for folder in folders]

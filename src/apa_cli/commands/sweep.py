@@ -60,7 +60,7 @@ class Member:
             direction = OmegaConf.to_container(OmegaConf.create(hydra.sweeper)).get("direction")  # type: ignore[union-attr]
             return _outcome(folder, reward_only=isinstance(direction, str))
         except Exception as error:
-            from apa_cli.evaluation.members import note_failure
+            from apa_cli.runs.members import note_failure
 
             report_error(PROGRAM, error, run=folder.name, run_dir=folder, full=self.full_error)
             note_failure(
@@ -69,7 +69,7 @@ class Member:
             return None
 
     def _train(self, config: TrainConfig, folder: Path, overrides: list[str]) -> None:
-        from apa_cli.evaluation.members import alone, done_before
+        from apa_cli.runs.members import alone, done_before
 
         elsewhere = os.getpid() != self.process
         with alone(folder):
@@ -89,7 +89,7 @@ class Member:
 
 
 def _outcome(folder: Path, *, reward_only: bool) -> tuple[float, ...] | None:
-    from apa_cli.evaluation.runs import read_run
+    from apa_cli.runs.folders import read_run
 
     run = read_run(folder)
     evaluator, reward, kl = (run.last(f"eval/{name}") for name in ("evaluator", "reward", "kl"))
@@ -126,7 +126,7 @@ def _redact_hydras_own(sweep: Path) -> None:
     import yaml
 
     from apa_cli.files import write_text
-    from apa_cli.tracking.secrets import redact
+    from apa_cli.secrets import redact
 
     file = sweep / "multirun.yaml"
     if file.is_file():
@@ -137,8 +137,8 @@ def _redact_hydras_own(sweep: Path) -> None:
 
 
 def _conclude(folder: Path, sweep: str) -> list[int]:
-    from apa_cli.evaluation.members import failures_of
-    from apa_cli.evaluation.runs import FAILED, members, read_run
+    from apa_cli.runs.folders import FAILED, members, read_run
+    from apa_cli.runs.members import failures_of
 
     runs = []
     for place in members(folder):
@@ -149,7 +149,7 @@ def _conclude(folder: Path, sweep: str) -> list[int]:
     failures = failures_of(folder, sweep)
     if not (runs or failures):
         return []  # nothing began
-    from apa_cli.evaluation.sweep_report import Overview, terminal_lines, write_tables
+    from apa_cli.runs.tables import Overview, terminal_lines, write_tables
 
     known = {run.name for run in runs if run.status == FAILED}
     conflicts = [(name, reason) for name, reason, _ in failures if name not in known]

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.errors import UserError
-from apa_cli.tracking.secrets import REDACTED, redact_text
+from apa_cli.secrets import REDACTED, redact_text
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")

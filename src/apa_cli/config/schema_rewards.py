@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from apa_cli.config.fields import choice, mapping, number, text
-from apa_cli.tracking.secrets import public_address
+from apa_cli.secrets import public_address
 
 
 @dataclass(kw_only=True)

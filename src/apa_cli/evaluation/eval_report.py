@@ -14,7 +14,7 @@ from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.measures import LABELS, in_order, label_of
 from apa_cli.evaluation.respond import OPPONENTS, RESPONSES
 from apa_cli.evaluation.samples_page import samples_page
-from apa_cli.tracking.secrets import printable, redact, redact_text
+from apa_cli.secrets import printable, redact, redact_text
 from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
 
 PICTURE = "over_iterations.png"

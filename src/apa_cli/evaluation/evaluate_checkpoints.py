@@ -17,19 +17,19 @@ from apa_cli.data.prompts import Prompt, check_room
 from apa_cli.errors import UserError
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint
-from apa_cli.evaluation.endpoint import EndpointJudge
+from apa_cli.evaluation.endpoint.client import EndpointJudge
 from apa_cli.evaluation.measures import measure, verdict_rates
 from apa_cli.evaluation.pairwise import Pair
 from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse, respond
 from apa_cli.models.device import Runtime, select_runtime
-from apa_cli.models.http_reward import probe_served
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.models.preview import check_templates
 from apa_cli.models.reference import Reference, load_reference
-from apa_cli.models.reward import Loaded, Scorer, load_reward
-from apa_cli.models.reward_function import check_functions
-from apa_cli.models.weighted_rewards import by_role
+from apa_cli.rewards.function import check_functions
+from apa_cli.rewards.http import probe_served
+from apa_cli.rewards.preview import check_templates
+from apa_cli.rewards.reward_model import Loaded, Scorer, load_reward
+from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
 
 Progress = Callable[[str, int, int], None]  # what is being done, how many of how many

@@ -15,13 +15,13 @@ from apa_cli.algorithms import exact_kl, kl_k1, kl_k3, per_response
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt, collate
 from apa_cli.models.device import Runtime
+from apa_cli.models.microbatches import pass_tokens
 from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
-from apa_cli.models.reward import FinishedResponses, Scorer, require_scores
-from apa_cli.models.weighted_rewards import score
+from apa_cli.rewards.reward_model import FinishedResponses, Scorer, require_scores
+from apa_cli.rewards.weighted import score
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample
-from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
 CHUNK = 128  # tokens of which the logits of both models exist at the same time

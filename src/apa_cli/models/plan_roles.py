@@ -11,10 +11,10 @@ from torch import nn
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
 from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
-from apa_cli.models.classifier import classifier_config
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.loading import load_causal_config
 from apa_cli.models.memory import available_bytes
+from apa_cli.models.microbatches import rows_at_once
 from apa_cli.models.plan import (
     MLP_KEPT,
     Estimate,
@@ -27,7 +27,7 @@ from apa_cli.models.plan import (
     sampling_logits_bytes,
 )
 from apa_cli.models.value import ValueHead, hidden_size
-from apa_cli.rollouts.microbatches import rows_at_once
+from apa_cli.rewards.classifier import classifier_config
 
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # bitsandbytes: numbers in a tensor from which it quantises, and by block
 

@@ -16,9 +16,9 @@ from apa_cli.models.limits import known_ids
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reference import Reference, load_reference
-from apa_cli.models.reward import Loaded, RewardModel, Scorer, load_reward
 from apa_cli.models.value import SeparateValue, Value, load_value
-from apa_cli.models.weighted_rewards import by_role
+from apa_cli.rewards.reward_model import Loaded, RewardModel, Scorer, load_reward
+from apa_cli.rewards.weighted import by_role
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from apa_cli.data.prompts import PromptBatch
+from apa_cli.models.microbatches import pass_tokens
 from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
-from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.value import SharedValue, Value
+from apa_cli.rewards.reward_model import FinishedResponses
 from apa_cli.rollouts.generation import decode, raw_texts, spoken_ids
-from apa_cli.rollouts.microbatches import pass_tokens
 from apa_cli.rollouts.record import Rollout
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from apa_cli.rollouts.microbatches import plan_microbatches
+from apa_cli.models.microbatches import plan_microbatches
 
 
 @dataclass(frozen=True, kw_only=True)

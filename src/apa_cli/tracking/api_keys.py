@@ -6,7 +6,7 @@ import os
 import re
 
 from apa_cli.errors import UserError
-from apa_cli.tracking.secrets import REDACTED, redact_text
+from apa_cli.secrets import REDACTED, redact_text
 
 _KEY = re.compile(r"[!-~]+")  # what a header can carry
 _EXCERPT = 200  # characters of a server's own message

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from apa_cli.files import separate
+from apa_cli.secrets import environment_secrets, printable
 from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
-from apa_cli.tracking.secrets import environment_secrets, printable
 
 LOG_FILE = "run.log"
 LOGGER = "apa_cli"

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from apa_cli.tracking.secrets import redact_text
+from apa_cli.secrets import redact_text
 
 _log = logging.getLogger("apa_cli")
 

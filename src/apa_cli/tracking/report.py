@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.tracking.secrets import printable
+from apa_cli.secrets import printable
 
 REPORT_FILE = "report.md"
 VERSIONS_FILE = "versions.json"

@@ -17,8 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from apa_cli.secrets import printable
 from apa_cli.tracking.log import message_of
-from apa_cli.tracking.secrets import printable
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECENT = 8  # iterations in the live table

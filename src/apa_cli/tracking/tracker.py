@@ -13,13 +13,13 @@ from types import TracebackType
 from rich.console import RenderableType
 
 from apa_cli.config.schema import TrainConfig
+from apa_cli.secrets import redact
 from apa_cli.tracking.log import LOG_FILE, LOGGER, open_run_log
 from apa_cli.tracking.metrics import METRICS_FILE, MetricsFile
 from apa_cli.tracking.patient_file import DiskTrouble
 from apa_cli.tracking.plots import draw_run
 from apa_cli.tracking.report import Summary, summary_lines, write_report
 from apa_cli.tracking.samples import SAMPLES_FILE, Sample, SamplesFile
-from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.terminal import Terminal, choose_console, columns_of
 from apa_cli.tracking.wandb_run import WandbRun
 

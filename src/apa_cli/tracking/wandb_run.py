@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from apa_cli.config.schema import WandbConfig
-from apa_cli.models.watched_thread import ABANDONED
+from apa_cli.secrets import redact, redact_text
 from apa_cli.tracking.samples import Sample
-from apa_cli.tracking.secrets import redact, redact_text
 from apa_cli.tracking.wandb_mode import choose_mode, has_key
+from apa_cli.watched_thread import ABANDONED
 
 RUN_ID_FILE = "run-id"  # beside wandb's own files: a resumed run goes on under the same id
 LAST_STEP_FILE = "last-step"  # the newest step handed to wandb: a run that goes on repeats none

@@ -17,9 +17,9 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt
 from apa_cli.errors import UserError
 from apa_cli.evaluation.judge import Judgement, evaluate
-from apa_cli.models.reward import FinishedResponses
 from apa_cli.models.roles import Models
-from apa_cli.models.weighted_rewards import Scored, complaint, score
+from apa_cli.rewards.reward_model import FinishedResponses
+from apa_cli.rewards.weighted import Scored, complaint, score
 from apa_cli.rollouts.agreement import check_first_rollout
 from apa_cli.rollouts.collect import add_passes, finished_responses
 from apa_cli.rollouts.generation import sample

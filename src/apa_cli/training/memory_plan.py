@@ -11,9 +11,9 @@ from apa_cli.models.device import Runtime
 from apa_cli.models.loading import first_line
 from apa_cli.models.plan import check_fits
 from apa_cli.models.plan_roles import make_plan, remedies
-from apa_cli.models.preview import planned_readings
+from apa_cli.rewards.preview import planned_readings
+from apa_cli.secrets import redact_text
 from apa_cli.tracking.plan_table import memory_lines, plan_lines, plan_table, print_plan
-from apa_cli.tracking.secrets import redact_text
 from apa_cli.tracking.tracker import Tracker
 
 

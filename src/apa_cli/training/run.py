@@ -23,7 +23,6 @@ from apa_cli.checkpoints.manifest import listed_only
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, check_run_folder, is_run, record, recover
 from apa_cli.checkpoints.resume import Resumption, begin_from, find_resumption
 from apa_cli.checkpoints.store import CheckpointStore
-from apa_cli.checkpoints.training_state import resume_state
 from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
@@ -31,20 +30,20 @@ from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import LABELS
-from apa_cli.evaluation.runs import SUMMARY_FILE
 from apa_cli.files import write_text
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
-from apa_cli.models.http_reward import probe_served
-from apa_cli.models.preview import answered, check_templates, readings
-from apa_cli.models.reward import RewardModel
-from apa_cli.models.reward_function import RewardFunction, check_functions
 from apa_cli.models.roles import Models, load_models
-from apa_cli.models.weighted_rewards import by_role
+from apa_cli.rewards.function import RewardFunction, check_functions
+from apa_cli.rewards.http import probe_served
+from apa_cli.rewards.preview import answered, check_templates, readings
+from apa_cli.rewards.reward_model import RewardModel
+from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
+from apa_cli.runs.folders import SUMMARY_FILE
+from apa_cli.secrets import redact
 from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.metrics import METRICS_FILE
-from apa_cli.tracking.secrets import redact
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
 from apa_cli.training.interrupts import Interrupts
@@ -53,6 +52,7 @@ from apa_cli.training.loop import Run, judge_initial_again, training_loop
 from apa_cli.training.memory_plan import announce_plan, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.state import TrainingState, initial_state
+from apa_cli.training.state_files import resume_state
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"

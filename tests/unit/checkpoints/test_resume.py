@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_models import CPU, eight_bit, iterate, make_config, make_store, make_stream
 
-from apa_cli.checkpoints.training_state import load_training_state, save_training_state
 from apa_cli.models.device import Runtime
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
+from apa_cli.training.state_files import load_training_state, save_training_state
 
 BF16 = Runtime(device=torch.device("cpu"), bf16=True)
 STARTS = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": None}

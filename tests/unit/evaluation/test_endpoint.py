@@ -20,8 +20,8 @@ import pytest
 
 from apa_cli.config.schema import JudgeConfig
 from apa_cli.errors import UserError
-from apa_cli.evaluation.endpoint import EndpointJudge
-from apa_cli.evaluation.endpoint_errors import check_judge
+from apa_cli.evaluation.endpoint.client import EndpointJudge
+from apa_cli.evaluation.endpoint.errors import check_judge
 from apa_cli.evaluation.pairwise import Pair
 
 pytest.importorskip("openai", reason="needs the extra: pip install 'apa-cli[judge]'")
@@ -435,7 +435,7 @@ def test_ctrl_c_ends_the_process(endpoint, tmp_path):
         "import signal\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from apa_cli.config.schema import JudgeConfig\n"
-        "from apa_cli.evaluation.endpoint import EndpointJudge, Pair\n"
+        "from apa_cli.evaluation.endpoint.client import EndpointJudge, Pair\n"
         f"judge = EndpointJudge(JudgeConfig(base_url={endpoint.url!r}, model='m', timeout_seconds=60.0))\n"
         "judge.judge([Pair(prompt=str(i), checkpoint='x', initial='y') for i in range(9)])\n"
     )
@@ -532,7 +532,7 @@ def test_without_the_extra(endpoint, monkeypatch):
 
 
 def test_importing_the_judge_does_not_import_the_client(tmp_path):
-    code = "import sys, apa_cli.evaluation.endpoint; sys.exit('openai' in sys.modules or 'torch' in sys.modules)"
+    code = "import sys, apa_cli.evaluation.endpoint.client; sys.exit('openai' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 

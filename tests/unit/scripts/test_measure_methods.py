@@ -11,7 +11,7 @@ import pytest
 
 from apa_cli.config.compose import compose_raw, to_train_config
 from apa_cli.errors import UserError
-from apa_cli.evaluation.runs import FINISHED, Run
+from apa_cli.runs.folders import FINISHED, Run
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -22,7 +22,7 @@ script = importlib.util.module_from_spec(spec)
 sys.modules["measure_methods"] = script
 spec.loader.exec_module(script)
 
-from methods import (  # noqa: E402
+from studies import (  # noqa: E402
     beside,
     contestants,
     critic,

@@ -9,10 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from apa_cli.config.compose import compose_raw, to_train_config
-from apa_cli.errors import UserError
-from apa_cli.evaluation.comparison import (
+from studies.comparison import (
     CONTRADICTED,
     SUPPORTED,
     UNDECIDED,
@@ -29,11 +26,14 @@ from apa_cli.evaluation.comparison import (
     rollouts_until,
     settings_of,
 )
-from apa_cli.evaluation.comparison_figures import reward_curve
-from apa_cli.evaluation.comparison_report import write_results
-from apa_cli.evaluation.comparison_study import read_study
-from apa_cli.evaluation.runs import FINISHED, Run
-from apa_cli.evaluation.settings import Setting
+from studies.comparison_figures import reward_curve
+from studies.comparison_report import write_results
+from studies.comparison_study import read_study
+
+from apa_cli.config.compose import compose_raw, to_train_config
+from apa_cli.errors import UserError
+from apa_cli.runs.folders import FINISHED, Run
+from apa_cli.runs.settings import Setting
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "reproduce_paper.py"
 spec = importlib.util.spec_from_file_location("reproduce_paper", SCRIPT)

@@ -284,7 +284,7 @@ def test_a_wandb_that_hangs_is_fed_no_more_than_so_much(tmp_path, monkeypatch, b
 
 
 def test_a_finish_that_hangs_leaves_a_thread_that_the_command_knows_to_leave_behind(tmp_path, monkeypatch):
-    from apa_cli.models.watched_thread import any_abandoned
+    from apa_cli.watched_thread import any_abandoned
 
     gate = threading.Event()
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(gate.wait, "finish"))

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_models import UNEVEN, iterate, make_config, make_prompts, make_store, make_stream
 
-from apa_cli.checkpoints.training_state import load_training_state
 from apa_cli.evaluation.judge import evaluate
 from apa_cli.models.device import select_runtime
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
+from apa_cli.training.state_files import load_training_state
 
 pytestmark = pytest.mark.cuda
 

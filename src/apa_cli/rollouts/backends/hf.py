@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from apa_cli.config import schema
+from apa_cli.models.microbatches import rows_at_once
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import DynamicBatch, base_model
 from apa_cli.rollouts.backends.loop import Group, decode_loop
-from apa_cli.rollouts.microbatches import rows_at_once
 from apa_cli.rollouts.record import Rollout
 
 MOST_BATCHES = 4

@@ -1,0 +1,1 @@
+"""A language model behind an HTTP endpoint as the judge of pairs."""

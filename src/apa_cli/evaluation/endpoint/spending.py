@@ -1,0 +1,77 @@
+"""What an endpoint costs, in tokens and money, against the caps of the configuration."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from apa_cli.config.schema import JudgeConfig
+from apa_cli.evaluation.endpoint.errors import WHERE
+
+
+class Spending:
+    """Shared by the threads that ask. Each request is admitted before it is sent, and settled after.
+
+    A request is admitted if one as large as the largest so far still fits under the caps, with those on their way.
+    Until one is settled, nothing is known about their size, so the first goes alone. A cap is therefore passed only by
+    a request larger than all before it, or by what a failed request used, which no server reports.
+    """
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self._input_price = config.price_per_million_input
+        self._output_price = config.price_per_million_output
+        self._caps: dict[str, float] = {
+            name: cap
+            for name, cap in (("max_tokens_total", config.max_tokens_total), ("max_cost", config.max_cost))
+            if cap is not None
+        }
+        self._changed = threading.Condition()
+        self._in_flight = 0
+        self._largest = (0, 0)  # tokens of one request, in and out
+        self._requests = self._unknown = self._input = self._output = 0
+        self.stopped: str | None = None  # why no more requests are admitted
+
+    def admit(self, stop: threading.Event) -> bool:
+        """Whether a request may be sent now; waits while that depends on the first one."""
+        with self._changed:
+            while self._caps and self._in_flight and self._largest == (0, 0) and not stop.is_set():
+                self._changed.wait(timeout=0.1)
+            for name, cap in self._caps.items():
+                spent = self._measure(name, self._input, self._output)
+                if spent + (self._in_flight + 1) * self._measure(name, *self._largest) > cap:
+                    self.stopped = self.stopped or f"{WHERE}.{name}={cap:.12g} is used up: {spent:.6g} spent"
+            admitted = self.stopped is None and not stop.is_set()
+            self._requests += admitted
+            self._in_flight += admitted
+            return admitted
+
+    def settle(self, usage: tuple[int, int] | None) -> None:
+        """Book an admitted request's tokens, in and out; None, if the server does not say, ends what is capped."""
+        with self._changed:
+            self._in_flight -= 1
+            if usage is None:
+                self._unknown += 1
+                if self._caps:
+                    self.stopped = f"the server reports no usage, so {WHERE}.{next(iter(self._caps))} cannot be kept"
+            else:
+                self._input, self._output = self._input + usage[0], self._output + usage[1]
+                self._largest = max(self._largest[0], usage[0]), max(self._largest[1], usage[1])
+            self._changed.notify_all()
+
+    def report(self) -> dict[str, Any]:
+        """The fields of JudgeSummary about the requests."""
+        with self._changed:
+            priced = self._input_price is not None and self._output_price is not None
+            return {
+                "requests": self._requests,
+                "input_tokens": self._input,
+                "output_tokens": self._output,
+                "requests_without_usage": self._unknown,
+                "cost": self._measure("max_cost", self._input, self._output) if priced else None,
+            }
+
+    def _measure(self, cap: str, tokens_in: int, tokens_out: int) -> float:
+        """Tokens in the unit of a cap."""
+        if cap == "max_tokens_total":
+            return tokens_in + tokens_out
+        return (tokens_in * (self._input_price or 0.0) + tokens_out * (self._output_price or 0.0)) / 1e6

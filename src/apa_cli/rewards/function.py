@@ -1,0 +1,250 @@
+"""The user's own reward: a Python function, found by its name and held to its word."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from apa_cli import watched_thread
+from apa_cli.config.reward_checks import each_reward
+from apa_cli.config.schema import TrainConfig
+from apa_cli.data.loading import read_tables
+from apa_cli.data.table import Table
+from apa_cli.errors import UserError
+from apa_cli.rewards.arguments import Arguments
+from apa_cli.watched_thread import CallTimeoutError, WatchedThread
+
+if TYPE_CHECKING:
+    from apa_cli.rewards.reward_model import FinishedResponses
+
+# What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
+_MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
+FLOAT32_MAX = torch.finfo(torch.float32).max
+_FOLDERS: list[str] = []  # of reward files, at the end of sys.path
+_PYTHONS_OWN = (threading.__file__, importlib.__file__)
+
+
+class RewardFunction:
+    """A user's `reward(prompts, responses, **columns) -> list[float | None]`, its answer checked.
+
+    What its parameters are given is `Arguments`' to say.
+    `timeout`: seconds that it may take, in a thread of its own; None calls it in this one, and waits for ever.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, *, key: str, timeout: float | None = None) -> None:
+        self.function, self.name, self.key, self.timeout = function, name, key, timeout
+        self._thread = WatchedThread("reward function")
+        self.arguments = Arguments(function, name, key)
+
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        values, keywords = self.arguments.of(finished)
+        call = partial(_contained, partial(self.function, *values, **keywords))
+        try:
+            scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
+        except CallTimeoutError as error:
+            problem = f"{self.name} has not returned after {self.timeout:g} s"
+            remedy = "mend it (run.log says where it hangs)"
+            remedy += f", or raise {self._timeout_key}; null waits for ever"
+            raise UserError(self.key, problem, remedy) from _their_frames(error)
+        except Exception as error:
+            cause = _what_escaped(error)
+            raised = _brief(cause)
+            problem = f"{self.name} raised {raised}"
+            remedy = "mend it: run.log, or APA_TRACEBACK=1, has the traceback"
+            if self.timeout is not None and _MAIN_THREAD.search(raised):
+                remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
+            raise UserError(self.key, problem, remedy) from _their_frames(cause)
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            if getattr(stream, "closed", False):
+                raise UserError(self.key, f"{self.name} closed sys.{name}", "leave it open: the run prints to it")
+        return checked(scores, len(finished.responses), self.name, self.key)
+
+    @property
+    def _timeout_key(self) -> str:
+        return self.key.removesuffix(".function") + ".timeout_seconds"
+
+    def not_finite(self, row: int, score: float) -> UserError:
+        return UserError(self.key, f"{self.name} returned {score} for row {row}", "return finite numbers")
+
+
+def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = None) -> Callable[..., Any]:
+    """Import `package.module:name` or `path/to/file.py:name`. Raises UserError.
+
+    A file that is among `modules` is not run again: two functions of it share what it holds.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    modules = {} if modules is None else modules
+    try:
+        if module_name.endswith(".py"):
+            file = Path(module_name).expanduser()
+            if not file.is_file():
+                raise UserError(key, f"no file {module_name}", "give path/to/file.py:name")
+            place = str(file.resolve())
+            if place not in modules:
+                modules[place] = _contained(_run_file, file.resolve())
+            module = modules[place]
+        else:
+            module = _contained(importlib.import_module, module_name)
+    except UserError:
+        raise
+    except Exception as error:
+        cause = _what_escaped(error)
+        problem = f"importing {module_name} raised {_brief(cause)}"
+        raise UserError(key, problem, "mend the module or its name") from _their_frames(cause)
+    function = getattr(module, attribute, None)
+    if not callable(function):
+        names = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
+        raise UserError(key, f"{module_name} has no function {attribute}", f"it has {', '.join(names) or 'none'}")
+    return function
+
+
+class _EscapeError(Exception):
+    """The user's code raised what is no Exception, such as SystemExit; that is the cause."""
+
+
+def _contained(function: Callable[..., Any], *arguments: Any, **columns: Any) -> Any:
+    """The call, in which only a signal's KeyboardInterrupt passes as it is: it comes to the main thread alone."""
+    try:
+        return function(*arguments, **columns)
+    except Exception:
+        raise
+    except BaseException as error:
+        own = type(error).__module__.partition(".")[0] not in ("builtins", __name__.partition(".")[0])
+        in_main = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main and not own:
+            raise
+        raise _EscapeError from error
+
+
+def _what_escaped(error: Exception) -> BaseException:
+    return error.__cause__ if isinstance(error, _EscapeError) and error.__cause__ is not None else error
+
+
+def _run_file(file: Path) -> ModuleType:
+    """The file as a module, from which what lies beside it can be imported.
+
+    Its folder goes behind all others, so that nothing there hides a library. The module has the file's own name where
+    that leads back to the file: then processes that are spawned, which get our sys.path, find its functions too.
+    """
+    folder, name = str(file.parent), file.stem
+    if folder in _FOLDERS:
+        _FOLDERS.remove(folder)
+        sys.path.remove(folder)
+    beside = {part.stem for part in file.parent.glob("*.py")}
+    for other, module in list(sys.modules.items()):  # of another reward's folder, and of the same name
+        if other.partition(".")[0] in beside and _folder_of(module) in _FOLDERS:
+            del sys.modules[other]
+    if folder not in sys.path:
+        sys.path.insert(len(sys.path) - len(_FOLDERS), folder)
+        _FOLDERS.insert(0, folder)
+    importlib.invalidate_caches()
+    if _folder_of(sys.modules.get(name)) == folder:
+        del sys.modules[name]  # of an earlier run in this process
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        found = None
+    if found is None or found.origin is None or Path(found.origin).resolve() != file:
+        name = f"apa_reward_{name}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _folder_of(module: ModuleType | None) -> str | None:
+    file = getattr(module, "__file__", None)
+    return None if file is None else str(Path(file).resolve().parent)
+
+
+def check_functions(config: TrainConfig) -> dict[str, ModuleType]:
+    """Find every reward function, and see what it can be called with, before models are loaded. Raises UserError.
+
+    Returns the files that were run for it. The data is only looked at where a function asks for a column of its own.
+    """
+    modules: dict[str, ModuleType] = {}
+    tables: list[Table] | None = None
+    for where, part in each_reward(config).items():
+        if part.kind != "function" or part.function is None:
+            continue
+        key = f"{where}.function"
+        arguments = Arguments(load_function(part.function, key, modules), part.function, key)
+        if arguments.wanted or arguments.by_place:
+            tables = read_tables(config.data, config.seed) if tables is None else tables
+            for table in tables:
+                columns = [name for name in table.columns() if name != config.data.prompt_column]
+                arguments.check_columns(columns, table.source)
+    return modules
+
+
+def _their_frames(error: BaseException) -> BaseException:
+    """The error with a traceback that begins in the user's code."""
+    trace = error.__traceback__
+    while trace is not None and _ours(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return error.with_traceback(trace)
+
+
+def _ours(file: str) -> bool:
+    return file in (__file__, watched_thread.__file__, *_PYTHONS_OWN) or file.startswith("<frozen ")
+
+
+def _brief(error: BaseException) -> str:
+    """Kind and message, cut where a library has put a whole page into it."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = ""
+    short = message if len(message) <= 300 else f"{message[:300]}…"
+    return f"{type(error).__name__}: {short}" if short else type(error).__name__
+
+
+def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
+    """What `name` answered as one float a response, NaN for None: no score. Raises UserError."""
+    if isinstance(scores, dict) and "rewards" in scores:  # as OpenRLHF's functions answer
+        scores = scores["rewards"]
+    if isinstance(scores, Tensor):
+        scores = scores.detach().cpu().tolist()
+    elif hasattr(scores, "tolist"):
+        scores = scores.tolist()
+    if inspect.iscoroutine(scores):
+        scores.close()  # which would otherwise be complained of when it is forgotten
+    if not isinstance(scores, Sequence) or isinstance(scores, str):
+        raise UserError(key, f"{name} returned {type(scores).__name__}", "return a list with one number a response")
+    if len(scores) != expected:
+        raise UserError(
+            key, f"{name} returned {len(scores)} scores for {expected} responses", "return one number a response"
+        )
+    checked = []
+    for row, score in enumerate(scores):
+        if isinstance(score, str):
+            raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers")
+        try:
+            number = math.nan if score is None else float(score)
+        except (TypeError, ValueError):
+            raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers") from None
+        except OverflowError:
+            problem = f"{name} returned a whole number beyond every float for row {row}"
+            raise UserError(key, problem, "return finite numbers") from None
+        checked.append(within_float32(number))
+    return checked
+
+
+def within_float32(number: float) -> float:
+    """The number, or what it becomes in a tensor of scores: ±∞ beyond 3.4e38, and then no score."""
+    return math.copysign(math.inf, number) if abs(number) > FLOAT32_MAX else number

@@ -1,0 +1,125 @@
+"""The first prompt as the policy and every reward read it: what is missing, doubled or foreign is seen here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
+from apa_cli.data.loading import load_prompts
+from apa_cli.data.prompts import Prompt, PromptSet, collate
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import load_config, load_tokenizer
+from apa_cli.models.policy import Policy
+from apa_cli.rewards.classifier import classifier_config, classifier_tokenizer
+from apa_cli.rewards.reward_model import FinishedResponses, RewardModel, Scorer, load_reward
+
+RESPONSE = "(the response)"
+LONGEST = 1200  # characters of a text that is shown whole
+
+
+def visible(text: str) -> str:
+    """On one line, control characters escaped, a long text without its middle."""
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def readings(prompt: Prompt, policy: Policy, scorers: Mapping[str, Scorer | None]) -> list[str]:
+    """A line for the policy and for each of `scorers` by its role; None is one that is not loaded.
+
+    Reward models are shown the response that the row holds, or else words that say where it stands.
+    """
+    tokenizer, finished = policy.tokenizer, answered([prompt], policy)
+    lines = [f"{'policy':<10} reads {visible(_decoded(tokenizer, prompt.token_ids))}"]
+    for role, scorer in scorers.items():
+        if isinstance(scorer, RewardModel):
+            text = _decoded(scorer.tokenizer, scorer.fed(finished)[0][0])
+        else:
+            text = prompt.text
+        lines.append(f"{role:<10} reads {visible(text)}")
+    return lines
+
+
+def answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
+    """These prompts as rewards are given them, with the response that a row holds, or a few words instead of one."""
+    batch = collate(prompts, policy.pad_token_id)
+    words = list(policy.tokenizer(RESPONSE, add_special_tokens=False)["input_ids"])
+    logged = [prompt.logged.token_ids if prompt.logged is not None else words for prompt in prompts]
+    ids = [[i for i in row if i not in policy.eos_token_ids] for row in logged]
+    return FinishedResponses(
+        prompts=batch.texts,
+        responses=[
+            RESPONSE if given is words else _decoded(policy.tokenizer, row)
+            for given, row in zip(logged, ids, strict=True)
+        ],
+        messages=batch.messages,
+        columns=batch.columns,
+        token_ids=[[*prompt.token_ids, *row] for prompt, row in zip(prompts, ids, strict=True)],
+        prompt_lengths=[len(prompt.token_ids) for prompt in prompts],
+        ended=[True] * len(prompts),
+        closing=policy.closing_token(chat=batch.messages is not None),
+        torn=batch.torn,
+    )
+
+
+def check_templates(prompts: PromptSet, scorers: Mapping[str, Scorer | None]) -> None:
+    """Raise UserError for a reward model whose template would go around prompts that have been through one."""
+    for scorer in scorers.values():
+        if prompts.rendered and isinstance(scorer, RewardModel) and scorer.reads(chat=False) == "chat":
+            problem = f"the prompts have been through the policy's chat template, and that of {scorer.config.path} "
+            problem += "would go around them once more"
+            remedy = f"give the prompts as messages, or set {scorer.key}.format=policy"
+            raise UserError(f"{scorer.key}.format", problem, remedy)
+
+
+def planned_readings(config: TrainConfig, runtime: Runtime) -> list[str]:
+    """The same of a run to come, with the prompts as it reads them and no weights.
+
+    Reward functions and servers are not called. Raises UserError for data or a tokenizer that the run could not use.
+    """
+    from transformers import AutoModelForCausalLM
+
+    given = config.policy
+    options: dict[str, Any] = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
+    tokenizer = load_tokenizer("policy.path", given.path, **options)
+    model_config = load_config("policy.path", given.path, **options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=given.trust_remote_code)
+    policy = Policy(model, tokenizer, runtime, apart=False, stop_tokens=config.generation.stop_tokens)
+    prompts, _ = load_prompts(config.data, tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed)
+    scorers: dict[str, Scorer | None] = {}
+    if config.needs_reward:
+        scorers |= _planned("reward", "reward", config.reward, policy, runtime)
+    if config.evaluation.reward.given:
+        scorers |= _planned("evaluator", "evaluation.reward", config.evaluation.reward, policy, runtime)
+    check_templates(prompts, scorers)
+    notes = [f"{'data':<10} {line}" for line in (prompts.describe(), *prompts.warnings)]
+    return [*notes, *readings(prompts.prompts[0], policy, scorers)]
+
+
+def _planned(role: str, key: str, config: SeveralConfig, policy: Policy, runtime: Runtime) -> dict[str, Scorer | None]:
+    from transformers import AutoModelForSequenceClassification
+
+    parts: dict[str, tuple[str, ScorerConfig]]
+    parts = {f"{role}.{name}": (f"{key}.components.{name}", part) for name, part in config.components.items()}
+    scorers: dict[str, Scorer | None] = {}
+    for name, (where, part) in (parts or {role: (key, config)}).items():
+        scorers[name] = None
+        if part.kind == "model" and part.path is not None:
+            with torch.device("meta"):
+                model = AutoModelForSequenceClassification.from_config(
+                    classifier_config(part.path, part.revision, f"{where}.path")
+                )
+            tokenizer = classifier_tokenizer(part.path, part.revision, f"{where}.path")
+            loaded = {(part.path, part.revision): (model, tokenizer)}
+            scorers[name] = load_reward(part, policy, runtime, key=where, microbatch_tokens=1, loaded=loaded)
+    return scorers
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))

@@ -1,0 +1,377 @@
+"""Rewards: a sequence-classification model with its own tokenizer, the user's Python function, a server, or several.
+
+Both are called as `scores(FinishedResponses) -> list[float]`, one score per finished response.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from apa_cli.config.schema import ScorerConfig, SeveralConfig
+from apa_cli.data.dialogues import hh_messages
+from apa_cli.data.messages import TOOLS, Message, without_oldest_turn
+from apa_cli.data.template import Template
+from apa_cli.data.tokenization import added_tokens, tokenize
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.identity import same_tokenizer
+from apa_cli.models.limits import check_ids, filling_id, known_ids, room_of
+from apa_cli.models.microbatches import pass_tokens, plan_microbatches
+from apa_cli.models.policy import Policy
+from apa_cli.rewards.classifier import load_classifier
+from apa_cli.rewards.function import RewardFunction, load_function
+from apa_cli.rewards.http import HttpReward
+from apa_cli.rewards.weighted import Scored, WeightedRewards, complaint
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedResponses:
+    """What a reward may look at, one entry per response."""
+
+    prompts: list[str]
+    responses: list[str]
+    messages: list[list[Message]] | None  # prompts as chats, where the data has them
+    columns: dict[str, list[Any]]  # the data set's other columns, by name
+    token_ids: list[list[int]]  # prompt and response in the policy's ids, without the token or string that ended it
+    prompt_lengths: Sequence[int] = ()  # how many of them are the prompt's; () = not known
+    ended: Sequence[bool] = ()  # False = cut at max_new_tokens; () = none ended
+    response_ids: Sequence[list[int]] = ()  # of each response all that counts, the token or string that ended it too
+    raw: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # prompts and responses with special tokens
+    closing: int | None = None  # the policy's token that ends a complete response
+    torn: Sequence[bool] = ()  # of each prompt, whether it was cut on the left, inside a turn; () = none
+
+    def closed_ids(self, closes: Sequence[bool]) -> list[list[int]]:
+        """`token_ids`, with the closing token behind the responses for which `closes` says so."""
+        end = [] if self.closing is None else [self.closing]
+        return [[*ids, *end] if close else ids for ids, close in zip(self.token_ids, closes, strict=True)]
+
+
+def whole_texts(finished: FinishedResponses) -> list[str]:
+    """Prompt and response in one."""
+    between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a message, complete in itself
+    return [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
+
+
+class Scorer(Protocol):
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        """One score a response. It may be NaN or infinite: what is to happen then is the caller's to say."""
+
+    def not_finite(self, row: int, score: float) -> UserError:
+        """The complaint about such a score."""
+
+
+def require_scores(scorer: Scorer, scored: Scored) -> None:
+    """Raises the scorer's complaint where it has given no response a finite score."""
+    if not any(map(math.isfinite, scored.scores)):
+        raise complaint(scorer, scored, 0)
+
+
+class RewardModel:
+    """Any `AutoModelForSequenceClassification`; of a decoder the score is read at the last token.
+
+    It reads the prompt and the response without the stop string and, of a response, without special tokens. Behind
+    that stands what its tokenizer or template writes by itself, else EOS as `reward.eos` says. That holds whether the
+    policy's ids pass through or the text is tokenized anew.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        config: ScorerConfig,
+        runtime: Runtime,
+        *,
+        key: str,
+        shares_tokenizer: bool,
+        microbatch_tokens: int,
+        policy_tokenizer: Any = None,
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.runtime = model, tokenizer, config, runtime
+        self.key = key
+        self.microbatch_tokens = microbatch_tokens
+        self.chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
+        self.shares_tokenizer, self.policy_tokenizer = shares_tokenizer, policy_tokenizer
+        self.max_tokens = self._longest()
+        if config.format == "chat" and not tokenizer.chat_template:
+            raise UserError(f"{key}.format", f"{config.path} has no chat template", f"use {key}.format=text")
+        outputs = int(model.config.num_labels)
+        if outputs > 1 and config.label is None:
+            raise UserError(
+                f"{key}.label", f"{config.path} has {outputs} outputs", f"say which is the score, {key}.label=0 …"
+            )
+        if config.label is not None and config.label >= outputs:
+            raise UserError(f"{key}.label", f"{config.path} has {outputs} outputs", f"give one from 0 to {outputs - 1}")
+        self.label = config.label or 0
+        # outputs of problem_type multi_label_classification or regression are apart from each other
+        self.log_odds = outputs > 1 and model.config.problem_type in (None, "single_label_classification")
+        if config.eos == "always" and tokenizer.eos_token_id is None:
+            problem = f"always, but the tokenizer of {config.path} has no EOS"
+            raise UserError(f"{key}.eos", problem, f"use {key}.eos=auto")
+        after = added_tokens(tokenizer, "a")[1]
+        self._own_end = tokenize(tokenizer, ["a"], special=True)[0][-after:] if after else []  # such as [SEP]
+        self._unsaid = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._known = known_ids(model)
+        self._pad = filling_id(tokenizer, self._known)
+        self._causal_head = _causal_head(model)
+        self._reads_segments = (  # RoBERTa takes the argument, and has one kind of segment
+            self._causal_head is None
+            and "token_type_ids" in inspect.signature(model.forward).parameters
+            and getattr(model.config, "type_vocab_size", 2) > 1
+        )
+
+    def reads(self, *, chat: bool) -> str:
+        """What it is given of prompts that are chats or are not: chat, policy, text or pair, as reward.format has them.
+
+        Without a template of its own, a model with the policy's tokenizer reads chats in the policy's template.
+        """
+        if self.config.format != "auto":
+            return self.config.format
+        return "chat" if self.chat else "policy" if chat and self.shares_tokenizer else "text"
+
+    def passes_ids_through(self, *, chat: bool) -> bool:
+        """Whether the policy's token ids are those of the very text that is scored."""
+        reads = self.reads(chat=chat)
+        return self.shares_tokenizer and (reads == "policy" or (reads == "text" and not chat))
+
+    def closes(self, finished: FinishedResponses) -> list[bool]:
+        """Behind which responses EOS is put: none where the tokenizer or the template writes an end by itself."""
+        chat = finished.messages is not None
+        if self.config.eos != "auto" or self.closed_by(chat=chat) is not None:
+            return [self.config.eos == "always"] * len(finished.responses)
+        return list(finished.ended) or [False] * len(finished.responses)
+
+    def closed_by(self, *, chat: bool) -> str | None:
+        """What ends every text by itself: template, tokenizer, or nothing."""
+        reads = self.reads(chat=chat)
+        if reads in ("chat", "pair"):
+            return "template" if reads == "chat" else "tokenizer"
+        return "tokenizer" if reads == "text" and self._own_end else None
+
+    def _longest(self) -> int:
+        """reward.max_tokens; left open, the least of what the model takes and what its tokenizer is set to."""
+        room, asked = room_of(self.model), self.config.max_tokens
+        if asked is not None and room is not None and room.firm and asked > room.tokens:
+            problem = f"{asked}, and {self.config.path} has positions for {room.tokens} tokens"
+            raise UserError(f"{self.key}.max_tokens", problem, "lower it, or leave it null")
+        limits = [10**9 if room is None else room.tokens, self.tokenizer.model_max_length]
+        return asked or min(limit for limit in limits if limit > 0)
+
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        ids, types = self.fed(finished)
+        scores = [0.0] * len(ids)
+        lengths, device = [len(row) for row in ids], self.runtime.device.type
+        budget = pass_tokens(self.microbatch_tokens, device)
+        for rows in plan_microbatches(lengths, [0] * len(ids), budget, device_type=device):
+            part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
+            for row, score in zip(rows, part.tolist(), strict=True):
+                scores[row] = score
+        return scores
+
+    def not_finite(self, row: int, score: float) -> UserError:
+        problem = f"{self.config.path} scored response {row} as {score}"
+        return UserError(f"{self.key}.path", problem, "try precision=fp32, or another reward model")
+
+    def fed(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
+        """Ids and segments as the model is given them. Raises UserError for an id that it does not know."""
+        ids, types = self._token_ids(finished)
+        check_ids(ids, self._known, self.tokenizer, key=f"{self.key}.path", whose=str(self.config.path))
+        return [self._cut(row) for row in ids], [self._cut(row) for row in types] if types is not None else None
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The last `max_tokens` ids; an encoder keeps its first token, which it pools."""
+        if len(ids) <= self.max_tokens:
+            return ids
+        if self._causal_head is None:
+            return [ids[0], *ids[len(ids) - self.max_tokens + 1 :]]
+        return ids[-self.max_tokens :]
+
+    def _token_ids(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
+        """Ids of every text, and of a pair its segments where the model tells them apart."""
+        chat = finished.messages is not None
+        reads, closes = self.reads(chat=chat), self.closes(finished)
+        types: list[list[int]] | None = None
+        if reads == "chat":
+            ids = self._chat_ids(_dialogues(finished), finished.columns.get(TOOLS) if chat else None)
+        elif reads == "policy" and chat:  # closed as the policy's template closes a turn
+            ids = finished.closed_ids(closes)
+            closes = [False] * len(ids)
+            if not self.shares_tokenizer:
+                ids = self._anew(ids)
+        elif reads == "policy":
+            ids = list(finished.token_ids) if self.shares_tokenizer else self._anew(finished.token_ids)
+        elif reads == "pair":
+            pairs = self.tokenizer(finished.prompts, finished.responses)
+            ids, types = pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
+        elif self.passes_ids_through(chat=chat):
+            ids = [row + self._own_end for row in self._without_special_tokens(finished)]
+        else:
+            ids = tokenize(self.tokenizer, whole_texts(finished), special=True)
+        written, eos = self.closed_by(chat=chat) is not None, self.tokenizer.eos_token_id
+        for row, close in enumerate(closes):
+            if close and eos is not None and not (written and ids[row][-1:] == [eos]):
+                ids[row] = [*ids[row], eos]
+                if types is not None:
+                    types[row] = [*types[row], types[row][-1]]
+        return ids, types
+
+    def _anew(self, ids: list[list[int]]) -> list[list[int]]:
+        """The policy's very text in this model's tokens."""
+        texts = self.policy_tokenizer.batch_decode(ids, skip_special_tokens=False)
+        return tokenize(self.tokenizer, texts, special=False)
+
+    def _without_special_tokens(self, finished: FinishedResponses) -> list[list[int]]:
+        """Token ids, of the response those that its text shows."""
+        known = len(self.tokenizer)
+        starts = finished.prompt_lengths or [len(row) for row in finished.token_ids]
+        return [
+            row[:start] + [i for i in row[start:] if i < known and i not in self._unsaid]
+            for row, start in zip(finished.token_ids, starts, strict=True)
+        ]
+
+    def _chat_ids(self, dialogues: list[list[Message]], tools: list[Any] | None) -> list[list[int]]:
+        """Ids of each dialogue in the model's own template; of one too long the oldest turns are left out, whole."""
+        tools = tools or [None] * len(dialogues)
+        texts = [self._render(d, own) for d, own in zip(dialogues, tools, strict=True)]
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        for row, dialogue in enumerate(dialogues):
+            shorter = without_oldest_turn(dialogue)
+            while len(ids[row]) > self.max_tokens and shorter is not None:
+                ids[row] = self.tokenizer(self._render(list(shorter), tools[row]), add_special_tokens=False)[
+                    "input_ids"
+                ]
+                shorter = without_oldest_turn(shorter)
+        return ids
+
+    def _render(self, dialogue: list[Message], tools: Any) -> str:
+        try:
+            return Template(self.tokenizer).render(dialogue, tools, add_generation_prompt=False)
+        except Exception as error:  # a template may fail in any way
+            raise UserError(
+                f"{self.key}.path",
+                f"the chat template of {self.config.path} refuses a dialogue: {error}",
+                f"use {self.key}.format=text, or a model whose template takes these roles",
+            ) from error
+
+    @torch.no_grad()
+    def _forward(self, sequences: list[list[int]], segments: list[list[int]] | None) -> Tensor:
+        """Scores (b,), float32, from right-padded sequences of token ids."""
+        device = self.runtime.device
+        ids = _rectangle(sequences, self._pad).to(device)  # (b, l)
+        mask = _rectangle([[1] * len(ids) for ids in sequences], 0).to(device)
+        with self.runtime.autocast():
+            if self._causal_head is None:
+                types = {} if segments is None else {"token_type_ids": _rectangle(segments, 0).to(device)}
+                logits = self.model(input_ids=ids, attention_mask=mask, **types).logits  # (b, labels)
+            else:
+                trunk, head = self._causal_head
+                hidden = trunk(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state  # (b, l, H)
+                last = mask.sum(dim=1) - 1
+                pooled = hidden[torch.arange(len(sequences), device=device), last]  # (b, H)
+                with torch.autocast(device.type, enabled=False):  # bf16 scores near 5 would come in steps of 0.03
+                    bias = None if head.bias is None else head.bias.float()
+                    logits = torch.nn.functional.linear(pooled.float(), head.weight.float(), bias)
+        return self._score(logits.float())
+
+    def _score(self, logits: Tensor) -> Tensor:
+        """(b, labels) -> (b,): the label's output, or of classes the log-odds, log p / (1 − p), of the label's."""
+        chosen = logits[:, self.label]
+        if not self.log_odds:
+            return chosen
+        others = [i for i in range(logits.shape[1]) if i != self.label]
+        return chosen - logits[:, others].logsumexp(dim=1)
+
+    def describe_score(self) -> str | None:
+        """Which score is made of several outputs; None of one."""
+        outputs = self.model.config.num_labels
+        if outputs == 1:
+            return None
+        name = f"output {self.label} ({self.model.config.id2label.get(self.label)})"
+        return f"the log-odds of {name} among {outputs}" if self.log_odds else f"the value of {name}"
+
+
+Loaded = dict[tuple[str, str | None], tuple[Any, Any]]  # model and tokenizer by path and revision
+
+
+def load_reward(
+    config: ScorerConfig,
+    policy: Policy,
+    runtime: Runtime,
+    *,
+    key: str = "reward",
+    microbatch_tokens: int,
+    loaded: Loaded | None = None,
+    modules: dict[str, ModuleType] | None = None,
+) -> Scorer:
+    """The scorer that `config` describes; `key` is the group's name in messages.
+
+    A model that is in `loaded` already is taken from there, and a file of functions from `modules`.
+    """
+    loaded = {} if loaded is None else loaded
+    if isinstance(config, SeveralConfig) and config.components:
+        scorers = {
+            name: load_reward(
+                part,
+                policy,
+                runtime,
+                key=f"{key}.components.{name}",
+                microbatch_tokens=microbatch_tokens,
+                loaded=loaded,
+                modules=modules,
+            )
+            for name, part in config.components.items()
+        }
+        return WeightedRewards(scorers, {name: part.weight for name, part in config.components.items()})
+    if config.kind == "function":
+        assert config.function is not None  # check_config has seen to it
+        function = load_function(config.function, f"{key}.function", modules)
+        return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
+    if config.kind == "http":
+        return HttpReward(config, key=key)
+    assert config.path is not None
+    place = (config.path, config.revision)
+    if place not in loaded:
+        loaded[place] = load_classifier(config.path, config.revision, runtime, f"{key}.path")
+    model, tokenizer = loaded[place]
+    sizes = [m.config.get_text_config().vocab_size for m in (model, policy.model)]  # a policy may sample any of its ids
+    return RewardModel(
+        model,
+        tokenizer,
+        config,
+        runtime,
+        key=key,
+        shares_tokenizer=same_tokenizer(tokenizer, policy.tokenizer) and sizes[0] >= sizes[1],
+        microbatch_tokens=microbatch_tokens,
+        policy_tokenizer=policy.tokenizer,
+    )
+
+
+def _dialogues(finished: FinishedResponses) -> list[list[Message]]:
+    """Whole chats: the data's messages, or those that a plain prompt stands for, and the response."""
+    torn = finished.torn or [False] * len(finished.prompts)
+    prompts = finished.messages or [hh_messages(p, torn=t) for p, t in zip(finished.prompts, torn, strict=True)]
+    return [
+        [*prompt, {"role": "assistant", "content": response.strip()}]
+        for prompt, response in zip(prompts, finished.responses, strict=True)
+    ]
+
+
+def _rectangle(rows: list[list[int]], fill: int) -> Tensor:
+    """(b, l), filled up on the right."""
+    rectangle = torch.full((len(rows), max(len(row) for row in rows)), fill)
+    for i, row in enumerate(rows):
+        rectangle[i, : len(row)] = torch.tensor(row)
+    return rectangle
+
+
+def _causal_head(model: Any) -> tuple[Any, Any] | None:
+    """(trunk, score head) of a decoder-only classifier; None for encoders, which pool in their own way."""
+    head = getattr(model, "score", None)
+    return (model.base_model, head) if isinstance(head, torch.nn.Linear) else None

@@ -1,0 +1,73 @@
+"""Several rewards, added up with their weights, each of them kept beside the sum."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from apa_cli.errors import UserError
+from apa_cli.rewards.function import within_float32
+
+if TYPE_CHECKING:
+    from apa_cli.rewards.reward_model import FinishedResponses, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Scores of B responses, and of several rewards what each of them gave, without its weight."""
+
+    scores: list[float]
+    parts: dict[str, list[float]] = field(default_factory=dict)  # by component; {} of a single reward
+
+    def parts_of(self, row: int) -> dict[str, float]:
+        return {name: scores[row] for name, scores in self.parts.items()}
+
+
+class WeightedRewards:
+    """Σ weight · score. Not finite for a response where one of the scores is not."""
+
+    def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float]) -> None:
+        self.scorers, self.weights = dict(scorers), dict(weights)
+
+    def __call__(self, finished: FinishedResponses) -> list[float]:
+        return self.score(finished).scores
+
+    def score(self, finished: FinishedResponses) -> Scored:
+        parts = {name: scorer(finished) for name, scorer in self.scorers.items()}
+        rows = zip(*parts.values(), strict=True)
+        return Scored(scores=[self._sum(row) for row in rows], parts=parts)
+
+    def not_finite(self, row: int, score: float) -> UserError:
+        """Of a sum whose every part is finite."""
+        name = next(iter(self.scorers))
+        complaint = self.scorers[name].not_finite(row, score)
+        weights = f"{complaint.where.partition('.components.')[0]}.components"
+        return UserError(weights, f"response {row} comes to {score}", "lower the weights")
+
+    def _sum(self, row: tuple[float, ...]) -> float:
+        if not all(map(math.isfinite, row)):
+            return math.nan
+        return within_float32(sum(weight * score for weight, score in zip(self.weights.values(), row, strict=True)))
+
+
+def score(scorer: Scorer, finished: FinishedResponses) -> Scored:
+    """What a reward, or several, say of the responses."""
+    return scorer.score(finished) if isinstance(scorer, WeightedRewards) else Scored(scores=scorer(finished))
+
+
+def complaint(scorer: Scorer, scored: Scored, row: int) -> UserError:
+    """About a score that is not finite: of the first component that gave none."""
+    if isinstance(scorer, WeightedRewards):
+        for name, value in scored.parts_of(row).items():
+            if not math.isfinite(value):
+                return scorer.scorers[name].not_finite(row, value)
+    return scorer.not_finite(row, scored.scores[row])
+
+
+def by_role(role: str, scorer: Scorer | None) -> dict[str, Scorer | None]:
+    """A reward, or each of several as `role.NAME`."""
+    if isinstance(scorer, WeightedRewards):
+        return {f"{role}.{name}": part for name, part in scorer.scorers.items()}
+    return {role: scorer}

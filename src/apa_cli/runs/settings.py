@@ -1,0 +1,206 @@
+"""Runs that differ in nothing but the seed make one setting; settings that differ in the KL knob make one line.
+
+Statistics over seeds: mean ± half of a 95 % interval by Student's t, which with three seeds is 2.5 standard
+deviations wide on either side, and which one seed does not have.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from apa_cli.config.components import short_name
+from apa_cli.runs.folders import FINISHED, Run
+
+FOOTNOTE = "± is half of a 95 % interval over seeds by Student's t; a setting with one seed has none."
+
+# t for 95 % (two-sided) with 1, 2, … 30 degrees of freedom, from any table.
+_STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+
+NAMED = 3  # differences named on a line
+LONGEST = 32  # characters of a value
+_NOT_PART = ("seed", "output_dir", "resume", "device")
+# Keys that one objective has and the others do not read.
+_ONLY = {
+    "objective.kl_lambda": ("apa", "awr"),
+    "objective.clip_range": ("ppo",),
+    "objective.kl_coef": ("ppo",),
+    "objective.kl_lambda_min": ("apa", "awr"),
+    "objective.kl_lambda_max": ("apa", "awr"),
+    "objective.target_bound": ("apa",),
+    "objective.huber_delta": ("apa",),
+    "objective.kl_gain": ("apa", "awr"),
+    "objective.kl_damping": ("apa", "awr"),
+    "objective.kl_horizon": ("ppo",),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    mean: float
+    half: float | None  # of the 95 % interval; None with one value
+    count: int
+    lowest: float
+    highest: float
+
+
+def estimate(values: Iterable[float | None]) -> Estimate | None:
+    """None where nothing was measured."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    mean = math.fsum(known) / len(known)
+    half = None
+    if len(known) > 1:
+        deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
+        half = student_t(len(known) - 1) * deviation / math.sqrt(len(known))
+    return Estimate(mean, half, len(known), min(known), max(known))
+
+
+def student_t(degrees: int) -> float:
+    """Two-sided 95 %. Beyond the table z + (z³ + z) / 4ν, which is within 0.002 there."""
+    z = 1.959964
+    return _STUDENT[degrees - 1] if degrees <= len(_STUDENT) else z + (z**3 + z) / (4 * degrees)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Runs alike but for the seed."""
+
+    line: str  # what it shares with other settings on its line of the frontier: `APA`, `APA, learning_rate=1e-05`
+    knob: str  # `λ 0.1`
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.line}, {self.knob}"
+
+    @property
+    def counted(self) -> tuple[Run, ...]:
+        """Finished runs; where there is none yet, those that have figures."""
+        finished = tuple(run for run in self.runs if run.status == FINISHED)
+        return finished or tuple(run for run in self.runs if run.rows)
+
+    def final(self, name: str) -> Estimate | None:
+        """Over seeds, of the newest evaluation."""
+        return estimate(run.last(name) for run in self.counted)
+
+
+def group(runs: Sequence[Run]) -> list[Setting]:
+    """Settings of the runs that have a configuration and figures; by objective, what else differs, and knob."""
+    with_figures = [run for run in runs if run.config and run.rows]
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for objective in dict.fromkeys(run.objective for run in with_figures):
+        alike = [run for run in with_figures if run.objective == objective]
+        keys = differing(alike)
+        words = {key: _words(key, keys, [run.config.get(key) for run in alike]) for key in keys}
+        starts = {_first(run.config) for run in alike if _steered(run)}
+        for run in alike:
+            differences = [(words[key][str(run.config.get(key))], str(run.config.get(key))) for key in keys]
+            if _steered(run) and len(starts) > 1:
+                first, sign = _first(run.config)
+                differences.append((f"from {sign} {shown(first)}", str(first)))
+            line = _line(objective, differences)
+            found.setdefault((line, *knob(run.config)), []).append(run)
+    settings = [Setting(line=line, knob=text, runs=tuple(runs)) for (line, _, text), runs in found.items()]
+    values = {(line, text): value for line, value, text in found}
+    lines = list(dict.fromkeys(setting.line for setting in settings))
+    return sorted(settings, key=lambda s: (lines.index(s.line), values[s.line, s.knob]))
+
+
+def _line(objective: str, differences: Sequence[tuple[str, str]]) -> str:
+    """Of many differences, words and values, the first few, and a number that keeps the rest apart."""
+    words = [word for word, _ in differences]
+    if len(words) > NAMED or any("…" in word for word in words):
+        words = [*words[:NAMED], f"… #{zlib.crc32(repr(differences).encode('utf-8', 'replace')) % 10_000:04d}"]
+    return ", ".join([objective.upper(), *words])
+
+
+def _words(key: str, keys: Sequence[str], values: Sequence[Any]) -> dict[str, str]:
+    """`name=value` for each value of a key: of a path the last parts, as many as tell the paths apart.
+
+    Two values that would read alike are written with `…`, which `_line` follows with a number.
+    """
+    texts = {str(value): " ".join(shown(value).split()) for value in values}
+    if key.endswith("path"):
+        texts = dict(zip(texts, _tails(list(texts)), strict=True))
+    texts = {value: shortened(text, LONGEST) for value, text in texts.items()}
+    name, names = _name(key), [_name(other) for other in keys]
+    name = key if names.count(name) > 1 else name
+    alike = {text for text in texts.values() if list(texts.values()).count(text) > 1}
+    return {value: f"{name}={text}{'…' if text in alike and '…' not in text else ''}" for value, text in texts.items()}
+
+
+def _name(key: str) -> str:
+    """`policy` of policy.path, else the last part."""
+    return short_name(key.removesuffix(".path"))
+
+
+def _tails(paths: Sequence[str]) -> list[str]:
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for count in range(1, max(map(len, parts))):
+        tails = ["/".join(part[-count:]) for part in parts]
+        if len(set(tails)) == len(paths):
+            return tails
+    return list(paths)
+
+
+def shortened(text: str, width: int) -> str:
+    """Cut in the middle: the beginning and the end of a name say most."""
+    end = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Keys with more than one value among runs of one objective, besides seed and knob.
+
+    A key that only some runs have, of an older or newer version, does not count by itself.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.config)
+    objective = runs[0].objective if runs else ""
+    return [
+        key
+        for key in keys
+        if key not in (*_NOT_PART, "objective.name", *_knob_keys(objective))
+        and not key.startswith("tracking.")
+        and objective in _ONLY.get(key, (objective,))
+        and len({str(run.config[key]) for run in runs if key in run.config}) > 1
+    ]
+
+
+def knob(config: Mapping[str, Any]) -> tuple[float, str]:
+    """How far the policy may go: the KL that it is steered to, or else λ of APA and AWR, β of PPO."""
+    first, sign = _first(config)
+    target = config.get("objective.kl_target")
+    value, sign = (first, sign) if target is None else (target, "KL target")
+    return (float(value) if isinstance(value, (int, float)) else math.inf), f"{sign} {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _first(config: Mapping[str, Any]) -> tuple[Any, str]:
+    """λ or β as configured: fixed, or what steering begins from."""
+    return (
+        (config.get("objective.kl_coef"), "β")
+        if config.get("objective.name") == "ppo"
+        else (config.get("objective.kl_lambda"), "λ")
+    )
+
+
+def _steered(run: Run) -> bool:
+    return run.config.get("objective.kl_target") is not None
+
+
+def _knob_keys(objective: str) -> tuple[str, ...]:
+    return ("objective.kl_coef" if objective == "ppo" else "objective.kl_lambda", "objective.kl_target")

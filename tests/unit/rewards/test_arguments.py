@@ -1,0 +1,162 @@
+"""What a reward function's parameters are given: by name in any order, by position only where names say nothing."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+import pytest
+
+from apa_cli.errors import UserError
+from apa_cli.rewards.arguments import Arguments
+from apa_cli.rewards.function import RewardFunction
+from apa_cli.rewards.reward_model import FinishedResponses
+
+FINISHED = FinishedResponses(
+    prompts=["p1", "p2"],
+    responses=["r1", "r2"],
+    messages=None,
+    columns={"answer": [4, 5], "label": ["x", "y"]},
+    token_ids=[[1, 2], [1, 3]],
+    response_ids=[[2, 9], [3, 9]],
+    raw=lambda: (["<s>p1<think>", "<s>p2<think>"], ["r1</s>", "r2</s>"]),
+)
+P, R = FINISHED.prompts, FINISHED.responses
+RAW_P, RAW_R = FINISHED.raw()
+ANSWER, LABEL, IDS = [4, 5], ["x", "y"], [[2, 9], [3, 9]]
+COLUMNS = {"answer": ANSWER, "label": LABEL}
+
+
+class Judge:
+    def __call__(self, responses, prompts):
+        return locals()
+
+    def method(self, completions, prompts):
+        return locals()
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return call
+
+
+def bare(function):
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+
+# functions return their locals(): what each parameter was given
+CASES = {
+    "ours": (lambda prompts, responses, **columns: locals(), {"prompts": P, "responses": R, "columns": COLUMNS}),
+    "the other way round": (lambda responses, prompts: locals(), {"prompts": P, "responses": R}),
+    "the other way round, with columns": (
+        lambda responses, prompts, **columns: locals(), {"prompts": P, "responses": R, "columns": COLUMNS}),
+    "a column": (lambda prompts, responses, answer: locals(), {"prompts": P, "responses": R, "answer": ANSWER}),
+    "a column first": (lambda answer, responses: locals(), {"answer": ANSWER, "responses": R}),
+    "TRL": (
+        lambda completions, prompts, **kwargs: locals(),
+        {"completions": R, "prompts": P, "kwargs": {**COLUMNS, "completion_ids": IDS}}),
+    "TRL, all named": (
+        lambda prompts, completions, completion_ids, answer, **kwargs: locals(),
+        {"prompts": P, "completions": R, "completion_ids": IDS, "answer": ANSWER, "kwargs": {"label": LABEL}}),
+    "TRL, completions alone": (
+        lambda completions, **kwargs: locals(),
+        {"completions": R, "kwargs": {**COLUMNS, "prompts": P, "completion_ids": IDS}}),
+    "OpenRLHF": (
+        lambda queries, prompts, labels: locals(), {"queries": ["p1r1", "p2r2"], "prompts": P, "labels": LABEL}),
+    "responses alone": (lambda responses: locals(), {"responses": R}),
+    "raw": (
+        lambda raw_responses, raw_prompts, **kwargs: locals(),
+        {"raw_responses": RAW_R, "raw_prompts": RAW_P, "kwargs": {**COLUMNS, "prompts": P}}),
+    "keyword-only": (
+        lambda *, responses, prompts, answer=None: locals(), {"responses": R, "prompts": P, "answer": ANSWER}),
+    "positional-only": (lambda responses, prompts, /: locals(), {"responses": R, "prompts": P}),
+    "positional-only, a default between": (
+        lambda responses, scale=2, prompts=None, /: locals(), {"responses": R, "scale": 2, "prompts": P}),
+    "defaults": (
+        lambda prompts, responses, scale=2, labels=None: locals(),
+        {"prompts": P, "responses": R, "scale": 2, "labels": LABEL}),
+    "keywords alone": (lambda **kwargs: kwargs, {**COLUMNS, "prompts": P, "responses": R}),
+    "an instance": (Judge(), {"responses": R, "prompts": P}),
+    "a bound method": (Judge().method, {"completions": R, "prompts": P}),
+    "a partial": (
+        functools.partial(lambda scale, responses, prompts: locals(), 3), {"scale": 3, "responses": R, "prompts": P}),
+    "decorated": (wrapped(lambda responses, prompts: locals()), {"responses": R, "prompts": P}),
+    "decorated without wraps": (
+        bare(lambda responses, prompts, **c: locals()), {"responses": R, "prompts": P, "c": COLUMNS}),
+    "by position": (lambda a, b: locals(), {"a": P, "b": R}),
+    "by position, and a column": (lambda a, b, answer: locals(), {"a": P, "b": R, "answer": ANSWER}),
+    "the second by position": (lambda prompts, texts: locals(), {"prompts": P, "texts": R}),
+    "arguments alone": (lambda *args: {"args": list(args)}, {"args": [P, R]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_is_given_what_its_name_says(name):
+    function, expected = CASES[name]
+    arguments = Arguments(function, "mine:f", "reward.function")
+    values, keywords = arguments.of(FINISHED)
+    given = function(*values, **keywords)
+    assert {key: value for key, value in given.items() if key != "self"} == expected
+    arguments.check_columns(list(FINISHED.columns), "data.jsonl")
+    assert ("by position" in arguments.describe()) == (
+        name.startswith(("by position", "the second by position", "arguments alone"))
+    )
+
+
+def test_the_log_says_what_is_not_plain():
+    def said(function):
+        return Arguments(function, "mine:f", "reward.function").describe()
+
+    assert said(lambda prompts, responses, answer, **columns: 0) == ""
+    assert said(lambda completions, prompts: 0) == "mine:f is called with completions = responses, as text"
+    assert said(lambda a, b: 0) == (
+        "mine:f is called with a = prompts, b = responses (by position: the names say nothing)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda: 0, "does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
+        (lambda prompts: 0, "does not take prompts and responses"),
+        (lambda texts: 0, "does not take prompts and responses"),
+        (lambda texts, **columns: 0, "does not take prompts and responses"),
+        (lambda response, prompt: 0, "takes response and prompt, and neither name says which of them are the"),
+        (lambda answers, questions: 0, "takes answers and questions, and neither name"),
+        (lambda a, b, *, references: 0, "needs references, which is neither known nor a column of the data (it has"),
+        (lambda prompts, responses, references: 0, "needs references"),
+        (lambda x, responses: 0, "needs x"),
+        (lambda prompts, answer: 0, "has no parameter responses, and answer is also a column of data.jsonl"),
+        (print, "does not take prompts and responses"),
+        (dict, "does not take prompts and responses"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_bound_is_refused_before_it_is_called(function, words):
+    with pytest.raises(UserError) as caught:
+        Arguments(function, "mine:f", "reward.function").check_columns(["answer"], "data.jsonl")
+    assert str(caught.value).startswith("reward.function: mine:f ")
+    assert words in str(caught.value)
+
+
+def test_a_column_of_a_known_name_comes_before_ours():
+    data = replace(FINISHED, columns={"labels": [1, 2], "completions": ["c1", "c2"], "raw_prompts": ["q1", "q2"]})
+    arguments = Arguments(lambda prompts, responses, completions, labels, raw_prompts: 0, "mine:f", "k")
+    assert arguments.of(data)[1] == {**data.columns, "prompts": P, "responses": R}
+    assert Arguments(lambda completions: 0, "mine:f", "k").of(data)[1] == {"completions": R}
+
+
+def test_the_lists_are_copies():
+    def spoils(prompts, responses, answer):
+        for given in (prompts, responses, answer):
+            given.clear()
+        return [0.0, 0.0]
+
+    assert RewardFunction(spoils, "mine:f", key="k")(FINISHED) == [0.0, 0.0]
+    assert (P, R, ANSWER) == (["p1", "p2"], ["r1", "r2"], [4, 5])
+
+
+def test_scores_as_openrlhf_gives_them():
+    assert RewardFunction(lambda queries, prompts, labels: {"rewards": [1, 2]}, "f", key="k")(FINISHED) == [1.0, 2.0]

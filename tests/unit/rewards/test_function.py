@@ -1,0 +1,276 @@
+"""A reward function that raises, hangs or answers nonsense ends in one line, with the user's own traceback."""
+
+import contextvars
+import signal
+import sys
+import threading
+import time
+import traceback
+
+import pytest
+import torch
+
+from apa_cli.config.schema import EvaluatorConfig, RewardConfig
+from apa_cli.errors import UserError
+from apa_cli.rewards import function as reward_function
+from apa_cli.rewards.function import RewardFunction, load_function
+from apa_cli.rewards.reward_model import FinishedResponses
+from apa_cli.watched_thread import any_abandoned
+
+ROWS = FinishedResponses(
+    prompts=["a", "b"], responses=["c", "d"], messages=None, columns={"gold": [1, 2]}, token_ids=[[1], [2]]
+)
+
+
+def scorer(function, timeout=20.0, key="reward.function"):
+    return RewardFunction(function, "mine:f", key=key, timeout=timeout)
+
+
+def failure(function, timeout=20.0, **settings):
+    with pytest.raises(UserError) as caught:
+        scorer(function, timeout, **settings)(ROWS)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def functions_of(error):
+    return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_only_the_users_frames_are_in_the_traceback(timeout):
+    def inner():
+        raise KeyError("no such word")
+
+    def outer(prompts, responses):
+        return inner()
+
+    error = failure(outer, timeout)
+    assert str(error).startswith("reward.function: mine:f raised KeyError: 'no such word'; ")
+    assert functions_of(error.__cause__) == ["outer", "inner"]
+
+
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_a_function_that_wants_to_end_the_process(timeout):
+    def leave(prompts, responses):
+        raise SystemExit(3)
+
+    assert "raised SystemExit: 3" in str(failure(leave, timeout))
+
+
+def test_an_error_that_cannot_be_printed_or_fills_pages():
+    class SilentError(Exception):
+        def __str__(self):
+            raise RuntimeError("not even this")
+
+    def silent(prompts, responses):
+        raise SilentError
+
+    def long(prompts, responses):
+        raise ValueError("word " * 10_000)
+
+    assert "raised SilentError; " in str(failure(silent))
+    assert len(str(failure(long))) < 500
+
+
+def test_a_hanging_function_is_given_up_and_shown_where_it_hangs():
+    gate = threading.Event()
+
+    def ask_server():
+        gate.wait()
+
+    def hang(prompts, responses):
+        return ask_server()
+
+    began = time.monotonic()
+    error = failure(hang, 0.2, key="evaluation.reward.function")
+    assert time.monotonic() - began < 5
+    assert str(error).startswith("evaluation.reward.function: mine:f has not returned after 0.2 s; ")
+    assert "evaluation.reward.timeout_seconds" in str(error)
+    assert functions_of(error.__cause__)[:3] == ["hang", "ask_server", "wait"]
+    assert any_abandoned()
+    gate.set()
+    deadline = time.monotonic() + 5
+    while any_abandoned() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any_abandoned()
+
+
+def test_after_a_hang_the_next_call_works_and_late_answers_are_lost():
+    gate = threading.Event()
+    answers = iter([[1.0, 1.0], [2.0, 2.0]])
+
+    def first_slow(prompts, responses):
+        answer = next(answers)
+        if answer[0] == 1.0:
+            gate.wait()
+        return answer
+
+    reward = scorer(first_slow, 0.5)
+    with pytest.raises(UserError):
+        reward(ROWS)
+    gate.set()
+    assert reward(ROWS) == [2.0, 2.0]
+
+
+def test_a_signal_ends_the_wait_at_once():
+    gate = threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a parallel test run ignores
+    try:
+        threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
+        began = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            scorer(lambda prompts, responses: gate.wait(), 60.0)(ROWS)
+        assert time.monotonic() - began < 5
+    finally:
+        signal.signal(signal.SIGINT, before)
+        gate.set()
+
+
+def test_the_thread_is_as_a_direct_call():
+    """Gradients, random numbers, context variables and a default device."""
+    note = contextvars.ContextVar("note", default="")
+    note.set("here")
+    seen = []
+
+    def look(prompts, responses):
+        device = torch.zeros(1).device.type
+        seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), note.get(), device))
+        return torch.rand(2, device="cpu").tolist()
+
+    def both(timeout):
+        seen.clear()
+        torch.manual_seed(7)
+        scores = [scorer(look, timeout)(ROWS)]
+        with torch.no_grad():
+            scores.append(scorer(look, timeout)(ROWS))
+        with torch.inference_mode():
+            scores.append(scorer(look, timeout)(ROWS))
+        torch.set_default_device("meta")
+        try:
+            scores.append(scorer(look, timeout)(ROWS))
+        finally:
+            torch.set_default_device(None)
+        return scores, list(seen), torch.rand(1).item()
+
+    threaded, direct = both(20.0), both(None)
+    assert threaded == direct
+    assert [row[:2] for row in direct[1]] == [(True, False), (False, False), (False, True), (True, False)]
+    assert [row[3] for row in direct[1]] == ["cpu", "cpu", "cpu", "meta"]
+
+
+def test_what_a_function_keeps_by_thread_stays():
+    kept = threading.local()
+
+    def count(prompts, responses):
+        kept.calls = getattr(kept, "calls", 0) + 1
+        return [kept.calls] * 2
+
+    reward = scorer(count)
+    assert [reward(ROWS)[0] for _ in range(3)] == [1.0, 2.0, 3.0]
+
+
+def test_a_function_that_needs_the_main_thread_is_told_how():
+    import signal
+
+    def alarm(prompts, responses):
+        signal.signal(signal.SIGALRM, signal.signal(signal.SIGALRM, signal.SIG_IGN))
+        return [1, 2]
+
+    assert "set reward.timeout_seconds=null" in str(failure(alarm))
+    assert scorer(alarm, None)(ROWS) == [1.0, 2.0]
+
+
+def test_what_a_function_does_to_its_arguments_stays_there():
+    def greedy(prompts, responses, gold):
+        for given in (prompts, responses, gold):
+            given.clear()
+        return [1, 2]
+
+    reward = scorer(greedy)
+    assert reward(ROWS) == reward(ROWS) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("function", [lambda texts: [0.0], lambda: [], len])
+def test_a_function_with_other_parameters_is_refused_before_the_first_rollout(function):
+    with pytest.raises(UserError, match="does not take prompts and responses"):
+        scorer(function)
+
+
+def test_a_file_that_ends_the_process_when_imported(tmp_path):
+    file = tmp_path / "script.py"
+    file.write_text("def f(prompts, responses):\n    return []\n\nraise SystemExit('usage: script.py')\n")
+    with pytest.raises(UserError, match="raised SystemExit: usage") as caught:
+        load_function(f"{file}:f", "reward.function")
+    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+    assert [(frame.filename, frame.lineno) for frame in frames] == [(str(file), 4)]
+
+
+def test_both_rewards_wait_half_an_hour_unless_told_otherwise():
+    assert RewardConfig().timeout_seconds == EvaluatorConfig().timeout_seconds == 1800.0
+
+
+POOLED = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+from beside import weight
+
+
+def one(response):
+    return weight() * len(response)
+
+
+def reward(prompts, responses):
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(one, responses))
+
+
+def same(responses):
+    return [1.0 * (one.__module__ == __name__) for _ in responses]
+"""
+
+
+@pytest.fixture
+def path_as_it_was(monkeypatch):
+    """A process starts without reward files."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(reward_function, "_FOLDERS", [])
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name in ("pooled", "beside", "math", "apa_reward_math", "one", "two"):
+            del sys.modules[name]
+
+
+def test_what_lies_beside_the_file_is_imported_and_a_spawned_pool_finds_its_functions(tmp_path, path_as_it_was):
+    (tmp_path / "beside.py").write_text("def weight():\n    return 0.5\n")
+    (tmp_path / "pooled.py").write_text(POOLED)
+    function = load_function(f"{tmp_path}/pooled.py:reward", "k")
+    assert function(["p"], ["abcd", "ab"]) == [2.0, 1.0]
+
+
+def test_nothing_of_ours_or_of_python_is_hidden(tmp_path, path_as_it_was):
+    (tmp_path / "math.py").write_text("import json, random, torch\ndef f(responses):\n    return json.__file__\n")
+    for name in ("json", "random", "torch", "apa_cli"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError\n")
+    function = load_function(f"{tmp_path}/math.py:f", "k")
+    assert not function([]).startswith(str(tmp_path))
+    assert sys.modules["math"].sqrt(4) == 2
+    assert sys.path[-1] == str(tmp_path)
+
+
+def test_each_file_has_its_own_neighbours_and_a_file_is_run_anew_for_each_run(tmp_path, path_as_it_was):
+    for folder, number in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "beside.py").write_text(f"NUMBER = {number}\n")
+        (tmp_path / folder / "one.py").write_text("import beside\ncalls = []\ndef f(responses):\n"
+                                                  "    calls.append(0)\n    return [beside.NUMBER, len(calls)]\n"
+                                                  "def g(responses):\n    return len(calls)\n")  # fmt: skip
+    a, b = (load_function(f"{tmp_path}/{folder}/one.py:f", "k") for folder in "ab")
+    assert [a([]), b([]), a([])] == [[1, 1], [2, 1], [1, 2]]
+    assert load_function(f"{tmp_path}/a/one.py:f", "k")([]) == [1, 1]
+    modules = {}
+    f, g = (load_function(f"{tmp_path}/a/one.py:{name}", "k", modules) for name in "fg")
+    assert (f([]), g([])) == ([1, 1], 1)
+    assert sys.path.count(f"{tmp_path}/a") == 1
