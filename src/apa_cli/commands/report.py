@@ -27,7 +27,8 @@ Examples
   apa-report runs/ppo                                  one run, while it trains: into report/
 
 What it writes
-  report.html        everything in one file to send or open anywhere: tables, pictures, responses before and after
+  report.html        everything in one file to send or open anywhere: tables that sort, pictures, responses before and
+                     after; a text box filters the runs
   report.csv         one row a run: status, seed, objective, KL knob, learning rate, final figures
   report.md          mean ± half of a 95 % interval over seeds (Student's t), for each setting
   plots/             frontier.png: reward against KL; iterations.png: reward, KL and entropy over training

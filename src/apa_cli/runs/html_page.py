@@ -1,8 +1,12 @@
-"""One HTML file that holds everything: tables, pictures and sample responses. It fetches nothing, runs no script."""
+"""One HTML file that holds everything: tables, pictures and sample responses.
+
+It fetches nothing. Its one script sorts the tables and filters the runs; the page's policy lets no other run.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -21,10 +25,54 @@ _CAPTIONS = (
     ("Over iterations", "On the rollouts of training. Mean over seeds; band: lowest to highest seed."),
 )
 
+# A click on a header sorts by that column, another one turns the order round. Numbers within a text, as in
+# objective.kl_lambda=0.05, compare as numbers; empty cells stay last. The text box keeps the rows that hold every word.
+_SCRIPT = r"""
+const split = (text) => text.split(/((?:(?<!\w)-)?\d+(?:\.\d+)?(?:e[-+]?\d+)?)/i);
+function compare(left, right) {
+  const [a, b] = [split(left), split(right)];
+  for (let i = 0; i < Math.min(a.length, b.length); i++) {
+    const order = i % 2 ? a[i] - b[i] : (a[i] > b[i]) - (a[i] < b[i]);
+    if (order) return order;
+  }
+  return a.length - b.length;
+}
+for (const table of document.querySelectorAll("table")) {
+  const rows = table.tBodies[0].rows, text = (row, column) => row.cells[column].textContent;
+  for (const header of table.tHead.rows[0].cells) {
+    const column = header.cellIndex;
+    header.tabIndex = 0;
+    header.onkeydown = (event) => event.key === "Enter" && header.onclick();
+    header.onclick = () => {
+      const sign = header.ariaSort === "ascending" ? -1 : 1;
+      for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+      header.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
+      const empty = (row) => text(row, column) === "–";
+      table.tBodies[0].append(...[...rows].sort((a, b) =>
+        empty(a) - empty(b) || sign * compare(text(a, column), text(b, column))));
+    };
+  }
+}
+const box = document.querySelector("input"), shown = document.querySelector("output");
+box.hidden = false;
+box.oninput = () => {
+  const rows = [...document.querySelectorAll("#runs tbody tr")], words = box.value.toLowerCase().split(/\s+/);
+  for (const row of rows) {
+    const text = [...row.cells].map((cell) => cell.textContent.toLowerCase()).join("\n");
+    row.hidden = !words.every((word) => text.includes(word));
+  }
+  shown.value = box.value ? `${rows.filter((row) => !row.hidden).length} of ${rows.length}` : "";
+};
+"""
+_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_FILTER = '<p><input type="search" placeholder="Filter runs" aria-label="Filter runs" hidden> <output></output></p>'
+
 _PAGE = Template("""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-$hash'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>$title</title>
@@ -39,7 +87,11 @@ h1 { font-size: 1.6rem; margin: 1rem 0 0; } h2 { font-size: 1.2rem; margin: 2.2r
 .soft, figcaption { color: var(--soft); font-size: .875rem; } .bad { color: var(--bad); }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
+th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal; overflow-wrap: normal; }
+th:first-child, td:first-child { text-align: left; } td:first-child { white-space: normal; min-width: 12rem; }
+th[tabindex] { cursor: pointer; } th[aria-sort]::after { content: " ↑"; }
+th[aria-sort=descending]::after { content: " ↓"; }
+input { font: inherit; width: min(100%, 24rem); box-sizing: border-box; } output { color: var(--soft); }
 figure { margin: 1rem 0; } img { width: max(100%, 44rem); height: auto; border-radius: 6px; background: #fff; }
 details { border-bottom: 1px solid var(--line); } summary { cursor: pointer; padding: .6rem 0; }
 pre { margin: .3rem 0 .8rem; padding: .6rem .8rem; background: var(--box); border-radius: 6px; white-space: pre-wrap;
@@ -53,6 +105,7 @@ dt { color: var(--soft); } dd { margin: 0; }
 <h1>$title</h1>
 <p class="soft">$counts</p>
 $body
+<script>$script</script>
 </body>
 </html>
 """)
@@ -73,12 +126,13 @@ def page(overview: Overview, pictures: Sequence[Path]) -> str:
     for picture, (title, caption) in zip(pictures, _CAPTIONS, strict=False):
         figure = _figure(picture.read_bytes(), title, caption)
         parts.append(f"<h2>{title}</h2>{figure}")
-    parts += ["<h2>Runs</h2>", _table(*runs_table(overview)), "<h2>Each run</h2>"]
+    parts += ["<h2>Runs</h2>", _FILTER, _table(*runs_table(overview), name="runs"), "<h2>Each run</h2>"]
     pictured = len(overview.runs) <= PICTURED
     if not pictured:
         parts.append(f'<p class="soft">More than {PICTURED} runs: pictures of single runs are in their folders.</p>')
     parts += [_details(run, overview.label(run), pictured=pictured) for run in overview.runs]
-    return _PAGE.substitute(title=_text(overview.title), counts=_text(f"{overview.counts()}."), body="\n".join(parts))
+    title, counts = _text(overview.title), _text(f"{overview.counts()}.")
+    return _PAGE.substitute(title=title, counts=counts, body="\n".join(parts), script=_SCRIPT, hash=_HASH)
 
 
 def _details(run: Run, label: str, *, pictured: bool) -> str:
@@ -110,10 +164,10 @@ def _pair(pair: Pair) -> str:
     )
 
 
-def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]], *, name: str = "settings") -> str:
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
     body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table id="{name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _figure(png: bytes, alt: str, caption: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from run_folders import row, write_run
 
 from apa_cli.commands.report import main
 
-EVIL = "<script>alert('x')</script> & \"quoted\" </pre>"
+EVIL = "</script><script>alert('x')</script> & \"quoted\" </pre>"
 
 
 @pytest.fixture
@@ -29,8 +30,21 @@ def text(tmp_path: Path) -> str:
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_it_fetches_nothing_and_runs_nothing(text: str):
-    for inside in ("http:", "https:", "<script", "<link", "@import", "url(", 'src="plots'):
+def test_it_runs_its_own_script_alone(text: str):
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert text.count("<script") == text.count("</script") == 1
+    policy = re.search(r'http-equiv="Content-Security-Policy"\s+content="([^"]*)"', text)
+    assert policy is not None
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy[1]
+    assert policy[1].startswith("default-src 'none';")
+    assert text.index("Content-Security-Policy") < text.index("<title>")  # before anything that a run says
+    assert '<table id="runs">' in text
+    assert "#runs" in script
+
+
+def test_it_fetches_nothing(text: str):
+    for inside in ("http:", "https:", "<link", "@import", "url(", 'src="plots'):
         assert inside not in text, inside
     sources = re.findall(r'src="([^"]*)"', text)
     assert len(sources) == 3  # two pictures of all runs, one of the run that has metrics
@@ -42,7 +56,7 @@ def test_it_fetches_nothing_and_runs_nothing(text: str):
 
 def test_what_runs_say_is_text(text: str):
     assert (
-        text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") >= 6
+        text.count("&lt;/script&gt;&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") >= 6
     )  # title twice, reason, prompt, responses
 
 
@@ -51,7 +65,7 @@ def test_every_tag_is_closed(text: str):
         open: list[str] = []  # noqa: RUF012
 
         def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "img"):
+            if tag not in ("meta", "img", "input"):
                 self.open.append(tag)
 
         def handle_endtag(self, tag):
