@@ -25,7 +25,7 @@ MARKER = ".apa-cli"
 RUN, EVALUATION, TABLES = "run", "evaluation", "tables"  # what a folder may be, all at once too
 RUN_BEGINS = (
     *("config.yaml", "overrides.yaml", "versions.json", "run.log", "metrics.jsonl", "samples.jsonl"),
-    *("checkpoints", "wandb"),
+    *("checkpoints", "wandb", "tensorboard"),
 )
 RUN_ENDS = ("final", "plots", "report.md", "summary.json")
 EVALUATION_NAMES = ("eval.json", "eval.md", "samples.jsonl", "samples.html", "over_iterations.png", "wandb")
@@ -37,7 +37,7 @@ SWEEP_NAMES = (
 )
 _ALL = {RUN: (*RUN_BEGINS, *RUN_ENDS), EVALUATION: EVALUATION_NAMES, TABLES: (*REPORT_NAMES, *SWEEP_NAMES)}
 _WRITTEN = {(name,) for name in _ALL[RUN]}
-_MAY_BE_LINKS = ("checkpoints", "wandb")  # moved to a larger disk
+_MAY_BE_LINKS = ("checkpoints", "wandb", "tensorboard")  # moved to a larger disk
 _WHOLE = re.compile(r"iter_\d{6,}(?:_part)?|final")
 _TEMPORARY = re.compile(rf"\.({_WHOLE.pattern})\.(old|partial)")
 _BESIDE = re.compile(r"\.(?:[\w.-]+)\.[0-9a-f]{8}\.partial")  # of files.write_text

@@ -207,6 +207,7 @@ class TrackingConfig:
         "live table, plain lines, or only warnings (auto = live in a terminal)",
         choices=("auto", "live", "plain", "quiet"),
     )
+    tensorboard: bool = switch(False, "also write TensorBoard's files into the run's folder: apa-cli[tensorboard]")
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 

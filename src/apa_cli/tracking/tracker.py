@@ -20,6 +20,7 @@ from apa_cli.tracking.patient_file import DiskTrouble
 from apa_cli.tracking.plots import draw_run
 from apa_cli.tracking.report import Summary, summary_lines, write_report
 from apa_cli.tracking.samples import SAMPLES_FILE, Sample, SamplesFile
+from apa_cli.tracking.tensorboard_run import TensorBoardRun
 from apa_cli.tracking.terminal import Terminal, choose_console, columns_of
 from apa_cli.tracking.wandb_run import WandbRun
 
@@ -27,7 +28,7 @@ _log = logging.getLogger(LOGGER)
 
 
 class Tracker:
-    """Writes metrics, samples and messages to the run's folder, to wandb and to the terminal. A context manager.
+    """Writes metrics, samples and messages to the run's folder, to its trackers and to the terminal. A context manager.
 
     Until `begin` nothing is written but run.log, and that only where there is one: messages wait for it.
     A run that goes on passes the iteration that it starts from: lines of later ones are dropped, to be written again.
@@ -62,6 +63,7 @@ class Tracker:
                 note=self.note,
                 warn=self.warn,
             )
+            self._tensorboard = TensorBoardRun(run_dir, warn=self.warn) if config.tracking.tensorboard else None
             self._opened = opened.pop_all()
 
     def begin(self) -> Tracker:
@@ -73,6 +75,9 @@ class Tracker:
         metrics = MetricsFile(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
         self._opened.callback(metrics.close)
         self._files = metrics, samples
+        if self._tensorboard is not None:
+            self._tensorboard.begin(metrics.lines.read(), start, trouble)
+            self._opened.callback(self._tensorboard.close)
         self._run_log.open(self.run_dir / LOG_FILE)
         return self
 
@@ -128,6 +133,8 @@ class Tracker:
 
     def sync(self) -> bool:
         """Metrics and samples to the disk itself, as a checkpoint wants them. Whether all of them are there."""
+        if self._tensorboard is not None:
+            self._tensorboard.sync()
         return all([self._metrics.sync(), self._samples.sync()])
 
     def copy_to(self, folder: Path) -> None:
@@ -186,6 +193,8 @@ class Tracker:
         self._metrics.write(iteration, metrics)
         evaluated = any(name.startswith("eval/") for name in metrics)
         self._wandb.log(iteration, metrics, samples, table=evaluated or iteration == self.config.training.iterations)
+        if self._tensorboard is not None:
+            self._tensorboard.log(iteration, metrics)
         self._terminal.row(iteration, metrics)
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s", self._terminal.words(iteration, metrics), extra={"terminal": False})
