@@ -17,6 +17,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
 MISSING = "???"  # how OmegaConf writes a value that is not set
+GONE = {("generation.backend", "paged"): "use generation.backend=hf, or static or vllm on a GPU"}  # choices of old runs
 
 
 def check_config(config: TrainConfig) -> None:
@@ -52,6 +53,8 @@ def check_fields(config: Any, prefix: str = "") -> None:
         if isinstance(value, str) and not value.strip():
             raise UserError(key, "empty text", "give it a value, or leave the key out")
         if "choices" in metadata and value not in metadata["choices"]:
+            if (instead := GONE.get((key, value))) is not None:
+                raise UserError(key, f"{value!r} is no longer a choice", instead)
             raise UserError(key, f"{value!r} is not a choice", one_of(str(value), metadata["choices"]))
         _check_limits(key, value, metadata.get("limits", {}))
 
@@ -248,14 +251,6 @@ def _check_backend(config: TrainConfig) -> None:
             f"generation.backend={generation.backend} has caches of its own",
             "set it to null, or use generation.backend=hf",
         )
-    if generation.backend == "paged":
-        for key, given in (("stop", bool(generation.stop)), ("min_new_tokens", generation.min_new_tokens > 0)):
-            if given:
-                raise UserError(
-                    f"generation.{key}",
-                    "continuous batching knows nothing of it, and generation.backend=paged",
-                    "use generation.backend=hf, or static",
-                )
     if generation.backend == "vllm":
         if config.device == "cpu":
             raise UserError("generation.backend", "vllm samples on a GPU, and device=cpu", "use generation.backend=hf")

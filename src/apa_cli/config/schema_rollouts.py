@@ -83,8 +83,8 @@ class GenerationConfig:
     backend: str = choice(
         "hf",
         "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU; "
-        "paged = transformers' continuous batching; vllm = vLLM in this process",
-        choices=("hf", "static", "paged", "vllm"),
+        "vllm = vLLM in this process",
+        choices=("hf", "static", "vllm"),
     )
     rows: Optional[int] = number(
         None,

@@ -24,10 +24,6 @@ def sample(policy: Policy, prompts: PromptBatch, config: schema.GenerationConfig
 
 def _backend(name: str) -> Callable[..., Rollout]:
     """The engines are imported by who uses them."""
-    if name == "paged":
-        from apa_cli.rollouts.backends import paged
-
-        return paged.generate
     if name == "vllm":
         from apa_cli.rollouts.backends import vllm
 

@@ -17,15 +17,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from apa_cli.config.schema import GenerationConfig
 from apa_cli.data.prompts import Prompt, collate
-from apa_cli.errors import UserError
 from apa_cli.models.policy import Policy
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.backends import cached, choice, hf, loop
 from apa_cli.rollouts.generation import decode, sample
 
 FALSE_ALARM = 1e-3
-BACKENDS = ("hf", "static", "paged", "vllm")  # vllm: a stand-in with its call signatures
-NOT_PAGED = ("gpt_neox", "bloom", "opt")  # transformers' continuous batching does not run these
+BACKENDS = ("hf", "static", "vllm")  # vllm: a stand-in with its call signatures
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +60,6 @@ def check_logprobs(policy, rollout, temperature=1.0):
 @pytest.mark.parametrize("kind", FAMILIES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_logprobs_are_those_of_a_plain_forward(policy_dir, kind, backend, many_batches):
-    if backend == "paged" and kind in NOT_PAGED:
-        policy, generation = load(policy_dir(kind=kind), generation__backend=backend)
-        with pytest.raises(UserError, match=f"paged does not run {type(policy.model).__name__}.*backend=hf"):
-            sample(policy, uneven_batch(policy, 2), generation)
-        return
     policy, generation = load(
         policy_dir(kind=kind), generation__backend=backend, generation__temperature=0.7, generation__max_new_tokens=9
     )
@@ -206,10 +199,9 @@ def test_rows_that_have_ended_cost_nothing(policy_dir):
     assert sum(seen[1:]) < 2 * counted  # at most half of a batch's rows are idle
 
 
-@pytest.mark.parametrize("backend", ["paged", "vllm"])
-def test_an_engine_leaves_the_random_states_as_a_draw_of_seeds_would(policy_dir, backend):
+def test_an_engine_leaves_the_random_states_as_a_draw_of_seeds_would(policy_dir):
     """The next rollout differs, the same seed gives the same one, and no engine's seeding is left behind."""
-    policy, generation = load(policy_dir(kind="llama"), generation__backend=backend)
+    policy, generation = load(policy_dir(kind="llama"), generation__backend="vllm")
     batch = uneven_batch(policy, 8)
     torch.manual_seed(6)
     first, then = sample(policy, batch, generation), torch.rand(1)
@@ -227,10 +219,6 @@ def test_logprobs_are_of_the_whole_softmax_whatever_is_left_out(policy_dir, back
     settings = dict(settings)
     greedy = settings.pop("greedy", False)
     changes = {f"generation__{key}": value for key, value in settings.items()}
-    if backend == "paged" and "min_new_tokens" in settings:
-        with pytest.raises(UserError, match=r"generation\.min_new_tokens.*backend=hf"):
-            load(policy_dir(kind="llama"), generation__backend=backend, **changes)
-        return
     policy, generation = load(
         policy_dir(kind="llama"), generation__backend=backend, generation__temperature=0.7, **changes
     )
@@ -368,8 +356,6 @@ WRONG = {
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_test_finds_what_is_wrong(dozen, backend, wrong):
     """Against a policy at temperature 0.5, which each of these is not."""
-    if backend == "paged" and wrong == "no end":
-        pytest.skip("continuous batching ignores min_new_tokens, and the configuration is refused")
     torch.manual_seed(7)
     assert pvalue(dozen, expected_temperature=0.5, backend=backend, **WRONG[wrong]) < FALSE_ALARM
 

@@ -1,1 +1,1 @@
-"""How responses are drawn: our own decode loop (hf, static), transformers' continuous batching (paged), vLLM."""
+"""How responses are drawn: our own decode loop (hf, static), or vLLM."""
