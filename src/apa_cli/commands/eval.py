@@ -29,7 +29,8 @@ from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_c
 from apa_cli.secrets import redact
 
 if TYPE_CHECKING:
-    from apa_cli.evaluation.evaluate_checkpoints import Evaluation, Progress
+    from apa_cli.data.table import Progress
+    from apa_cli.evaluation.evaluate_checkpoints import Evaluation
 
 PROGRAM = "apa-eval"
 

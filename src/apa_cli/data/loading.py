@@ -11,7 +11,7 @@ from apa_cli.config.schema import DataConfig
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.prompts import Prompt, PromptSet
 from apa_cli.data.sources import read_source
-from apa_cli.data.table import Draw, Findings, Table
+from apa_cli.data.table import Draw, Findings, Progress, Table
 from apa_cli.data.template import RENDERED
 from apa_cli.data.tokenization import cut_left, encode, without_oldest_turns
 from apa_cli.errors import UserError
@@ -50,7 +50,12 @@ class _Pool:
 
 
 def load_prompts(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation_prompts: int, seed: int
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    evaluation_prompts: int,
+    seed: int,
+    progress: Progress | None = None,
 ) -> tuple[PromptSet, PromptSet]:
     """Training prompts and held-out prompts, which never have one in common.
 
@@ -59,11 +64,11 @@ def load_prompts(
     Of a data set larger than data.max_rows, so many rows are read, chosen by `seed`.
     Both sets keep the order of their file. Raises UserError for anything wrong with the data.
     """
-    pool = _read(config, tokenizer, evaluation=False, seed=seed)
+    pool = _read(config, tokenizer, evaluation=False, seed=seed, progress=progress)
     if evaluation_prompts == 0:
         held_out = PromptSet(prompts=[], cut=0, dropped=0, source="")
     elif config.eval_path is not None:
-        other = _read(config, tokenizer, evaluation=True, seed=seed)
+        other = _read(config, tokenizer, evaluation=True, seed=seed, progress=progress)
         chosen: Sequence[int] = range(len(other.prompts))
         if evaluation_prompts < len(chosen):  # a file may be sorted
             chosen = sorted(random.Random(f"evaluation/{seed}").sample(chosen, evaluation_prompts))
@@ -90,7 +95,7 @@ def read_tables(config: DataConfig, seed: int) -> list[Table]:
     ]
 
 
-def _table(config: DataConfig, *, evaluation: bool, seed: int) -> Table:
+def _table(config: DataConfig, *, evaluation: bool, seed: int, progress: Progress | None = None) -> Table:
     key, split_key = ("data.eval_path", "data.eval_split") if evaluation else ("data.path", "data.split")
     return read_source(
         (config.eval_path or "") if evaluation else config.path,
@@ -100,12 +105,19 @@ def _table(config: DataConfig, *, evaluation: bool, seed: int) -> Table:
         split_key=split_key,
         prompt_column=config.prompt_column,
         revision=config.revision if not evaluation or config.eval_path == config.path else None,
-        draw=Draw(most=config.max_rows, seed=seed),
+        draw=Draw(most=config.max_rows, seed=seed, progress=progress),
     )
 
 
-def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation: bool, seed: int) -> _Pool:
-    table = _table(config, evaluation=evaluation, seed=seed)
+def _read(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    evaluation: bool,
+    seed: int,
+    progress: Progress | None,
+) -> _Pool:
+    table = _table(config, evaluation=evaluation, seed=seed, progress=progress)
     system_prompt = config.system_prompt
     arguments = config.arguments
     findings = Findings()
@@ -124,7 +136,9 @@ def _read(config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, evaluation:
     limit = config.max_prompt_tokens
     prompts: list[Prompt] = []
     cut: list[bool] = []
-    every = encode(rows, tokenizer, arguments=arguments, system_prompt=system_prompt, findings=findings)
+    every = encode(
+        rows, tokenizer, arguments=arguments, system_prompt=system_prompt, findings=findings, progress=progress
+    )
     for row, row_ids in zip(rows, every, strict=True):
         overlong = len(row_ids) > limit
         if overlong and config.overlong == "drop":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from apa_cli.data.messages import TOOLS
 from apa_cli.data.prompts import Prompt
+from apa_cli.data.table import Progress
 from apa_cli.data.template import Template
 from apa_cli.data.tokenization import tokens_after
 
@@ -31,11 +32,12 @@ class ResponseEncoder:
         stop: Sequence[str],
         max_new_tokens: int,
         arguments: Mapping[str, Any] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.tokenizer, self.stop, self.max_new_tokens = tokenizer, stop, max_new_tokens
         self.eos_token_ids = set(eos_token_ids)
         self.closing, self.closing_turn = closing, closing_turn
-        self.template = Template(tokenizer, arguments)
+        self.template, self.progress = Template(tokenizer, arguments), progress
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], bool]]:
         stopped = [self._until_stop(response) for response in responses]
@@ -44,7 +46,7 @@ class ResponseEncoder:
             for prompt, (text, at_stop) in zip(prompts, stopped, strict=True)
         ]
         contexts = ["" if prompt.messages is not None else prompt.text for prompt in prompts]
-        ids = tokens_after(self.tokenizer, contexts, bare)
+        ids = tokens_after(self.tokenizer, contexts, bare, self.progress)
         return [
             self._close(row, None if at_stop else self._closing(prompt))
             for row, prompt, (_, at_stop) in zip(ids, prompts, stopped, strict=True)

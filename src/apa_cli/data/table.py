@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from apa_cli.errors import UserError
 
 Item = TypeVar("Item")
+Progress = Callable[[str, int, int], None]  # what is being done, how many of how many; of 0 where that is not known
+EVERY = 100  # rows between two words to it
+
+
+def told(what: str, items: Iterable[Item], progress: Progress | None, total: int = 0) -> Iterator[Item]:
+    """The items, while `progress` hears how many have been taken."""
+    for count, item in enumerate(items):
+        if progress is not None and count % EVERY == 0:
+            progress(what, count, total)
+        yield item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +28,7 @@ class Draw:
 
     most: int | None = None
     seed: int = 0
+    progress: Progress | None = None
 
     def places(self, count: int) -> Sequence[int]:
         """Of rows that can be read by number."""
@@ -28,7 +39,7 @@ class Draw:
     def of(self, stream: Iterable[Item]) -> tuple[list[Item], int]:
         """Of rows that come one by one, and how many came: the reservoir of Vitter's algorithm R."""
         chance, kept, count = random.Random(f"rows/{self.seed}"), [], 0
-        for count, item in enumerate(stream, start=1):
+        for count, item in enumerate(told("read", stream, self.progress), start=1):
             if self.most is None or count <= self.most:
                 kept.append((count, item))
             elif (place := chance.randrange(count)) < self.most:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ class Template:
         found = [marker for marker in USUAL_MARKERS if marker in text and marker not in self._frame]
         return next((m for m in found if m not in self.tokenizer.get_vocab()), None)
 
-    def render_rows(self, rows: Sequence[Row], *, system_prompt: str | None, findings: Findings) -> list[str]:
+    def render_rows(self, rows: Iterable[Row], *, system_prompt: str | None, findings: Findings) -> list[str]:
         """The text of each row's messages. Raises UserError, naming the row, for what the template does not take.
 
         `system_prompt` is data.system_prompt, for errors.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from apa_cli.data.formats import Row
 from apa_cli.data.messages import as_text, without_oldest_turn
-from apa_cli.data.table import Findings
+from apa_cli.data.table import Findings, Progress, told
 from apa_cli.data.template import RENDERED, Template
 from apa_cli.errors import UserError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 32  # characters before a text that decide its first token
+CHUNK = 200_000, 32  # characters and texts that one call of the tokenizer takes at least
 
 
 def encode(
@@ -25,6 +26,7 @@ def encode(
     arguments: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
     findings: Findings | None = None,
+    progress: Progress | None = None,
 ) -> list[list[int]]:
     """Token ids of each row, uncut.
 
@@ -41,11 +43,12 @@ def encode(
     findings = Findings() if findings is None else findings
     template = Template(tokenizer, arguments)
     if rows[0].messages is not None:
-        texts = template.render_rows(rows, system_prompt=system_prompt, findings=findings)
-        ids = tokenize(tokenizer, texts, special=False)
+        watched = told("render", rows, progress, len(rows))
+        texts = template.render_rows(watched, system_prompt=system_prompt, findings=findings)
+        ids = tokenize(tokenizer, texts, special=False, progress=progress)
         own = ids
     else:
-        ids = tokenize(tokenizer, [row.text for row in rows], special=True)
+        ids = tokenize(tokenizer, [row.text for row in rows], special=True, progress=progress)
         before, after = added_tokens(tokenizer, rows[0].text)
         ids = [row_ids[: len(row_ids) - after] for row_ids in ids]
         own = [row_ids[before:] for row_ids in ids]
@@ -109,24 +112,37 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, in
     return 0, 0
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool) -> list[list[int]]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool, progress: Progress | None = None
+) -> list[list[int]]:
     """Token ids of each text, uncut; `special` with the tokens that the tokenizer puts around one."""
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=special,
-        padding=False,
-        truncation=False,
-        return_attention_mask=False,
-        verbose=False,  # no warning about length: data.max_prompt_tokens sees to that
-    )
-    return [list(ids) for ids in encoded["input_ids"]]
+    ids: list[list[int]] = []
+    while len(ids) < len(texts):
+        start = end = len(ids)
+        if progress is not None:
+            progress("tokenize", start, len(texts))
+        characters = 0
+        while end < len(texts) and (characters < CHUNK[0] or end - start < CHUNK[1]):
+            characters, end = characters + len(texts[end]), end + 1
+        encoded = tokenizer(
+            texts[start:end],
+            add_special_tokens=special,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            verbose=False,  # no warning about length: data.max_prompt_tokens sees to that
+        )
+        ids += map(list, encoded["input_ids"])
+    return ids
 
 
-def tokens_after(tokenizer: PreTrainedTokenizerBase, contexts: list[str], texts: list[str]) -> list[list[int]]:
+def tokens_after(
+    tokenizer: PreTrainedTokenizerBase, contexts: list[str], texts: list[str], progress: Progress | None = None
+) -> list[list[int]]:
     """Ids of each text where it follows its context; alone where the two would share a token."""
     contexts = [context[-CONTEXT:] for context in contexts]
     before, whole, alone = (
-        tokenize(tokenizer, parts, special=False)
+        tokenize(tokenizer, parts, special=False, progress=progress)
         for parts in (contexts, [c + t for c, t in zip(contexts, texts, strict=True)], texts)
     )
     return [w[len(b) :] if w[: len(b)] == b else a for b, w, a in zip(before, whole, alone, strict=True)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from apa_cli.checkpoints.manifest import MANIFEST, listed_only
 from apa_cli.config.schema import AdapterConfig, PolicyConfig, TrainConfig
 from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, check_room
+from apa_cli.data.table import Progress
 from apa_cli.errors import UserError
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint
@@ -32,7 +33,6 @@ from apa_cli.rewards.reward_model import Loaded, Scorer, load_reward
 from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
 
-Progress = Callable[[str, int, int], None]  # what is being done, how many of how many
 OUTCOMES = {"win": 1, "tie": 0, "lose": -1}
 
 
@@ -159,7 +159,11 @@ def _prepare(
     config: TrainConfig, policy: Policy, runtime: Runtime, progress: Progress, modules: dict[str, ModuleType]
 ) -> tuple[_Bench, str]:
     _, held_out = load_prompts(
-        config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
+        config.data,
+        policy.tokenizer,
+        evaluation_prompts=config.evaluation.prompts,
+        seed=config.seed,
+        progress=progress,
     )
     check_room(
         held_out.prompts,

@@ -90,7 +90,7 @@ class Terminal(logging.Handler):
         self._start, self._iteration = start_iteration, start_iteration
         self._began = time.monotonic()
         self._finished_at = self._began
-        self._phase = ""
+        self._phase = ("", 0, 0)
         self._recent: tuple[tuple[int, Mapping[str, float]], ...] = ()  # replaced whole: another thread draws it
         self._header_printed = False
         self._live: Live | None = None
@@ -109,16 +109,16 @@ class Terminal(logging.Handler):
     def stop(self) -> None:
         """Leave the table as it stands and give the terminal back. What comes after is printed below it."""
         live, self._live = self._live, None
-        self._phase = ""
+        self._phase = ("", 0, 0)
         if live is not None:
             try:
                 live.stop()
             except OSError:
                 self.kind = "quiet"
 
-    def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
-        """What is being done now; only the live table shows it."""
-        self._phase = name if done is None else f"{name} {done}/{total}" if total is not None else f"{name} {done}"
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """What is being done now, how many of how many; only the live table shows it."""
+        self._phase = (name, done, total)
 
     def row(self, iteration: int, metrics: Mapping[str, float]) -> None:
         self._iteration, self._finished_at = iteration, time.monotonic()
@@ -202,12 +202,18 @@ class Terminal(logging.Handler):
             cells = [column.text(metrics) for column in self.columns]
             table.add_row(str(iteration), *cells, style=None if iteration == newest else "dim")
         bar = Table.grid(padding=(0, 1), expand=False)
-        bar.add_row(
-            Text(f"{self._iteration}/{self.iterations}"),
-            ProgressBar(total=self.iterations, completed=self._iteration, width=24),
-            Text(f"{clock(time.monotonic() - self._began)} elapsed, {self.remaining()} left", style="dim"),
-            Text(self._phase, style="cyan"),
-        )
+        name, done, total = self._phase
+        phase = Text(f"{name} {done:,}/{total:,}" if total else f"{name} {done:,}" if done else name, style="cyan")
+        elapsed = f"{clock(time.monotonic() - self._began)} elapsed"
+        if (done or total) and not recent:  # before the first iteration, when data are read, the bar is the phase's
+            bar.add_row(phase, ProgressBar(total=total or None, completed=done, width=24), Text(elapsed, style="dim"))
+        else:
+            bar.add_row(
+                Text(f"{self._iteration}/{self.iterations}"),
+                ProgressBar(total=self.iterations, completed=self._iteration, width=24),
+                Text(f"{elapsed}, {self.remaining()} left", style="dim"),
+                phase,
+            )
         return Group(table, bar) if recent else bar
 
     def remaining(self) -> str:

@@ -105,8 +105,8 @@ class Tracker:
         """A line that the quiet console shows too."""
         _log.warning(message)
 
-    def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
-        """generate, score, forward, update, evaluate or save, and how far it is: shown live, written nowhere."""
+    def phase(self, name: str, done: int = 0, total: int = 0) -> None:
+        """read, tokenize, generate, score, forward, update, evaluate or save, and how far it is: shown live alone."""
         self._terminal.phase(name, done, total)
 
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:

@@ -11,6 +11,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.data.logged import LoggedSet, load_logged
 from apa_cli.data.prompts import Prompt, PromptSet, collate
 from apa_cli.data.response_tokens import ResponseEncoder
+from apa_cli.data.table import Progress
 from apa_cli.models.fingerprint import reference_fingerprint
 from apa_cli.models.roles import Models
 from apa_cli.rollouts.collect import add_passes
@@ -23,7 +24,7 @@ from apa_cli.training.state import TrainingState
 ROWS = 512  # whose passes are made between two words to the terminal
 
 
-def read_logged(prompts: PromptSet, config: TrainConfig, models: Models) -> LoggedSet:
+def read_logged(prompts: PromptSet, config: TrainConfig, models: Models, progress: Progress) -> LoggedSet:
     """Raises UserError for rows without a response that can be used."""
     encoder = ResponseEncoder(
         models.policy.tokenizer,
@@ -33,6 +34,7 @@ def read_logged(prompts: PromptSet, config: TrainConfig, models: Models) -> Logg
         stop=config.generation.stop,
         max_new_tokens=config.generation.max_new_tokens,
         arguments=config.data.arguments,
+        progress=progress,
     )
     return load_logged(prompts, config, encoder)
 

@@ -141,20 +141,28 @@ def _prepare(
     if config.training.compile:
         tracker.note("compiling the update's transformers")
         compile_trunks(models.policy, models.value)
+    started = time.perf_counter()
     prompts, held_out = load_prompts(
-        config.data, models.policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
+        config.data,
+        models.policy.tokenizer,
+        evaluation_prompts=config.evaluation.prompts,
+        seed=config.seed,
+        progress=tracker.phase,
     )
     before = run_dir / VERSIONS_FILE if resumption is not None else None
     versions = _versions(before, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
     rows = prompts.prompts
     if config.rollout.offline:
-        logged = read_logged(prompts, config, models)
+        logged = read_logged(prompts, config, models, tracker.phase)
         rows = logged.rows
         tracker.note(f"training on {logged.describe()}")
         if not held_out.prompts:
             tracker.warn("rollout.source=offline and evaluation.prompts=0: nothing samples, and nothing says KL")
     else:
         tracker.note(f"training on {prompts.describe()}")
+    tracker.phase("")
+    if (seconds := time.perf_counter() - started) > 1:
+        tracker.note(f"{len(rows) + len(held_out.prompts):,} prompts read and tokenized in {seconds:.1f} s")
     for name, (room, known) in models.limits().items():
         check_room(
             [*rows, *held_out.prompts],

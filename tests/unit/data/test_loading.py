@@ -33,6 +33,14 @@ def test_everything_trains_when_nothing_is_held_out(tmp_path, tokenizer, config)
     assert (training.cut, training.dropped, training.withheld, training.source) == (0, 0, 0, str(path))
 
 
+def test_progress_hears_of_every_part(tmp_path, chat_tokenizer, config):
+    path = write_rows(tmp_path / "a.jsonl", [{"prompt": [{"role": "user", "content": f"a {i}"}]} for i in range(250)])
+    heard = []
+    load_prompts(config(path), chat_tokenizer, evaluation_prompts=0, seed=0, progress=lambda *said: heard.append(said))
+    expected = [("read", 0, 0), ("read", 100, 0), ("read", 200, 0)]
+    assert heard == [*expected, *(("render", done, 250) for done in (0, 100, 200)), ("tokenize", 0, 250)]
+
+
 def test_held_out_prompts_are_chosen_by_the_seed_and_never_trained_on(tmp_path, tokenizer, config):
     path = write_prompts(tmp_path / "a.jsonl", [f"p{number % 30}" for number in range(90)])
     training, held_out = load_prompts(config(path), tokenizer, evaluation_prompts=10, seed=0)

@@ -2,8 +2,9 @@
 
 import pytest
 
+from apa_cli.data import tokenization
 from apa_cli.data.formats import Row
-from apa_cli.data.tokenization import cut_left, encode
+from apa_cli.data.tokenization import cut_left, encode, tokenize
 from apa_cli.errors import UserError
 
 
@@ -109,3 +110,15 @@ def test_a_prompt_without_tokens(wrapping_tokenizer):
 )
 def test_cut_left(ids, limit, bos, expected):
     assert cut_left(ids, limit, bos) == expected
+
+
+@pytest.mark.parametrize("chunk", [(1, 1), (7, 1), (0, 3), (10**6, 1)])
+@pytest.mark.parametrize("special", [False, True])
+def test_ids_are_the_same_in_whatever_parts(wrapping_tokenizer, monkeypatch, chunk, special):
+    texts = ["a b", "", "c a " * 9, "b", "the", "a"]
+    monkeypatch.setattr(tokenization, "CHUNK", chunk)
+    heard = []
+    ids = tokenize(wrapping_tokenizer, texts, special=special, progress=lambda *said: heard.append(said))
+    assert ids == [wrapping_tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    begun = {(1, 1): [0, 1, 3, 4, 5], (7, 1): [0, 3], (0, 3): [0, 3], (10**6, 1): [0]}[chunk]
+    assert heard == [("tokenize", done, 6) for done in begun]

@@ -95,6 +95,23 @@ def test_the_live_table_fits_80_columns_and_shows_the_newest_rows():
     assert lines[-1].rstrip().endswith("update 3/8")
 
 
+@pytest.mark.parametrize(
+    ("phase", "line"),
+    [
+        (("read", 12000), "read 12,000 BAR 0:00 elapsed"),
+        (("tokenize", 50, 200), "tokenize 50/200 BAR 0:00 elapsed"),
+        (("save",), "0/20 0:00 elapsed, –:–– left save"),
+    ],
+)
+def test_before_the_first_iteration_the_bar_is_that_of_the_data(phase, line):
+    console = Console(file=io.StringIO(), width=80, _environ={})
+    shown, _ = plain("live", console=console)
+    shown.phase(*phase)
+    with console.capture() as captured:
+        console.print(shown._render())
+    assert re.sub("[━╸╺]+", "BAR", " ".join(captured.get().split())) == line
+
+
 def test_a_stray_print_and_a_note_stand_above_the_live_table(capsys):
     shown = Terminal("live", iterations=3, start_iteration=0, columns=columns_of(held_out=False, evaluator=False))
     with shown:
