@@ -21,7 +21,7 @@ def run(job: Job, contestant: Contestant, folder: Path, data: Path, device: str,
     class SteppedTracker(Tracker):
         started = False
 
-        def phase(self, name: str, done: int | None = None, total: int | None = None) -> None:
+        def phase(self, name: str, done: int = 0, total: int = 0) -> None:
             if name == "generate" and not self.started:
                 self.started = True
                 stepper.ready()

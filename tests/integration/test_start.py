@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -10,7 +11,10 @@ import sys
 from command import environment
 
 # What a run of the built-in task needs later or not at all.
-LATER = ("datasets", "matplotlib", "pandas", "peft", "pyarrow", "sklearn", "vllm", "wandb", "openai", "bitsandbytes")
+LATER = (
+    *("datasets", "matplotlib", "pandas", "peft", "pyarrow", "sklearn", "vllm", "wandb", "openai", "bitsandbytes"),
+    "tensorboard",
+)
 
 UP_TO_THE_FIRST_TOKEN = """
 import json, os, sys
@@ -22,6 +26,16 @@ def sampling(*args, **kwargs):
 
 DynamicCache.__init__ = sampling
 from apa_cli.commands.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+SLOWLY_READ = """
+import os, sys, time
+from apa_cli.commands.train import main
+from apa_cli.training import run
+
+load = run.load_prompts
+run.load_prompts = lambda *args, **kwargs: (time.sleep(1.5), load(*args, **kwargs))[1]
+run.initial_state = lambda *args: os._exit(0)
 sys.exit(main(sys.argv[1:]))
 """
 # What nothing can begin without: the libraries, and the two models that the task loads.
@@ -51,3 +65,12 @@ def test_the_first_rollout_begins_soon(tmp_path):
     assert not imported & set(LATER)
     floor, _ = processor_seconds(FLOOR)
     assert start < 1.4 * floor, f"{start:.1f} s of processor time until sampling, {floor:.1f} s for the libraries"
+
+
+def test_how_long_it_took_to_read_the_data_is_said_where_it_took_long(tmp_path):
+    command = [sys.executable, "-c", SLOWLY_READ, f"output_dir={tmp_path / 'run'}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environment())
+    (said,) = re.findall(r"^([\d,]+) prompts read and tokenized in (\d+\.\d) s$", done.stdout, re.MULTILINE)
+    counts = re.findall(r"^(?:training|evaluating) on ([\d,]+) prompts", done.stdout, re.MULTILINE)
+    assert int(said[0].replace(",", "")) == sum(int(count.replace(",", "")) for count in counts)
+    assert float(said[1]) >= 1.5
