@@ -86,8 +86,9 @@ def test_a_reward_that_never_scores_saves_and_stops_and_a_mended_one_goes_on(tmp
     assert saved_state(bad)["health"]["unscored"] == 0  # as many tries again
     assert not (bad.folder / "summary.json").exists()
 
-    mended = run_with(tmp_path, "pass", "training.iterations=8", "resume=auto")
+    mended = run_with(tmp_path, "pass", "training.iterations=8", "resume=auto", "resume_allow_changes=true")
     assert mended.code == 0, mended.errors
+    assert "changed under the same path since the run began: reward.function=" in log_of(mended)
     assert [row["iteration"] for row in mended.metrics] == list(range(1, 9))
     assert [row["optim/skipped_responses"] for row in mended.metrics[5:]] == [0, 0, 0]
     assert saved_state(mended)["moments"]["count"] == 4 * 8

@@ -71,6 +71,14 @@ def test_commits_are_recorded_and_stay_when_the_run_goes_on(tmp_path: Path, poli
     assert "not the versions" not in second.stderr
     assert json.loads((tmp_path / "run" / "versions.json").read_text()) == versions
 
+    (cache / "models--somebody--policy" / "refs" / "main").write_text(OLD)  # somebody pushed
+    third = start(tmp_path, "resume=run", "training.iterations=3")
+    if pinned:
+        assert third.returncode == 0, third.stderr
+    else:
+        assert third.returncode == 2
+        assert f"changed under the same path since the run began: reference_commit {NEW} → {OLD}; " in third.stderr
+
 
 def test_each_model_has_a_revision_of_its_own(tmp_path: Path, policy_dir, reward_dir):
     cache = tmp_path / "cache"

@@ -22,7 +22,7 @@ def write_manifest(folder: Path) -> None:
     """Size and SHA-256 of every file below `folder`, as manifest.json in it; all synced to disk."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != UNFINISHED):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         with path.open("rb") as file:
             os.fsync(file.fileno())
     write_text(folder / MANIFEST, json.dumps({"format": 1, "files": files}, indent=2))
@@ -86,11 +86,11 @@ def _check_files(folder: Path, entries: dict[str, tuple[int, str]], key: str, re
             raise UserError(key, f"{path} is a link that leads out of the checkpoint", "do not use it")
         if not path.is_file():
             raise UserError(key, f"{folder} lacks {name}", remedy)
-        if path.stat().st_size != size or _digest(path) != digest:
+        if path.stat().st_size != size or sha256_of(path) != digest:
             raise UserError(key, f"{path} is damaged: not as it was written", remedy)
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

@@ -224,7 +224,9 @@ class TrainConfig:
     resume: Optional[str] = text(
         None, "go on with a run: auto = with output_dir's, where there is one; DIR = a run or one of its checkpoints"
     )
-    resume_allow_changes: bool = switch(False, "resume although keys that change the numbers differ from the run's")
+    resume_allow_changes: bool = switch(
+        False, "resume although keys that change the numbers, or the files and rows behind them, differ from the run's"
+    )
     plan_only: bool = switch(
         False, "print each model's size, the memory it all needs and the first prompt as each reads it, and stop"
     )

@@ -18,10 +18,11 @@ import torch
 from omegaconf import OmegaConf
 
 from apa_cli import __version__
+from apa_cli.checkpoints.inputs import differences, digests, read_noted
 from apa_cli.checkpoints.lock import run_lock
 from apa_cli.checkpoints.manifest import listed_only
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, check_run_folder, is_run, record, recover
-from apa_cli.checkpoints.resume import Resumption, begin_from, find_resumption
+from apa_cli.checkpoints.resume import ALLOW, KEY, Resumption, begin_from, find_resumption
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
@@ -129,7 +130,7 @@ def _prepare(
     resumption: Resumption | None,
     tracker: Tracker,
     interrupts: Interrupts,
-) -> tuple[Run, TrainingState, dict[str, str]]:
+) -> tuple[Run, TrainingState, dict[str, Any]]:
     """Load models, prompts and, of a run that goes on, its state. Also what versions.json will say."""
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
@@ -149,8 +150,6 @@ def _prepare(
         seed=config.seed,
         progress=tracker.phase,
     )
-    before = run_dir / VERSIONS_FILE if resumption is not None else None
-    versions = _versions(before, models, {"data": prompts.commit, "eval_data": held_out.commit}, tracker)
     rows = prompts.prompts
     if config.rollout.offline:
         logged = read_logged(prompts, config, models, tracker.phase)
@@ -198,8 +197,9 @@ def _prepare(
     if resumption is not None:
         for line in resume_state(resumption, state):
             tracker.note(line)
-        if checkpoint is not None:
-            checkpoints.went_on_from(checkpoint, state)
+    versions = _versions(config, resumption, models, prompts, held_out, tracker)
+    if resumption is not None and checkpoint is not None:
+        checkpoints.went_on_from(checkpoint, state)
     run = Run(
         config=config,
         models=models,
@@ -218,7 +218,7 @@ def _begin(
     resumption: Resumption | None,
     tracker: Tracker,
     overrides: list[str],
-    versions: dict[str, str],
+    versions: dict[str, Any],
 ) -> None:
     """From here on the folder holds a run."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -316,14 +316,22 @@ def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) ->
     write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(redact(overrides)))))
 
 
-def _versions(file: Path | None, models: Models, data: dict[str, str | None], tracker: Tracker) -> dict[str, str]:
-    """Also the Hub's commit of each model and data set that came from there.
+def _versions(
+    config: TrainConfig,
+    resumption: Resumption | None,
+    models: Models,
+    prompts: PromptSet,
+    held_out: PromptSet,
+    tracker: Tracker,
+) -> dict[str, Any]:
+    """Also the Hub's commit of each model and data set that came from there, and digests of what is on this disk.
 
-    Of a run that goes on, a change is said: other versions may round differently. What its checkpoint brings has no
-    commit, so the one of its beginning stays.
+    Of a run that goes on, a change is said: other versions may round differently. Raises UserError where inputs have
+    changed under the same path. What its checkpoint brings has no commit, so the one of its beginning stays.
     """
-    commits = {**models.commits(), **{f"{name}_commit": commit for name, commit in data.items() if commit}}
-    versions = {
+    commits = models.commits()
+    commits |= {f"{name}_commit": s.commit for name, s in (("data", prompts), ("eval_data", held_out)) if s.commit}
+    versions: dict[str, Any] = {
         "apa_cli": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -331,10 +339,21 @@ def _versions(file: Path | None, models: Models, data: dict[str, str | None], tr
         "peft": version("peft"),
         "device": models.runtime.describe(),
     }
-    known = file is not None and file.is_file()
-    before = json.loads(file.read_text(encoding="utf-8")) if file and known else {**versions, **commits}
+    now = digests(config, prompts.prompts, held_out.prompts)
+    file = resumption.source / VERSIONS_FILE if resumption is not None else None
+    before = read_noted(file) if file is not None and file.is_file() else {**versions, **commits}
     versions |= {name: value for name, value in before.items() if name.endswith("_commit") and value} | commits
-    changed = [f"{name} {before.get(name)} → {now}" for name, now in versions.items() if before.get(name) != now]
+    moved = [name for name in commits if before.get(name) not in (None, commits[name])]
+    said = {name: f"{name} {before.get(name)} → {new}" for name, new in versions.items() if before.get(name) != new}
+    changed = [said.pop(name) for name in moved]
+    if resumption is not None and "inputs" in before:
+        keys = [text.partition(" ")[0] for text in resumption.changed]
+        changed += differences(before["inputs"], now, config, keys)
+    if changed and not config.resume_allow_changes:
+        problem = f"changed under the same path since the run began: {', '.join(changed)}"
+        raise UserError(KEY, problem, f"put it back, or add {ALLOW}=true to go on with the change")
     if changed:
-        tracker.warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(changed)}")
-    return versions
+        tracker.warn(f"changed under the same path since the run began: {', '.join(changed)}")
+    if said:
+        tracker.warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(said.values())}")
+    return {**versions, "inputs": now}

@@ -1,0 +1,179 @@
+"""What lies under the paths of a configuration, as digests, so that resuming notices a change there.
+
+Files of models and reward functions that are on this disk, and the rows of the data as they were read. What comes from
+the Hub has a commit, which versions.json keeps.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apa_cli.assets.resolve import resolve_path
+from apa_cli.checkpoints.manifest import sha256_of
+from apa_cli.config.reward_checks import each_reward
+from apa_cli.config.schema import TrainConfig
+from apa_cli.config.sources import shown
+from apa_cli.errors import UserError
+from apa_cli.evaluation.runs import flat
+from apa_cli.models.weight_files import ADAPTER_CONFIG, TOKENIZER
+
+if TYPE_CHECKING:
+    from apa_cli.data.prompts import Prompt
+
+Digests = dict[str, dict[str, str]]  # by key of the configuration, by name of what lies there: size and SHA-256
+
+_OF_A_MODEL = ("*.safetensors", "*.safetensors.index.json", "*config.json", "*.jinja", "*.py", "spiece.model")
+_INSTALLED = {"site-packages", "dist-packages"}
+_ROWS_DEPEND_ON = ("data.", "seed", "evaluation.prompts")
+_SHOWN = 3  # names of one key in a message
+_plain = json.JSONEncoder(default=str).encode
+
+
+def digests(config: TrainConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> Digests:
+    """Of everything that `config` names and that could be another thing under the same name tomorrow.
+
+    Each file is read once, a MiB at a time, several at once. Of the prompts to train on only the columns count: a
+    checkpoint's stream knows their tokens.
+    """
+    places = {key: files for key, files in _files(config) if files}
+    files = sorted({file for group in places.values() for file in group.values()})
+    with ThreadPoolExecutor() as pool:
+        known = dict(zip(files, pool.map(_of_file, files), strict=True))
+    found = {key: {name: known[file] for name, file in group.items()} for key, group in places.items()}
+    found["data.path"] = _columns(prompts)
+    if held_out:
+        texts = _of_rows([prompt.text, prompt.messages] for prompt in held_out)
+        rows = {f"held-out {name}": digest for name, digest in {"prompts": texts, **_columns(held_out)}.items()}
+        found.setdefault("data.eval_path" if config.data.eval_path is not None else "data.path", {}).update(rows)
+    return found
+
+
+def read_noted(file: Path) -> dict[str, Any]:
+    """The versions.json of a run, with its digests as `inputs` where it has any. Raises UserError."""
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        noted = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(noted, dict) and all(isinstance(there, dict) for there in dict(noted.get("inputs", {})).values()):
+            return noted
+    raise UserError(shown(str(file)), "is not as the run wrote it", "mend it, or delete it: nothing is compared then")
+
+
+def differences(before: Digests, now: Digests, config: TrainConfig, changed: Collection[str]) -> list[str]:
+    """`key=value (what changed there)` for each key.
+
+    `changed`: names of keys that differ from the run's; of these, and of rows that depend on them, nothing is said.
+    """
+    values, found = flat(asdict(config)), []
+    other_rows = any(name.startswith(_ROWS_DEPEND_ON) for name in changed)
+    for key in {**before, **now}:
+        if any(f"{key}.".startswith(f"{name}.") for name in changed) or (key.startswith("data.") and other_rows):
+            continue
+        old, new = before.get(key, {}), now.get(key, {})
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        if names:
+            found.append(f"{key}={values.get(key)} ({', '.join(names[:_SHOWN])}{more})")
+    return found
+
+
+def _files(config: TrainConfig) -> Iterator[tuple[str, dict[str, Path]]]:
+    """Keys, and the files behind them by name."""
+    for key, path in {
+        "policy.path": config.policy.path,
+        "policy.adapter.path": config.policy.adapter.path,
+        "reference.path": config.reference.path,
+        "value.path": config.value.path,
+    }.items():
+        yield key, _of_model(path)
+    for where, reward in each_reward(config).items():
+        if reward.kind == "model":
+            yield f"{where}.path", {**_of_model(reward.path), **_of_model(_base(reward.path), "base/")}
+        elif reward.kind == "function" and reward.function is not None:
+            yield f"{where}.function", _of_function(reward.function.rpartition(":")[0])
+
+
+def _folder(path: str | None) -> Path | None:
+    folder = None if path is None else Path(resolve_path(path)).expanduser()
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def _of_model(path: str | None, prefix: str = "") -> dict[str, Path]:
+    folder = _folder(path)
+    found = [] if folder is None else [file for pattern in (*_OF_A_MODEL, *TOKENIZER) for file in folder.glob(pattern)]
+    return {f"{prefix}{file.name}": file for file in sorted(found) if file.is_file()}
+
+
+def _base(path: str | None) -> str | None:
+    """Of a reward model that is an adapter: the model that it names."""
+    folder = _folder(path)
+    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    return str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def _of_function(module: str) -> dict[str, Path]:
+    """The file of a reward function, and what it imports from beside it, wherever in the code it does.
+
+    Of a library that is installed, the file alone.
+    """
+    if module.endswith(".py"):
+        file = Path(module).expanduser().resolve()
+        root = file.parent
+    else:
+        file = Path(getattr(sys.modules.get(module), "__file__", None) or os.devnull)
+        root = file.parents[min(module.count(".") + (file.stem == "__init__"), len(file.parents) - 1)]
+    alone = not _INSTALLED.isdisjoint(root.parts) or module.startswith("apa_cli.")
+    found, waiting = dict[str, Path](), [file]
+    while waiting:
+        file = waiting.pop()
+        name = os.path.relpath(file, root)
+        if name not in found and file.is_file():
+            found[name] = file
+            waiting += [] if alone else [place for part in _imports(file, root) for place in part]
+    return found
+
+
+def _imports(file: Path, root: Path) -> Iterator[tuple[Path, Path]]:
+    """Where below `root` each module, or package, that the file imports would be."""
+    package = file.relative_to(root).parts[:-1]
+    nodes: list[ast.AST] = []
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, OSError):
+        nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names = [tuple(alias.name.split(".")) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            module = (*above, *(node.module.split(".") if node.module else ()))
+            names = [(*module, alias.name) for alias in node.names]
+        else:
+            continue
+        for name in names:
+            for end in range(1, len(name) + 1):
+                yield root.joinpath(*name[: end - 1], f"{name[end - 1]}.py"), root.joinpath(*name[:end], "__init__.py")
+
+
+def _of_file(file: Path) -> str:
+    return f"{file.stat().st_size} bytes, {sha256_of(file)}"
+
+
+def _columns(prompts: Sequence[Prompt]) -> dict[str, str]:
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    return {f"column {name}": _of_rows(prompt.columns.get(name) for prompt in prompts) for name in names}
+
+
+def _of_rows(rows: Iterator[Any]) -> str:
+    digest, count = hashlib.sha256(), 0
+    for row in rows:
+        count += 1
+        digest.update(_plain(row).encode() + b"\n")
+    return f"{count} rows, {digest.hexdigest()}"
