@@ -34,7 +34,8 @@ def load(arguments: argparse.Namespace) -> Score:
     from apa_cli.config.schema import ScorerConfig
     from apa_cli.models.device import select_runtime
     from apa_cli.rewards.classifier import load_classifier
-    from apa_cli.rewards.reward_model import FinishedResponses, RewardModel
+    from apa_cli.rewards.record import FinishedResponses
+    from apa_cli.rewards.reward_model import RewardModel
 
     runtime = select_runtime(arguments.device, arguments.precision)
     model, tokenizer = load_classifier(arguments.model, None, runtime, "--model")

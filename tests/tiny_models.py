@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,13 @@ from apa_cli.config.schema import CheckpointConfig, DataConfig, PolicyConfig, Tr
 from apa_cli.data.prompts import Prompt, PromptBatch, PromptStream, collate
 from apa_cli.models.device import Runtime
 from apa_cli.models.roles import Models
-from apa_cli.rollouts.collect import add_passes, finished_responses
-from apa_cli.rollouts.generation import sample
-from apa_cli.rollouts.record import Rollout
-from apa_cli.rollouts.statistics import rollout_statistics
-from apa_cli.training.optimizer import learning_rate_factor, set_learning_rate
-from apa_cli.training.state import TrainingState
-from apa_cli.training.targets import Targets, estimate_targets, shape_scores
-from apa_cli.training.update import update
+from apa_cli.rewards.scorers import load_scorers
+from apa_cli.rollouts.attendant import Attendant
+from apa_cli.rollouts.sources import Sampled
+from apa_cli.rollouts.trajectory import Trajectory
+from apa_cli.training import iteration
+from apa_cli.training.iteration import Learner
+from apa_cli.training.state import TrainingState, objective_of
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
@@ -322,7 +322,9 @@ def make_config(policy: Path | str, **changes: Any) -> TrainConfig:
         assert hasattr(node, name), key
         setattr(node, name, value)
     check_config(config)
-    config.objective.kl_lambda = config.objective.own_lambda  # as compose does
+    config.objective.kl_lambda = config.objective.resolved.get(
+        "kl_lambda", config.objective.kl_lambda
+    )  # as compose does
     return config
 
 
@@ -350,17 +352,11 @@ def uneven_batch(policy: Any, rows: int = 8) -> PromptBatch:
     return collate(make_prompts(policy.tokenizer, texts), policy.pad_token_id)
 
 
-def make_rollout(models: Models, config: TrainConfig, prompts: PromptBatch) -> Rollout:
+def make_rollout(models: Models, config: TrainConfig, prompts: PromptBatch) -> Trajectory:
     """What the loop makes of a batch of prompts: sampled, with every pass the objective needs."""
-    return add_passes(
-        sample(models.policy, prompts, config.generation),
-        models.policy,
-        models.reference,
-        models.value,
-        temperature=config.generation.temperature,
-        token_budget=config.training.microbatch_tokens,
-        policy_pass=config.objective.name == "ppo",
-    )
+    attendant = Attendant(config.training.microbatch_tokens)
+    policy_pass = objective_of(config.objective).divides_by_rollout
+    return replace(Sampled(models, config, attendant, policy_pass=policy_pass).collect(prompts), texts=None)
 
 
 class NoMetrics:
@@ -391,28 +387,24 @@ def make_stream(models: Models, config: TrainConfig) -> PromptStream:
     )
 
 
+class Plain(Attendant):
+    """Keeps what is under way, as the steward does, and nothing else."""
+
+    def __init__(self, config: TrainConfig, state: TrainingState) -> None:
+        super().__init__(config.training.microbatch_tokens)
+        self.state = state
+
+    def collect(self, work: Any) -> Any:
+        self.state.work = self.state.work or work()
+        return self.state.work
+
+
 def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[str, float]:
-    """One iteration as the loop makes it, without tracking; all its numbers but the times."""
-    rate = set_learning_rate(
-        state.optimizer, learning_rate_factor(state.iteration, config.training.iterations, config.optimizer)
-    )
-    prompts = next(state.prompts)
-    rollout = make_rollout(models, config, prompts)
-    finished = finished_responses(models.policy, prompts, rollout, config.generation.stop)
-    scores = torch.tensor(models.scorer(finished), device=models.runtime.device)
-    shaped = shape_scores(scores, rollout.ended, state.moments, config.objective)
-    kl_coef = None
-    if config.objective.name == "ppo":
-        kl_coef = state.steered(config).objective.kl_coef
-    group_size = config.rollout.responses_per_prompt
-    targets: Targets = estimate_targets(
-        rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, group_size=group_size
-    )
-    train_policy = state.iteration >= config.value.warmup_iterations
-    stats = update(models, state.optimizer, rollout, targets, state.steered(config), train_policy=train_policy)
-    metrics = {"reward/mean": scores.mean().item(), **rollout_statistics(rollout), **stats, "rate": rate}
-    if state.adaptive_kl is not None:
-        metrics["knob"] = state.adaptive_kl.value
-        state.steer(metrics["kl/to_init"], len(scores))
-    state.iteration += 1
-    return metrics
+    """One iteration as the loop makes it, without tracking."""
+    attendant = Plain(config, state)
+    source = Sampled(models, config, attendant, policy_pass=state.objective.divides_by_rollout)
+    scorers = load_scorers(config, models.policy, models.runtime)
+    learner = Learner(config=config, models=models, source=source, scorers=scorers)
+    metrics = iteration.iterate(learner, state, attendant)
+    iteration.advance(state, steer=state.iteration >= config.value.warmup_iterations)
+    return {**metrics, "knob": state.objective.knob.value}

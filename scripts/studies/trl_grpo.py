@@ -119,7 +119,7 @@ def reward_of(models: Any, recorder: Any) -> Any:
     TRL's own way with a reward model, the decoded completion, drops that token, at which the built-in model was trained
     to give its score.
     """
-    from apa_cli.rewards.reward_model import FinishedResponses
+    from apa_cli.rewards.record import FinishedResponses
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         before = models.policy.tokenizer(prompts)["input_ids"]

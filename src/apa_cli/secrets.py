@@ -4,6 +4,7 @@ Three signs make a secret: the name of its key (`api_key`, `password`, …), a v
 a name (`HF_TOKEN`, `DB_PASS`, …), and the form of a well-known kind of token (`hf_…`, `ghp_…`, `sk-…`). Of a web
 address that the configuration holds, only the host and an ordinary path (`/v1/score`) are written.
 
+Keys of servers are read from the environment when they are about to be used: `read_key`.
 What is meant for people to read also shows its control characters instead of letting a terminal obey them: `printable`.
 """
 
@@ -16,7 +17,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from apa_cli.errors import UserError
+
 REDACTED = "***"
+_KEY = re.compile(r"[!-~]+")  # what a header can carry
+_EXCERPT = 200  # characters of a server's own message
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SECRET_WORDS = {
@@ -160,3 +165,23 @@ def _redact_named(key: Any, value: Any, secrets: tuple[str, ...]) -> Any:
 
 def _is_address_name(key: str) -> bool:
     return key.rsplit(".", 1)[-1].lower() in _ADDRESS_KEYS
+
+
+def read_key(variable: str, where: str) -> str | None:
+    """The key, None where there is none; `where` is the configuration key that names the variable."""
+    key = os.environ.get(variable, "").strip()
+    if key and not _KEY.fullmatch(key):
+        raise UserError(
+            where,
+            f"the key in {variable} has characters that no key has (blanks, line ends, accents)",
+            "export it again",
+        )
+    return key or None
+
+
+def excerpt(message: object, key: str | None) -> str:
+    """`: message`, short, printable and without the key; nothing for an empty one."""
+    text = "" if message is None else str(message)
+    text = redact_text(text.replace(key, REDACTED) if key else text)
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return f": {text[:_EXCERPT]}{'…' if len(text) > _EXCERPT else ''}" if text else ""

@@ -146,14 +146,14 @@ def test_an_evaluation_leaves_out_what_has_no_score_and_the_run_goes_on(tmp_path
 
 LITTLE_MEMORY = """
     import torch
-    from apa_cli.training import update
-    real = update._value_loss
-    def value_loss(values, part, returns, config):
+    from apa_cli.algorithms import Objective
+    real = Objective.value_loss
+    def value_loss(self, values, part, returns):
         if len(values) > LIMIT and calls > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return real(values, part, returns, config)
+        return real(self, values, part, returns)
     if calls == 1:
-        update._value_loss = value_loss
+        Objective.value_loss = value_loss
 """
 
 

@@ -121,7 +121,7 @@ def test_the_grace_time_is_kept(tmp_path):
 
 WAITING = """
 import sys, time
-from apa_cli.training.interrupts import Interrupts
+from apa_cli.training.steward.interrupts import Interrupts
 with Interrupts(float(sys.argv[1])) as interrupts, interrupts.deferred():
     print("ready", flush=True)
     end = time.monotonic() + 600
@@ -131,7 +131,7 @@ with Interrupts(float(sys.argv[1])) as interrupts, interrupts.deferred():
 
 
 def test_handlers_are_given_back_and_nothing_begins_after_a_signal():
-    from apa_cli.training.interrupts import Interrupted, Interrupts
+    from apa_cli.training.steward.interrupts import Interrupted, Interrupts
 
     before = signal.getsignal(signal.SIGTERM)
 

@@ -26,7 +26,8 @@ from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.models.value import load_value
-from apa_cli.rewards.reward_model import FinishedResponses, load_reward
+from apa_cli.rewards.record import FinishedResponses
+from apa_cli.rewards.scorers import load_reward
 
 WEIGHT_KEYS = ("policy.path", "reference.path", "reward.path", "evaluation.reward.path", "value.path")
 PICKLES = ("pytorch_model.bin", "model.pt", "weights.pkl", "consolidated.00.pth", "pytorch_model-00001-of-00002.bin")

@@ -20,16 +20,21 @@ from apa_cli.algorithms.masking import (
     whiten,
     zero_masked,
 )
+from apa_cli.algorithms.objective import Knob, Loss, Objective, Targets, make_objective
 from apa_cli.algorithms.ppo import AdaptiveKLCoefficient, kl_shaped_rewards, ppo_clip_fraction, ppo_loss
 from apa_cli.algorithms.scaling import RunningMoments, RunningMomentsState, scale_scores
 from apa_cli.algorithms.value import explained_variance, value_loss
 
 __all__ = [
     "AdaptiveKLCoefficient",
+    "Knob",
+    "Loss",
     "MeanAccumulator",
+    "Objective",
     "RunningMoments",
     "RunningMomentsState",
     "SteeredLambda",
+    "Targets",
     "apa_bounded_fraction",
     "apa_loss",
     "apa_target_residual",
@@ -44,6 +49,7 @@ __all__ = [
     "kl_k3",
     "kl_shaped_rewards",
     "leave_one_out",
+    "make_objective",
     "masked_mean",
     "masked_sum",
     "per_response",

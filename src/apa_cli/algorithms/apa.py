@@ -1,12 +1,52 @@
 """Advantage-Induced Policy Alignment (APA), arXiv:2306.02231."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from apa_cli.algorithms.checks import check_positive
 from apa_cli.algorithms.masking import check_same_shape, masked_mean, masked_sum, zero_masked
+from apa_cli.algorithms.objective import Loss, Responses, SteeredObjective
 
-__all__ = ["apa_bounded_fraction", "apa_loss", "apa_target_residual"]
+__all__ = ["APA", "apa_bounded_fraction", "apa_loss", "apa_target_residual"]
+
+KNOB = ("kl_lambda", "λ")
+DEFAULTS = {"kl_lambda": 0.3, "kl_lambda_min": 0.05}
+
+
+@dataclass(kw_only=True)
+class APA(SteeredObjective):
+    """Squared error between the log-ratio to the initial policy and A/λ."""
+
+    target_bound: float | None = None
+    huber_delta: float | None = None
+
+    def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
+        reference, mask = responses.reference_logprobs, responses.response_mask
+        assert reference is not None
+        kl_lambda, bound = self.knob.value, self.target_bound
+        value = apa_loss(
+            policy_logprobs,
+            reference,
+            advantages,
+            mask,
+            kl_lambda=kl_lambda,
+            target_bound=bound,
+            huber_delta=self.huber_delta,
+        )
+        squares, count = apa_target_residual(
+            policy_logprobs, reference, advantages, mask, kl_lambda=kl_lambda, target_bound=bound
+        )
+        metrics = {"objective/target_residual": (squares, count)}
+        if bound is not None:
+            fraction = apa_bounded_fraction(advantages, mask, kl_lambda=kl_lambda, target_bound=bound)
+            metrics["objective/bounded_fraction"] = (fraction * count, count)
+        return Loss(value=value, metrics=metrics)
+
+    def summarize(self, means: dict[str, float]) -> dict[str, float]:
+        """The root of the residual's mean square."""
+        return {name: mean**0.5 if name == "objective/target_residual" else mean for name, mean in means.items()}
 
 
 def apa_loss(

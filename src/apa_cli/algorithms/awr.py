@@ -1,11 +1,34 @@
 """Advantage-weighted regression (AWR)."""
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from apa_cli.algorithms.checks import check_positive
 from apa_cli.algorithms.masking import check_same_shape, masked_mean, zero_masked
+from apa_cli.algorithms.objective import Loss, Responses, SteeredObjective
 
-__all__ = ["awr_loss"]
+__all__ = ["AWR", "awr_loss"]
+
+KNOB = ("kl_lambda", "λ")
+DEFAULTS = {"kl_lambda": 2.0, "kl_lambda_min": 1.0}
+HEAVY_LAMBDA = 0.5  # below it exp(A/λ) of an advantage of 3 deviations is 400 times that of the mean
+
+
+@dataclass(kw_only=True)
+class AWR(SteeredObjective):
+    """Likelihood of the sampled tokens, weighted by exp(A/λ)."""
+
+    def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
+        return Loss(value=awr_loss(policy_logprobs, advantages, responses.response_mask, kl_lambda=self.knob.value))
+
+    def caution(self) -> str | None:
+        if self.kl_lambda >= HEAVY_LAMBDA:
+            return None
+        return (
+            f"objective.kl_lambda={self.kl_lambda:g} is small for awr, which weights tokens by "
+            "exp(advantage / λ): few tokens hold most of the weight; awr's default is 2"
+        )
 
 
 def awr_loss(

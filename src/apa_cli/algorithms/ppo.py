@@ -1,6 +1,8 @@
 """Proximal policy optimisation (PPO) with a KL penalty in the reward."""
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -9,8 +11,57 @@ from apa_cli.algorithms.checks import check_non_negative, check_positive
 from apa_cli.algorithms.gae import terminal_rewards
 from apa_cli.algorithms.kl import kl_k1
 from apa_cli.algorithms.masking import check_same_shape, masked_mean, zero_masked
+from apa_cli.algorithms.objective import Knob, Loss, Objective, Responses
+from apa_cli.algorithms.value import value_loss
 
-__all__ = ["AdaptiveKLCoefficient", "kl_shaped_rewards", "ppo_clip_fraction", "ppo_loss"]
+__all__ = ["PPO", "AdaptiveKLCoefficient", "kl_shaped_rewards", "ppo_clip_fraction", "ppo_loss"]
+
+KNOB = ("kl_coef", "β")
+DEFAULTS: dict[str, float] = {}
+
+
+@dataclass(kw_only=True)
+class PPO(Objective):
+    """The clipped surrogate on the KL-shaped reward; the critic clipped around the rollout's values."""
+
+    divides_by_rollout: ClassVar[bool] = True
+    kl_coef: float
+    kl_target: float | None = None
+    kl_horizon: float = 10_000
+    clip_range: float = 0.2
+    value_clip_range: float | None = 0.2
+
+    def __post_init__(self) -> None:
+        self._adaptive = None
+        if self.kl_target is not None:
+            self._adaptive = AdaptiveKLCoefficient(self.kl_coef, target=self.kl_target, horizon=self.kl_horizon)
+        self.knob = Knob(key="kl_coef", symbol="β", fixed=self.kl_coef, rule=self._adaptive)
+
+    def token_rewards(self, scores: Tensor, responses: Responses, mask: Tensor) -> Tensor:
+        """The score at the last counted token, less β times the log-ratio at each."""
+        assert responses.rollout_logprobs is not None and responses.reference_logprobs is not None
+        return kl_shaped_rewards(
+            scores, responses.rollout_logprobs, responses.reference_logprobs, mask, kl_coef=self.knob.value
+        )
+
+    def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
+        assert responses.rollout_logprobs is not None
+        batch = policy_logprobs, responses.rollout_logprobs, advantages, responses.response_mask
+        fraction, count = ppo_clip_fraction(*batch, clip_range=self.clip_range), responses.response_mask.sum()
+        return Loss(
+            value=ppo_loss(*batch, clip_range=self.clip_range),
+            metrics={"objective/clip_fraction": (fraction * count, count)},
+        )
+
+    def value_loss(self, values: Tensor, responses: Responses, returns: Tensor) -> Tensor:
+        mask, clip_range = responses.response_mask, self.value_clip_range
+        if clip_range is None:
+            return value_loss(values, returns, mask)
+        return value_loss(values, returns, mask, rollout_values=responses.values, clip_range=clip_range)
+
+    def steer(self, kl: float, responses: int) -> None:
+        if self._adaptive is not None:
+            self._adaptive.update(kl, responses)
 
 
 def ppo_loss(

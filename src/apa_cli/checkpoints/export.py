@@ -100,9 +100,9 @@ def _round_weights(folder: Path, dtype: torch.dtype | None) -> None:
 def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """What the model is, from what, and the measured metrics before and after."""
     objective = config.objective
-    name, value = ("KL coefficient β", objective.kl_coef) if objective.name == "ppo" else ("λ", objective.own_lambda)
+    symbol, value = objective.knob
     target = objective.kl_target
-    knob = f"{name} {value:g}" + (
+    knob = f"{symbol} {value:g}" + (
         f" at first, steered to a KL of {target:g} nats" if target is not None else " (fixed)"
     )
     if objective.target_bound is not None:

@@ -15,16 +15,12 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
-from apa_cli.checkpoints.export import save_policy
 from apa_cli.checkpoints.find import PART, checkpoints_in, named_in
 from apa_cli.checkpoints.manifest import write_manifest
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, own_files, record
 from apa_cli.config.schema import CheckpointConfig
 from apa_cli.errors import UserError
 from apa_cli.files import discard, fault_point, partial_of, put_in_place, remove_partial, write_text
-from apa_cli.models.roles import Models
-from apa_cli.training.state import TrainingState
-from apa_cli.training.state_files import save_training_state
 
 BEST_FILE = "best.json"
 DISK_ERRORS = (OSError, SafetensorError)  # what a full, read-only or broken disk raises
@@ -40,6 +36,18 @@ class Metrics(Protocol):
     def copy_to(self, folder: Path) -> None:
         """All lines so far, those among them that the disk has not taken."""
         ...
+
+
+class Snapshot(Protocol):
+    """A run at one moment: the store is told what to call it, and has it write itself."""
+
+    @property
+    def iteration(self) -> int: ...  # finished ones
+    @property
+    def position(self) -> tuple[int, int, int]: ...  # how far training has come
+    @property
+    def part(self) -> bool: ...  # in the middle of an iteration
+    def write(self, folder: Path) -> None: ...
 
 
 class CheckpointStore:
@@ -63,25 +71,25 @@ class CheckpointStore:
         """Whether to save after this iteration: at the interval, and always after the last."""
         return iteration == iterations or (self.config.every > 0 and iteration % self.config.every == 0)
 
-    def holds(self, state: TrainingState) -> bool:
+    def holds(self, state: Snapshot) -> bool:
         """Whether nothing has been learnt since the newest checkpoint."""
         return self._saved == state.position or (self._saved is None and state.position == (0, 0, 0))
 
-    def went_on_from(self, checkpoint: Path, state: TrainingState) -> None:
+    def went_on_from(self, checkpoint: Path, state: Snapshot) -> None:
         """`state` has just been loaded from `checkpoint`. A crash may have come between it and `latest`."""
         self._saved = state.position
         if checkpoint.parent == self.folder:
             self._point("latest", checkpoint)
             self._prune(checkpoint)
 
-    def save(self, models: Models, state: TrainingState) -> Path | None:
+    def save(self, state: Snapshot) -> Path | None:
         """Write the checkpoint of `state`, point `latest` at it, and drop the oldest beyond `keep`.
 
         None, and a warning, where the disk does not take it: what was there before stays.
         """
-        final = self.folder / f"iter_{state.iteration:06d}{PART if state.work else ''}"
+        final = self.folder / f"iter_{state.iteration:06d}{PART if state.part else ''}"
         try:
-            _write(final, models, state, sync=self._metrics.sync)
+            _write(final, state, sync=self._metrics.sync)
         except DISK_ERRORS as error:
             with contextlib.suppress(OSError):
                 remove_partial(final.with_name(f".{final.name}.partial"))
@@ -97,7 +105,7 @@ class CheckpointStore:
         self._prune(final)
         return final
 
-    def save_elsewhere(self, models: Models, state: TrainingState) -> Path | None:
+    def save_elsewhere(self, state: Snapshot) -> Path | None:
         """The same into a new temporary run folder, for a run that ends on a disk that takes nothing. None: no luck."""
         try:
             rescue = Path(tempfile.mkdtemp(prefix=f"apa_{self.run_dir.name}_"))
@@ -107,8 +115,8 @@ class CheckpointStore:
             record(rescue, RUN, RUN_BEGINS)
             shutil.copy(self.run_dir / "config.yaml", rescue / "config.yaml")
             self._metrics.copy_to(rescue)
-            final = rescue / "checkpoints" / f"iter_{state.iteration:06d}{PART if state.work else ''}"
-            _write(final, models, state, sync=lambda: True)
+            final = rescue / "checkpoints" / f"iter_{state.iteration:06d}{PART if state.part else ''}"
+            _write(final, state, sync=lambda: True)
         except DISK_ERRORS:
             shutil.rmtree(rescue, ignore_errors=True)
             return None
@@ -183,15 +191,10 @@ class CheckpointStore:
                 discard(old, own_files(self.run_dir, old) or [])
 
 
-def _write(final: Path, models: Models, state: TrainingState, *, sync: Callable[[], bool]) -> None:
+def _write(final: Path, state: Snapshot, *, sync: Callable[[], bool]) -> None:
     partial = partial_of(final)
     fault_point()
-    save_policy(models.policy, partial / "policy")
-    fault_point()
-    if models.value is not None:
-        models.value.save(partial / "value")
-        fault_point()
-    save_training_state(state, partial / "trainer_state")
+    state.write(partial)
     fault_point()
     write_manifest(partial)
     if not sync():

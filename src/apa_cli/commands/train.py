@@ -167,7 +167,7 @@ class _Parser:
         if arguments.config_path and "://" not in arguments.config_path:
             arguments.config_path = os.path.abspath(arguments.config_path)
         if any(word.lstrip("+").startswith("resume=") for word in arguments.overrides):
-            from apa_cli.checkpoints import resume  # reads runs, which --help need not wait for
+            from apa_cli.training import resume  # reads runs, which --help need not wait for
 
             arguments.overrides = resume.expand(
                 arguments.overrides, sweep=is_sweep(arguments), named=arguments.config_name is not None

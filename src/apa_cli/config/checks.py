@@ -11,6 +11,7 @@ from typing import Any
 
 from apa_cli.config.critic_checks import check_advantage
 from apa_cli.config.keys import expected, not_set
+from apa_cli.config.objectives import objectives
 from apa_cli.config.offline_checks import check_source
 from apa_cli.config.reward_checks import check_key_name, check_rewards
 from apa_cli.config.schema import TrainConfig
@@ -188,28 +189,30 @@ def _check_chat(config: TrainConfig) -> None:
 
 
 def _check_objective(config: TrainConfig) -> None:
-    objective = config.objective
+    objective, facts = config.objective, objectives()[config.objective.name]
     for name in ("target_bound", "huber_delta"):
-        if getattr(objective, name) is not None and objective.name != "apa":
+        if getattr(objective, name) is not None and name not in facts.reads:
+            owners = [other for other, known in objectives().items() if name in known.reads]
             raise UserError(
                 f"objective.{name}",
-                f"only apa has a target, and objective.name={objective.name}",
-                "add objective=apa, or set it to null",
+                f"only {' and '.join(owners)} has a target, and objective.name={objective.name}",
+                f"add objective={owners[0]}, or set it to null",
             )
     if objective.kl_target is None:
         return
-    if objective.name != "ppo":
-        lowest, highest = objective.lambda_floor, objective.kl_lambda_max
+    if facts.knob == "kl_lambda":
+        settings = {**vars(objective), **objective.resolved}
+        value, lowest, highest = settings["kl_lambda"], settings["kl_lambda_min"], objective.kl_lambda_max
         if lowest >= highest:
             raise UserError(
                 "objective.kl_lambda_min",
                 f"{lowest:g}, but objective.kl_lambda_max={highest:g}",
                 "lower the one or raise the other",
             )
-        if not lowest <= objective.own_lambda <= highest:
+        if not lowest <= value <= highest:
             raise UserError(
                 "objective.kl_lambda",
-                f"{objective.own_lambda:g}, but a steered λ stays between {lowest:g} and {highest:g}",
+                f"{value:g}, but a steered λ stays between {lowest:g} and {highest:g}",
                 "begin between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
             )
         return

@@ -105,7 +105,7 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise UserError("--config-name", "this configuration is not typed", "begin its defaults with train_schema")
     check_config(config)
-    config.objective.kl_lambda = config.objective.own_lambda
+    config.objective.kl_lambda = config.objective.resolved.get("kl_lambda", config.objective.kl_lambda)
     return config
 
 

@@ -11,6 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from apa_cli.config.schema import ComponentConfig, TrainConfig
 from apa_cli.errors import UserError
 
+AUTO = "auto"  # of resume: go on with output_dir's run, where there is one
+
 # The key that a group's file names: what `objective: ppo` was probably meant to say.
 NAMING_KEY = {
     "policy": "policy.path",

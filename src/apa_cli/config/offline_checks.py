@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from apa_cli.config.objectives import objectives
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
@@ -24,9 +25,10 @@ def check_source(config: TrainConfig) -> None:
 def _check_offline(config: TrainConfig) -> None:
     objective, rollout, stop_if = config.objective, config.rollout, config.training.stop_if
     logged = "and rollout.source=offline"
-    if objective.name == "ppo":
-        problem = f"ppo divides by the probabilities of the policy that sampled, {logged} knows none"
-        raise UserError("objective.name", problem, "add objective=apa or objective=awr, or rollout.source=online")
+    if objectives()[objective.name].divides_by_rollout:
+        problem = f"{objective.name} divides by the probabilities of the policy that sampled, {logged} knows none"
+        others = " or ".join(f"objective={name}" for name, own in objectives().items() if not own.divides_by_rollout)
+        raise UserError("objective.name", problem, f"add {others}, or rollout.source=online")
     if objective.kl_target is not None:
         problem = f"steered by the KL of what the policy samples, {logged} samples nothing in the loop"
         raise UserError(

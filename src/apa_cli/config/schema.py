@@ -6,9 +6,10 @@ Every field says its unit in `help`; `checks.check_config` applies the limits an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from apa_cli.config.fields import choice, items, number, required, switch, text
+from apa_cli.config.objectives import objectives
 from apa_cli.config.schema_models import AdapterConfig, PolicyConfig, ReferenceConfig, ValueConfig
 from apa_cli.config.schema_rewards import (
     ComponentConfig,
@@ -49,7 +50,7 @@ __all__ = [
 
 @dataclass(kw_only=True)
 class ObjectiveConfig:
-    name: str = choice("apa", "policy objective", choices=("apa", "awr", "ppo"))
+    name: str = choice("apa", "policy objective", choices=tuple(objectives()))
     kl_lambda: Optional[float] = number(
         None,
         "apa, awr: the KL knob, in whitened advantages; smaller moves further (the first value if steered); "
@@ -90,14 +91,16 @@ class ObjectiveConfig:
     score_clip: Optional[float] = number(100.0, "scaled scores are clipped at ± this; null = off", above=0)
 
     @property
-    def own_lambda(self) -> float:
-        """λ as given, or the objective's own default: at 0.3, AWR would give much of its weight to single tokens."""
-        return self.kl_lambda if self.kl_lambda is not None else 2.0 if self.name == "awr" else 0.3
+    def resolved(self) -> dict[str, Any]:
+        """Keys that are null, at the objective's own default."""
+        defaults = objectives()[self.name].defaults
+        return {key: value for key, value in defaults.items() if getattr(self, key) is None}
 
     @property
-    def lambda_floor(self) -> float:
-        """Of a steered λ. AWR weights by exp(A/λ): far above 0.05, one token of a minibatch outweighs the rest."""
-        return self.kl_lambda_min if self.kl_lambda_min is not None else 0.05 if self.name == "apa" else 1.0
+    def knob(self) -> tuple[str, float]:
+        """Symbol and value of the KL knob, the first value where it is steered."""
+        facts = objectives()[self.name]
+        return facts.symbol, {**vars(self), **self.resolved}[facts.knob]
 
 
 @dataclass(kw_only=True)

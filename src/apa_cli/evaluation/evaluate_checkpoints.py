@@ -26,10 +26,11 @@ from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reference import Reference, load_reference
+from apa_cli.models.roles import Models
 from apa_cli.rewards.function import check_functions
 from apa_cli.rewards.http import probe_served
 from apa_cli.rewards.preview import check_templates
-from apa_cli.rewards.reward_model import Loaded, Scorer, load_reward
+from apa_cli.rewards.scorers import Scorers, load_scorers
 from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
 
@@ -65,8 +66,7 @@ class Evaluation:
 class _Bench:
     """What stays the same from checkpoint to checkpoint."""
 
-    scorer: Scorer
-    evaluator: Scorer | None
+    scorers: Scorers
     prompts: Sequence[Prompt]
     config: TrainConfig
     progress: Progress
@@ -74,10 +74,8 @@ class _Bench:
     def respond(self, name: str, policy: Policy, reference: Reference, stream: int = RESPONSES) -> list[JudgedResponse]:
         self.progress(name, 0, len(self.prompts))
         return respond(
-            policy,
-            reference,
-            self.scorer,
-            self.evaluator,
+            Models(policy=policy, reference=reference, value=None, runtime=policy.runtime),
+            self.scorers,
             self.prompts,
             self.config,
             stream=stream,
@@ -173,26 +171,15 @@ def _prepare(
         tokenizer=policy.tokenizer,
         model="policy",
     )
-    budget, evaluator = config.training.microbatch_tokens, config.evaluation.reward
-    loaded: Loaded = {}
     bench = _Bench(
-        scorer=load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded, modules=modules),
-        evaluator=load_reward(
-            evaluator,
-            policy,
-            runtime,
-            key="evaluation.reward",
-            microbatch_tokens=budget,
-            loaded=loaded,
-            modules=modules,
-        )
-        if evaluator.given
-        else None,
+        scorers=load_scorers(config, policy, runtime, modules=modules),
         prompts=held_out.prompts,
         config=config,
         progress=progress,
     )
-    check_templates(held_out, {**by_role("reward", bench.scorer), **by_role("evaluator", bench.evaluator)})
+    check_templates(
+        held_out, {**by_role("reward", bench.scorers.reward), **by_role("evaluator", bench.scorers.evaluator)}
+    )
     return bench, held_out.describe()
 
 

@@ -11,6 +11,7 @@ from apa_cli.data.prompts import Prompt
 from apa_cli.evaluation.measures import measure
 from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse, respond
 from apa_cli.models.roles import Models
+from apa_cli.rewards.scorers import Scorers
 
 WITH_INTERVALS = ("reward", "evaluator", "kl")  # whose 95 % intervals are logged too
 
@@ -24,6 +25,7 @@ class Judgement:
 
 def evaluate(
     models: Models,
+    scorers: Scorers,
     prompts: Sequence[Prompt],
     config: TrainConfig,
     opponents: list[JudgedResponse] | None = None,
@@ -35,13 +37,12 @@ def evaluate(
     None of them: this is the initial policy, and they are drawn from it, from a stream of their own. Training's random
     state is left as it was. A response without a finite score is left out of what needs one.
     """
-    assert models.scorer is not None  # config.needs_reward
+    if token_budget is not None:
+        scorers.limit_tokens(token_budget)
     draw = partial(
         respond,
-        models.policy,
-        models.reference,
-        models.scorer,
-        models.evaluator,
+        models,
+        scorers,
         prompts,
         config,
         token_budget=token_budget,

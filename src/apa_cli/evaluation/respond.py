@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from apa_cli.algorithms import exact_kl, kl_k1, kl_k3, per_response
+from apa_cli.algorithms import exact_kl, kl_k3, per_response
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt, collate
 from apa_cli.models.device import Runtime
 from apa_cli.models.microbatches import pass_tokens
 from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
-from apa_cli.rewards.reward_model import FinishedResponses, Scorer, require_scores
-from apa_cli.rewards.weighted import score
-from apa_cli.rollouts.collect import add_passes, finished_responses
-from apa_cli.rollouts.generation import sample
-from apa_cli.rollouts.record import Rollout
+from apa_cli.models.roles import Models
+from apa_cli.rewards.scorers import Scorers
+from apa_cli.rewards.weighted import require_scores, score
+from apa_cli.rollouts.attendant import Attendant
+from apa_cli.rollouts.sources import Sampled
+from apa_cli.rollouts.trajectory import Trajectory
 
 CHUNK = 128  # tokens of which the logits of both models exist at the same time
 RESPONSES, OPPONENTS = 0, 1  # streams: what a policy is judged by, and what of the initial policy it is compared with
@@ -48,10 +49,8 @@ class JudgedResponse:
 
 
 def respond(
-    policy: Policy,
-    reference: Reference,
-    scorer: Scorer,
-    evaluator: Scorer | None,
+    models: Models,
+    scorers: Scorers,
     prompts: Sequence[Prompt],
     config: TrainConfig,
     *,
@@ -69,11 +68,11 @@ def respond(
     Raises UserError, unless `lenient`, where a batch of them has no finite score at all.
     """
     judged: list[JudgedResponse] = []
-    with own_random_states(config.seed + SEED_OFFSET + stream, policy.runtime):
+    with own_random_states(config.seed + SEED_OFFSET + stream, models.runtime):
         for start in range(0, len(prompts), config.rollout.batch_size):
             batch = prompts[start : start + config.rollout.batch_size]
             budget = token_budget or config.training.microbatch_tokens
-            judged += _respond_batch(policy, reference, scorer, evaluator, batch, config, budget, lenient)
+            judged += _respond_batch(models, scorers, batch, config, budget, lenient)
             if progress is not None:
                 progress(len(judged))
     return judged
@@ -95,47 +94,36 @@ def own_random_states(seed: int, runtime: Runtime) -> Iterator[None]:
 
 
 def _respond_batch(
-    policy: Policy,
-    reference: Reference,
-    scorer: Scorer,
-    evaluator: Scorer | None,
-    prompts: Sequence[Prompt],
-    config: TrainConfig,
-    budget: int,
-    lenient: bool,
+    models: Models, scorers: Scorers, prompts: Sequence[Prompt], config: TrainConfig, budget: int, lenient: bool
 ) -> list[JudgedResponse]:
-    batch = collate(prompts, policy.pad_token_id)
-    temperature = config.generation.temperature
-    rollout = add_passes(
-        sample(policy, batch, config.generation, greedy=config.evaluation.decoding == "greedy"),
-        policy,
-        reference,
-        None,
-        temperature=temperature,
-        token_budget=budget,
-        policy_pass=False,
-    )
-    finished: FinishedResponses = finished_responses(policy, batch, rollout, config.generation.stop)
-    scored = score(scorer, finished)
-    judged = score(evaluator, finished) if evaluator is not None else None
+    greedy = config.evaluation.decoding == "greedy"
+    source = Sampled(replace(models, value=None), config, Attendant(budget), greedy=greedy)
+    trajectory = source.collect(collate(prompts, models.policy.pad_token_id))
+    finished = trajectory.texts
+    assert finished is not None and scorers.reward is not None  # config.needs_reward
+    scored = score(scorers.reward, finished)
+    judged = score(scorers.evaluator, finished) if scorers.evaluator is not None else None
     if not lenient:
-        require_scores(scorer, scored)
-        if evaluator is not None and judged is not None:
-            require_scores(evaluator, judged)
-    mask = rollout.response_mask
-    assert rollout.reference_logprobs is not None
-    logprobs, entropies = rollout.sampled
-    k1 = per_response(kl_k1(logprobs, rollout.reference_logprobs, mask), mask).tolist()
-    k3 = per_response(kl_k3(logprobs, rollout.reference_logprobs, mask), mask).tolist()
-    exact = response_exact_kl(rollout, policy, reference, temperature=temperature, token_budget=budget).tolist()
+        require_scores(scorers.reward, scored)
+        if scorers.evaluator is not None and judged is not None:
+            require_scores(scorers.evaluator, judged)
+    mask = trajectory.response_mask
+    assert trajectory.reference_logprobs is not None
+    logprobs, entropies = trajectory.sampled
+    k1 = trajectory.kl.tolist()
+    k3 = per_response(kl_k3(logprobs, trajectory.reference_logprobs, mask), mask).tolist()
+    temperature = config.generation.temperature
+    exact = response_exact_kl(
+        trajectory, models.policy, models.reference, temperature=temperature, token_budget=budget
+    ).tolist()
     entropy = per_response(entropies, mask).tolist()
-    ids = rollout.response_token_ids()
+    ids = trajectory.response_token_ids()
     return [
         JudgedResponse(
             prompt=finished.prompts[i],
             response=finished.responses[i],
             token_ids=tuple(ids[i]),
-            ended=bool(rollout.ended[i]),
+            ended=bool(trajectory.ended[i]),
             score=scored.scores[i],
             evaluator=judged.scores[i] if judged is not None else None,
             score_parts=scored.parts_of(i),
@@ -151,7 +139,7 @@ def _respond_batch(
 
 @torch.no_grad()
 def response_exact_kl(
-    rollout: Rollout, policy: Policy, reference: Reference, *, temperature: float, token_budget: int
+    rollout: Trajectory, policy: Policy, reference: Reference, *, temperature: float, token_budget: int
 ) -> Tensor:
     """Σ_t KL(π_θ(·|s_t) ‖ π_ref(·|s_t)) along each response, over the whole vocabulary: (B,) nats.
 

@@ -11,7 +11,6 @@ import torch
 
 from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
-from apa_cli.models import heap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +35,6 @@ class Runtime:
     def synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-    def give_back(self, *, every: float = 0.0) -> None:
-        """On a CPU, hand freed memory back to the system: what a phase of an iteration leaves lies in pieces that the
-        next one, with tensors of other sizes, cannot use. Not where the last time was less than `every` seconds ago."""
-        if self.device.type == "cpu":
-            heap.give_back(every=every)
-
-    def large_tensors_apart(self) -> contextlib.AbstractContextManager[None]:
-        """On a CPU, keep them off the heap inside: otherwise the peak rises with the number of minibatches."""
-        return heap.large_tensors_apart() if self.device.type == "cpu" else contextlib.nullcontext()
 
     def peak_bytes(self) -> int:
         """Peak memory of the device since the start: allocated on CUDA, resident on CPU."""

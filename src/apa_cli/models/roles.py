@@ -1,10 +1,11 @@
-"""All models of a run, loaded once, each in its role."""
+"""The models that a run trains or measures with, loaded once, each in its role."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,8 +18,6 @@ from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.value import SeparateValue, Value, load_value
-from apa_cli.rewards.reward_model import Loaded, RewardModel, Scorer, load_reward
-from apa_cli.rewards.weighted import by_role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +25,6 @@ class Models:
     policy: Policy
     reference: Reference
     value: Value | None  # no critic
-    scorer: Scorer | None  # where scores are logged and nothing is evaluated
-    evaluator: Scorer | None  # judges held-out responses; never trains
     runtime: Runtime
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
@@ -35,6 +32,18 @@ class Models:
         policy = {f"policy {name}": parameter for name, parameter in self.policy.model.named_parameters()}
         critic = self.value.named_parameters() if self.value is not None else ()
         return policy | {f"critic {name}": parameter for name, parameter in critic}
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Policy and critic in training mode, without any dropout that nobody asked for."""
+        with self.policy.training():
+            if self.value is not None:
+                self.value.train()
+            try:
+                yield
+            finally:
+                if self.value is not None:
+                    self.value.eval()
 
     def limits(self) -> dict[str, tuple[int | None, int]]:
         """How many tokens each model takes that reads the policy's ids, where that is known, and how many ids."""
@@ -45,67 +54,25 @@ class Models:
             found["critic"] = (self.value.room, known_ids(self.value.trunk))
         return found
 
-    def commits(self) -> dict[str, str]:
-        """`{role}_commit`: the Hub's commit of each model that came from there."""
+    def parts(self) -> dict[str, Any]:
+        """The transformers model of each role that has one of its own."""
         frozen = self.reference.frozen
-        models: dict[str, Any] = {
+        return {
             "policy": self.policy.model,
             "reference": frozen.model if frozen else None,
             "value": getattr(self.value, "trunk", None),
         }
-        for role, scorer in (("reward", self.scorer), ("evaluator", self.evaluator)):
-            models |= {name: getattr(part, "model", None) for name, part in by_role(role, scorer).items()}
-        found = {role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()}
-        return {f"{role}_commit": commit for role, commit in found.items() if commit}
-
-    def within(self, token_budget: int) -> Models:
-        """These models, the reward models among them with micro-batches of no more tokens than this."""
-        for scorer in (self.scorer, self.evaluator):
-            for part in by_role("", scorer).values():
-                if isinstance(part, RewardModel):
-                    part.microbatch_tokens = min(part.microbatch_tokens, token_budget)
-        return self
 
 
-def load_models(
-    config: TrainConfig,
-    runtime: Runtime,
-    *,
-    checkpoint: Path | None = None,
-    modules: dict[str, ModuleType] | None = None,
-) -> Models:
-    """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given.
-
-    `modules`: the files of reward functions that were run already.
-    """
+def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | None = None) -> Models:
+    """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given."""
     torch.manual_seed(config.seed)  # a new adapter starts from random numbers
     policy = load_policy(
         config.policy, runtime, weights=checkpoint and checkpoint / "policy", stop_tokens=config.generation.stop_tokens
     )
-    budget = config.training.microbatch_tokens
-    evaluator = config.evaluation.reward
-    loaded: Loaded = {}  # a reward model that two roles name
     return Models(
         policy=policy,
         reference=load_reference(config.reference, config.policy, policy, runtime),
         value=load_value(config.value, config.policy, policy, runtime, weights=checkpoint and checkpoint / "value"),
-        scorer=(
-            load_reward(config.reward, policy, runtime, microbatch_tokens=budget, loaded=loaded, modules=modules)
-            if config.needs_reward
-            else None
-        ),
-        evaluator=(
-            load_reward(
-                evaluator,
-                policy,
-                runtime,
-                key="evaluation.reward",
-                microbatch_tokens=budget,
-                loaded=loaded,
-                modules=modules,
-            )
-            if evaluator.given
-            else None
-        ),
         runtime=runtime,
     )

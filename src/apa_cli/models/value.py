@@ -1,5 +1,5 @@
 """The critic V(s): a network of its own, a head on the policy's trunk, or an adapter of its own on the policy's base.
-A run may also be without one.
+A run may also be without one. Each is called with a batch, and with the policy's hidden states where it `reads_policy`.
 
 Index t of its values is the value of the state in which response token t is chosen: the same position that predicts
 the token.
@@ -11,7 +11,7 @@ import copy
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,12 +46,15 @@ class ValueHead(nn.Module):
 class SharedValue(nn.Module):
     """A head on the hidden states that the policy's own forward leaves behind."""
 
+    reads_policy: ClassVar[bool] = True
+
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.head = ValueHead(hidden_size)
 
-    def from_hidden(self, hidden: Tensor) -> Tensor:
-        """(B, T, H) -> (B, T)."""
+    def forward(self, *batch: Tensor, hidden: Tensor | None) -> Tensor:
+        """V at the response positions, (B, T) float32, of the policy's `hidden` states (B, T, H)."""
+        assert hidden is not None
         return self.head(hidden)
 
     def save(self, folder: Path) -> None:
@@ -60,6 +63,8 @@ class SharedValue(nn.Module):
 
 class SeparateValue(nn.Module):
     """A transformer of its own with a head."""
+
+    reads_policy: ClassVar[bool] = False
 
     def __init__(self, trunk: Any, runtime: Runtime) -> None:
         super().__init__()
@@ -76,7 +81,7 @@ class SeparateValue(nn.Module):
             train_without_noise(self.trunk)
         return self
 
-    def forward(self, *batch: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor, hidden: Tensor | None = None) -> Tensor:
         """V at the response positions, (B, T) float32."""
         return self.head(self.hidden_states(*batch))
 
@@ -99,13 +104,15 @@ class SeparateValue(nn.Module):
 class AdapterValue(nn.Module):
     """The policy's base with an adapter of the critic's own, and a head: the base is held once."""
 
+    reads_policy: ClassVar[bool] = False
+
     def __init__(self, policy: Policy, trained: list[nn.Parameter]) -> None:
         super().__init__()
         self.adapter = nn.ParameterList(trained)  # the very tensors inside the policy's model
         self.head = ValueHead(hidden_size(policy.model))
         self._policy = policy
 
-    def forward(self, *batch: Tensor) -> Tensor:
+    def forward(self, *batch: Tensor, hidden: Tensor | None = None) -> Tensor:
         """V at the response positions, (B, T) float32."""
         return self.head(self.hidden_states(*batch))
 

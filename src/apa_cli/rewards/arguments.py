@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from apa_cli.errors import UserError
 
 if TYPE_CHECKING:
-    from apa_cli.rewards.reward_model import FinishedResponses
+    from apa_cli.rewards.record import FinishedResponses
 
 SAYS = {  # known names, in words for the log
     "prompts": "prompts",
@@ -123,7 +123,7 @@ class Arguments:
 
     def _value(self, what: str, finished: FinishedResponses) -> list[Any] | None:
         """The list that a known name or a column stands for, None where there is none of that name."""
-        from apa_cli.rewards.reward_model import whole_texts
+        from apa_cli.rewards.record import whole_texts
 
         if what == "prompts":
             return list(finished.prompts)

@@ -28,7 +28,7 @@ from apa_cli.rewards.arguments import Arguments
 from apa_cli.watched_thread import CallTimeoutError, WatchedThread
 
 if TYPE_CHECKING:
-    from apa_cli.rewards.reward_model import FinishedResponses
+    from apa_cli.rewards.record import FinishedResponses
 
 # What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
 _MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)

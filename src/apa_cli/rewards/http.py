@@ -22,19 +22,17 @@ from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import ScorerConfig, TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.rewards.function import checked
-from apa_cli.secrets import public_address
-from apa_cli.tracking.api_keys import excerpt, read_key
-from apa_cli.tracking.log import LOGGER
+from apa_cli.secrets import excerpt, public_address, read_key
 
 if TYPE_CHECKING:
-    from apa_cli.rewards.reward_model import FinishedResponses
+    from apa_cli.rewards.record import FinishedResponses
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries, doubled from one to the next
 _PROBE_RETRIES = 3  # at the start somebody is waiting
 _LARGEST_ANSWER = 64 << 20  # bytes
 _CHUNK = 1 << 16
 _ANSWER = 'answer {"scores": [one number a response]}'
-_log = logging.getLogger(LOGGER)
+_log = logging.getLogger(__name__)
 
 
 class HttpReward:
@@ -239,7 +237,7 @@ def probe_served(config: TrainConfig) -> None:
 
 
 def _request(finished: FinishedResponses, rows: range) -> dict[str, Any]:
-    from apa_cli.rewards.reward_model import whole_texts
+    from apa_cli.rewards.record import whole_texts
 
     texts, ended = whole_texts(finished), list(finished.ended) or [False] * len(finished.responses)
     closed = finished.closed_ids(ended)

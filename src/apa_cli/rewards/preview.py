@@ -15,7 +15,9 @@ from apa_cli.models.device import Runtime
 from apa_cli.models.loading import load_config, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.rewards.classifier import classifier_config, classifier_tokenizer
-from apa_cli.rewards.reward_model import FinishedResponses, RewardModel, Scorer, load_reward
+from apa_cli.rewards.record import FinishedResponses, Scorer
+from apa_cli.rewards.reward_model import RewardModel
+from apa_cli.rewards.scorers import load_reward
 
 RESPONSE = "(the response)"
 LONGEST = 1200  # characters of a text that is shown whole

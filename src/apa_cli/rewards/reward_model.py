@@ -1,77 +1,23 @@
-"""Rewards: a sequence-classification model with its own tokenizer, the user's Python function, a server, or several.
-
-Both are called as `scores(FinishedResponses) -> list[float]`, one score per finished response.
-"""
+"""reward.kind=model: a sequence-classification model with its own tokenizer."""
 
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from apa_cli.config.schema import ScorerConfig, SeveralConfig
+from apa_cli.config.schema import ScorerConfig
 from apa_cli.data.dialogues import hh_messages
 from apa_cli.data.messages import TOOLS, Message, without_oldest_turn
 from apa_cli.data.template import Template
 from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
-from apa_cli.models.identity import same_tokenizer
 from apa_cli.models.limits import check_ids, filling_id, known_ids, room_of
 from apa_cli.models.microbatches import pass_tokens, plan_microbatches
-from apa_cli.models.policy import Policy
-from apa_cli.rewards.classifier import load_classifier
-from apa_cli.rewards.function import RewardFunction, load_function
-from apa_cli.rewards.http import HttpReward
-from apa_cli.rewards.weighted import Scored, WeightedRewards, complaint
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinishedResponses:
-    """What a reward may look at, one entry per response."""
-
-    prompts: list[str]
-    responses: list[str]
-    messages: list[list[Message]] | None  # prompts as chats, where the data has them
-    columns: dict[str, list[Any]]  # the data set's other columns, by name
-    token_ids: list[list[int]]  # prompt and response in the policy's ids, without the token or string that ended it
-    prompt_lengths: Sequence[int] = ()  # how many of them are the prompt's; () = not known
-    ended: Sequence[bool] = ()  # False = cut at max_new_tokens; () = none ended
-    response_ids: Sequence[list[int]] = ()  # of each response all that counts, the token or string that ended it too
-    raw: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # prompts and responses with special tokens
-    closing: int | None = None  # the policy's token that ends a complete response
-    torn: Sequence[bool] = ()  # of each prompt, whether it was cut on the left, inside a turn; () = none
-
-    def closed_ids(self, closes: Sequence[bool]) -> list[list[int]]:
-        """`token_ids`, with the closing token behind the responses for which `closes` says so."""
-        end = [] if self.closing is None else [self.closing]
-        return [[*ids, *end] if close else ids for ids, close in zip(self.token_ids, closes, strict=True)]
-
-
-def whole_texts(finished: FinishedResponses) -> list[str]:
-    """Prompt and response in one."""
-    between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a message, complete in itself
-    return [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
-
-
-class Scorer(Protocol):
-    def __call__(self, finished: FinishedResponses) -> list[float]:
-        """One score a response. It may be NaN or infinite: what is to happen then is the caller's to say."""
-
-    def not_finite(self, row: int, score: float) -> UserError:
-        """The complaint about such a score."""
-
-
-def require_scores(scorer: Scorer, scored: Scored) -> None:
-    """Raises the scorer's complaint where it has given no response a finite score."""
-    if not any(map(math.isfinite, scored.scores)):
-        raise complaint(scorer, scored, 0)
+from apa_cli.rewards.record import FinishedResponses, whole_texts
 
 
 class RewardModel:
@@ -295,62 +241,6 @@ class RewardModel:
             return None
         name = f"output {self.label} ({self.model.config.id2label.get(self.label)})"
         return f"the log-odds of {name} among {outputs}" if self.log_odds else f"the value of {name}"
-
-
-Loaded = dict[tuple[str, str | None], tuple[Any, Any]]  # model and tokenizer by path and revision
-
-
-def load_reward(
-    config: ScorerConfig,
-    policy: Policy,
-    runtime: Runtime,
-    *,
-    key: str = "reward",
-    microbatch_tokens: int,
-    loaded: Loaded | None = None,
-    modules: dict[str, ModuleType] | None = None,
-) -> Scorer:
-    """The scorer that `config` describes; `key` is the group's name in messages.
-
-    A model that is in `loaded` already is taken from there, and a file of functions from `modules`.
-    """
-    loaded = {} if loaded is None else loaded
-    if isinstance(config, SeveralConfig) and config.components:
-        scorers = {
-            name: load_reward(
-                part,
-                policy,
-                runtime,
-                key=f"{key}.components.{name}",
-                microbatch_tokens=microbatch_tokens,
-                loaded=loaded,
-                modules=modules,
-            )
-            for name, part in config.components.items()
-        }
-        return WeightedRewards(scorers, {name: part.weight for name, part in config.components.items()})
-    if config.kind == "function":
-        assert config.function is not None  # check_config has seen to it
-        function = load_function(config.function, f"{key}.function", modules)
-        return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
-    if config.kind == "http":
-        return HttpReward(config, key=key)
-    assert config.path is not None
-    place = (config.path, config.revision)
-    if place not in loaded:
-        loaded[place] = load_classifier(config.path, config.revision, runtime, f"{key}.path")
-    model, tokenizer = loaded[place]
-    sizes = [m.config.get_text_config().vocab_size for m in (model, policy.model)]  # a policy may sample any of its ids
-    return RewardModel(
-        model,
-        tokenizer,
-        config,
-        runtime,
-        key=key,
-        shares_tokenizer=same_tokenizer(tokenizer, policy.tokenizer) and sizes[0] >= sizes[1],
-        microbatch_tokens=microbatch_tokens,
-        policy_tokenizer=policy.tokenizer,
-    )
 
 
 def _dialogues(finished: FinishedResponses) -> list[list[Message]]:

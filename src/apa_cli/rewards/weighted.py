@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from apa_cli.errors import UserError
 from apa_cli.rewards.function import within_float32
-
-if TYPE_CHECKING:
-    from apa_cli.rewards.reward_model import FinishedResponses, Scorer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scored:
-    """Scores of B responses, and of several rewards what each of them gave, without its weight."""
-
-    scores: list[float]
-    parts: dict[str, list[float]] = field(default_factory=dict)  # by component; {} of a single reward
-
-    def parts_of(self, row: int) -> dict[str, float]:
-        return {name: scores[row] for name, scores in self.parts.items()}
+from apa_cli.rewards.record import FinishedResponses, Scored, Scorer
 
 
 class WeightedRewards:
@@ -71,3 +56,9 @@ def by_role(role: str, scorer: Scorer | None) -> dict[str, Scorer | None]:
     if isinstance(scorer, WeightedRewards):
         return {f"{role}.{name}": part for name, part in scorer.scorers.items()}
     return {role: scorer}
+
+
+def require_scores(scorer: Scorer, scored: Scored) -> None:
+    """Raises the scorer's complaint where it has given no response a finite score."""
+    if not any(map(math.isfinite, scored.scores)):
+        raise complaint(scorer, scored, 0)

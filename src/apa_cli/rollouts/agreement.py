@@ -22,7 +22,7 @@ from apa_cli.models.reference import Reference
 from apa_cli.models.value import SeparateValue, SharedValue, Value
 from apa_cli.rollouts.backends.cached import DecodingBatch, DynamicBatch
 from apa_cli.rollouts.backends.static import Kept, padded_batch
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.rollouts.trial import B, Batch, T, each_alone, mean_gap, precision_of, size, trial_batch
 
 STAY = (0, 3)  # rows that are still decoded after the third token
@@ -64,7 +64,7 @@ def check_agreement(
 
 
 def check_first_rollout(
-    sampled: Rollout,
+    sampled: Trajectory,
     reference: Tensor | None,
     policy: Policy,
     config: TrainConfig,

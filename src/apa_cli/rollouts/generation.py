@@ -11,18 +11,20 @@ from apa_cli.data.prompts import PromptBatch
 from apa_cli.data.tokenization import tokens_after
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends import hf, static
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: PromptBatch, config: schema.GenerationConfig, *, greedy: bool = False) -> Rollout:
+def sample(
+    policy: Policy, prompts: PromptBatch, config: schema.GenerationConfig, *, greedy: bool = False
+) -> Trajectory:
     """One response per prompt, drawn from π_θ at `config.temperature` with the global random state."""
     generate = _backend(config.backend)
     with policy.runtime.autocast():
         return generate(policy, prompts.prompt_ids, prompts.prompt_mask, config, greedy=greedy)
 
 
-def _backend(name: str) -> Callable[..., Rollout]:
+def _backend(name: str) -> Callable[..., Trajectory]:
     """The engines are imported by who uses them."""
     if name == "vllm":
         from apa_cli.rollouts.backends import vllm
@@ -31,7 +33,7 @@ def _backend(name: str) -> Callable[..., Rollout]:
     return {"hf": hf.generate, "static": static.generate}[name]
 
 
-def decode(policy: Policy, rollout: Rollout, stop: list[str]) -> list[str]:
+def decode(policy: Policy, rollout: Trajectory, stop: list[str]) -> list[str]:
     """The counted response tokens as text; special tokens, and the token or stop string that ended it, left out.
 
     Text is what the response adds to its decoded prompt: some tokenizers drop the space that begins a lone response.
@@ -49,7 +51,7 @@ def decode(policy: Policy, rollout: Rollout, stop: list[str]) -> list[str]:
     ]
 
 
-def spoken_ids(policy: Policy, rollout: Rollout, texts: list[str]) -> list[list[int]]:
+def spoken_ids(policy: Policy, rollout: Trajectory, texts: list[str]) -> list[list[int]]:
     """The sampled ids that say `texts`, which `decode` gave; the token or stop string that ended them left out.
 
     A token that holds the last characters of a text and the first of the stop string gives way to tokens of the former.
@@ -67,13 +69,13 @@ def spoken_ids(policy: Policy, rollout: Rollout, texts: list[str]) -> list[list[
     return bodies
 
 
-def _bodies(policy: Policy, rollout: Rollout) -> list[list[int]]:
+def _bodies(policy: Policy, rollout: Trajectory) -> list[list[int]]:
     """The counted response tokens without the end token; some end tokens are ordinary ones to the tokenizer."""
     ends = set(policy.eos_token_ids)
     return [ids[:-1] if ids and ids[-1] in ends else ids for ids in rollout.response_token_ids()]
 
 
-def raw_texts(policy: Policy, rollout: Rollout) -> tuple[list[str], list[str]]:
+def raw_texts(policy: Policy, rollout: Trajectory) -> tuple[list[str], list[str]]:
     """Prompts as the policy reads them and responses as it writes them, special tokens and what ended them included."""
     asked = rollout.prompt_token_ids()
     prompts = policy.tokenizer.batch_decode(asked, skip_special_tokens=False)

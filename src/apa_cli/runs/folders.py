@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from apa_cli.checkpoints.find import checkpoints_in
 from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
 from apa_cli.tracking.jsonl import read_json_lines
@@ -242,3 +243,9 @@ def _lenient_lines(path: Path) -> list[dict[str, Any]]:
         return read_json_lines(path)
     except ValueError:
         return []
+
+
+def learnt(run_dir: Path) -> bool:
+    """Whether there is something of a run that beginning again would lose."""
+    kept = any((run_dir / name).exists() for name in (SUMMARY_FILE, "final"))
+    return kept or bool(checkpoints_in(run_dir / "checkpoints")) or read_run(run_dir).iterations > 0

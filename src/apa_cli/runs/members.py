@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from apa_cli.checkpoints.ownership import is_run
-from apa_cli.checkpoints.resume import AUTO, learnt
+from apa_cli.config.keys import AUTO
 from apa_cli.config.members import ELSEWHERE
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 from apa_cli.files import write_text
-from apa_cli.runs.folders import ASIDE, FAILURE_FILE, flat, is_finished, read_run
+from apa_cli.runs.folders import ASIDE, FAILURE_FILE, flat, is_finished, learnt, read_run
 from apa_cli.secrets import redact, redact_text
 
 CONFLICTS = ".conflicts"  # notes of members whose folder holds another finished run

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from apa_cli.config.components import short_name
+from apa_cli.config.objectives import knob_of, unread
 from apa_cli.runs.folders import FINISHED, Run
 
 FOOTNOTE = "± is half of a 95 % interval over seeds by Student's t; a setting with one seed has none."
@@ -27,19 +28,6 @@ _STUDENT = (
 NAMED = 3  # differences named on a line
 LONGEST = 32  # characters of a value
 _NOT_PART = ("seed", "output_dir", "resume", "device")
-# Keys that one objective has and the others do not read.
-_ONLY = {
-    "objective.kl_lambda": ("apa", "awr"),
-    "objective.clip_range": ("ppo",),
-    "objective.kl_coef": ("ppo",),
-    "objective.kl_lambda_min": ("apa", "awr"),
-    "objective.kl_lambda_max": ("apa", "awr"),
-    "objective.target_bound": ("apa",),
-    "objective.huber_delta": ("apa",),
-    "objective.kl_gain": ("apa", "awr"),
-    "objective.kl_damping": ("apa", "awr"),
-    "objective.kl_horizon": ("ppo",),
-}
 
 
 @dataclass(frozen=True)
@@ -165,12 +153,13 @@ def differing(runs: Sequence[Run]) -> list[str]:
     """
     keys = dict.fromkeys(key for run in runs for key in run.config)
     objective = runs[0].objective if runs else ""
+    other = unread(objective)
     return [
         key
         for key in keys
         if key not in (*_NOT_PART, "objective.name", *_knob_keys(objective))
         and not key.startswith("tracking.")
-        and objective in _ONLY.get(key, (objective,))
+        and key not in other
         and len({str(run.config[key]) for run in runs if key in run.config}) > 1
     ]
 
@@ -191,11 +180,8 @@ def shown(value: Any) -> str:
 
 def _first(config: Mapping[str, Any]) -> tuple[Any, str]:
     """λ or β as configured: fixed, or what steering begins from."""
-    return (
-        (config.get("objective.kl_coef"), "β")
-        if config.get("objective.name") == "ppo"
-        else (config.get("objective.kl_lambda"), "λ")
-    )
+    key, symbol = knob_of(str(config.get("objective.name")))
+    return config.get(f"objective.{key}"), symbol
 
 
 def _steered(run: Run) -> bool:
@@ -203,4 +189,4 @@ def _steered(run: Run) -> bool:
 
 
 def _knob_keys(objective: str) -> tuple[str, ...]:
-    return ("objective.kl_coef" if objective == "ppo" else "objective.kl_lambda", "objective.kl_target")
+    return f"objective.{knob_of(objective)[0]}", "objective.kl_target"

@@ -185,11 +185,7 @@ def _count(summary: Summary) -> str:
 
 def _settings(config: TrainConfig) -> list[tuple[str, object]]:
     objective = config.objective
-    knob = (
-        f"kl_coef {objective.kl_coef}, clip {objective.clip_range}"
-        if objective.name == "ppo"
-        else f"λ {objective.own_lambda}"
-    )
+    knob = f"{objective.knob[0]} {objective.knob[1]:g}"
     if objective.kl_target is not None:
         knob += f" at first, steered to a KL of {objective.kl_target:g} nats"
     adapter = f", LoRA rank {config.policy.adapter.r}" if config.policy.adapter.r else ""

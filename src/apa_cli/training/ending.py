@@ -25,15 +25,15 @@ from apa_cli.training.state import TrainingState
 
 def save_what_there_is(run: Run, state: TrainingState) -> None:
     """A checkpoint of a run that is about to end early, unless there is nothing new or the weights are in between."""
-    if run.checkpoints.holds(state):
+    if run.checkpoints.holds(run.snapshot(state)):
         return
-    if state.work is not None and state.work.progress.stepping:
+    if state.work is not None and state.work.stepping:
         run.tracker.warn("stopped inside an optimizer step: nothing newer than the last checkpoint can be saved")
         return
     run.tracker.phase("save")
     try:
-        saved = run.checkpoints.save(run.models, state)
-        place = saved or run.checkpoints.save_elsewhere(run.models, state)
+        saved = run.checkpoints.save(run.snapshot(state))
+        place = saved or run.checkpoints.save_elsewhere(run.snapshot(state))
     except Exception as error:  # what ended the run matters more
         run.tracker.warn(f"no checkpoint could be saved ({type(error).__name__}: {error})")
         return
@@ -44,7 +44,9 @@ def save_what_there_is(run: Run, state: TrainingState) -> None:
 def conclude(run: Run, state: TrainingState, after: Judgement | None, started: float) -> Summary:
     """final/, pictures and report. Raises SaveError where the end of training cannot be kept in the run's folder."""
     config, run_dir = run.config, run.checkpoints.run_dir
-    if not run.checkpoints.holds(state) and (run.checkpoints.failure or not run.checkpoints.save(run.models, state)):
+    if not run.checkpoints.holds(run.snapshot(state)) and (
+        run.checkpoints.failure or not run.checkpoints.save(run.snapshot(state))
+    ):
         raise _save_failed(run, state)
     check_free(run_dir, RUN, RUN_ENDS, remedy=f"go on elsewhere: resume={shown(str(run_dir))} output_dir=NEW")
     if after is None and state.initial is not None:  # the run was stopped between its last iteration and here
@@ -55,8 +57,8 @@ def conclude(run: Run, state: TrainingState, after: Judgement | None, started: f
     try:
         record(run_dir, RUN, RUN_ENDS)
         done = replace(config, training=replace(config.training, iterations=state.iteration))
-        critic = run.models.value if config.value.keep else None
-        final = export_final(run.models.policy, run_dir / "final", done, before_metrics, after_metrics, critic)
+        critic = run.learner.models.value if config.value.keep else None
+        final = export_final(run.learner.models.policy, run_dir / "final", done, before_metrics, after_metrics, critic)
     except DISK_ERRORS as error:
         run.checkpoints.failure = str(error)
         raise _save_failed(run, state) from error
@@ -70,7 +72,7 @@ def conclude(run: Run, state: TrainingState, after: Judgement | None, started: f
 
 def _save_failed(run: Run, state: TrainingState) -> SaveError:
     """The reason that the last save failed, and where the state is kept all the same."""
-    rescue = run.checkpoints.save_elsewhere(run.models, state)
+    rescue = run.checkpoints.save_elsewhere(run.snapshot(state))
     kept = f"its state is kept in {rescue}: resume={rescue}" if rescue else "no other place took its state"
     return SaveError(f"the end of training could not be saved ({run.checkpoints.failure}); {kept}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,12 +15,10 @@ from apa_cli.data.response_tokens import ResponseEncoder
 from apa_cli.data.table import Progress
 from apa_cli.models.fingerprint import reference_fingerprint
 from apa_cli.models.roles import Models
-from apa_cli.rollouts.collect import add_passes
-from apa_cli.rollouts.logged import logged_rollout
+from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.reference_logprobs import ReferenceLogprobs, cache_folder, cache_key, reference_logprobs
+from apa_cli.rollouts.sources import logged_responses, passes
 from apa_cli.tracking.tracker import Tracker
-from apa_cli.training.memory import within_memory
-from apa_cli.training.state import TrainingState
 
 ROWS = 512  # whose passes are made between two words to the terminal
 
@@ -40,7 +39,7 @@ def read_logged(prompts: PromptSet, config: TrainConfig, models: Models, progres
 
 
 def view_of_reference(
-    rows: Sequence[Prompt], models: Models, config: TrainConfig, state: TrainingState, tracker: Tracker
+    rows: Sequence[Prompt], models: Models, config: TrainConfig, attendant: Attendant, tracker: Tracker
 ) -> ReferenceLogprobs:
     """log π_ref of every logged response: kept from an earlier run, where model and data are the same."""
     runtime, temperature = models.runtime, config.generation.temperature
@@ -60,21 +59,7 @@ def view_of_reference(
             tracker.phase("reference", start, len(order))
             part = order[start : start + ROWS]
             batch = collate([rows[i] for i in part], models.policy.pad_token_id)
-            rollout = logged_rollout(batch, None, runtime.device)
-            done = within_memory(
-                lambda tokens, rollout=rollout: add_passes(  # type: ignore[misc]
-                    rollout,
-                    models.policy,
-                    models.reference,
-                    None,
-                    temperature=temperature,
-                    token_budget=tokens,
-                    policy_pass=False,
-                ),
-                state.health.budget,
-                rollout.microbatches,
-                where="the reference's pass",
-            )
+            done = passes(logged_responses(batch, None, runtime.device), replace(models, value=None), config, attendant)
             assert done.reference_logprobs is not None
             logprobs, lengths = done.reference_logprobs.cpu(), done.response_mask.sum(dim=1).tolist()
             found |= {i: logprobs[row, : lengths[row]] for row, i in enumerate(part)}

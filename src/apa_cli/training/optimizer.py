@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from apa_cli.config.schema import OptimizerConfig
+from apa_cli.config.schema import OptimizerConfig, TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.models.roles import Models
 
@@ -81,6 +81,11 @@ def learning_rate_factor(iteration: int, iterations: int, config: OptimizerConfi
         return 1.0
     progress = (iteration - warmup) / max(1, iterations - warmup)
     return 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def schedule_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: TrainConfig) -> float:
+    """Set the rates of iteration 0, 1, …; returns the policy's."""
+    return set_learning_rate(optimizer, learning_rate_factor(iteration, config.training.iterations, config.optimizer))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:

@@ -18,11 +18,9 @@ import torch
 from omegaconf import OmegaConf
 
 from apa_cli import __version__
-from apa_cli.checkpoints.inputs import differences, digests, read_noted
 from apa_cli.checkpoints.lock import run_lock
 from apa_cli.checkpoints.manifest import listed_only
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, check_run_folder, is_run, record, recover
-from apa_cli.checkpoints.resume import ALLOW, KEY, Resumption, begin_from, find_resumption
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
@@ -39,21 +37,27 @@ from apa_cli.rewards.function import RewardFunction, check_functions
 from apa_cli.rewards.http import probe_served
 from apa_cli.rewards.preview import answered, check_templates, readings
 from apa_cli.rewards.reward_model import RewardModel
+from apa_cli.rewards.scorers import Scorers, load_scorers
 from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
+from apa_cli.rollouts.sources import Logged, Sampled, Source
 from apa_cli.runs.folders import SUMMARY_FILE
 from apa_cli.secrets import redact
 from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
-from apa_cli.training.interrupts import Interrupts
+from apa_cli.training.inputs import differences, digests, read_noted
+from apa_cli.training.iteration import Learner
 from apa_cli.training.logged_data import read_logged, view_of_reference
 from apa_cli.training.loop import Run, judge_initial_again, training_loop
 from apa_cli.training.memory_plan import announce_plan, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
-from apa_cli.training.state import TrainingState, initial_state
-from apa_cli.training.state_files import resume_state
+from apa_cli.training.resume import ALLOW, KEY, Resumption, begin_from, find_resumption
+from apa_cli.training.state import TrainingState, initial_state, objective_of
+from apa_cli.training.state_files import Snapshot, resume_state
+from apa_cli.training.steward.interrupts import Interrupts
+from apa_cli.training.steward.steward import Steward
 
 CONFIG_FILE = "config.yaml"
 VERSIONS_FILE = "versions.json"
@@ -68,7 +72,6 @@ CLOSED = {
     "always": ", and EOS behind every response",
     "never": ", and no EOS behind it",
 }
-HEAVY_LAMBDA = 0.5  # below it AWR's exp(A/λ) of an advantage of 3 deviations is 400 times that of the mean
 TRIED = 64  # prompts that reward models are shown before training
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
@@ -136,7 +139,8 @@ def _prepare(
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     modules = check_functions(config)
     announce_plan(config, runtime, tracker)
-    models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint), modules=modules)
+    models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
+    scorers = load_scorers(config, models.policy, runtime, modules=modules)
     check_agreement(models.policy, models.reference, models.value, config)
     _warn(config, models, tracker)
     if config.training.compile:
@@ -178,7 +182,7 @@ def _prepare(
         tracker.note(f"evaluating on {held_out.describe()}")
     for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):
         tracker.warn(line)
-    _say_how_it_is_read(models, prompts, rows[0], tracker)
+    _say_how_it_is_read(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,
         batch_size=config.rollout.prompts,
@@ -197,17 +201,22 @@ def _prepare(
     if resumption is not None:
         for line in resume_state(resumption, state):
             tracker.note(line)
-    versions = _versions(config, resumption, models, prompts, held_out, tracker)
-    if resumption is not None and checkpoint is not None:
-        checkpoints.went_on_from(checkpoint, state)
+    parts = {**models.parts(), **scorers.models()}
+    versions = _versions(config, resumption, parts, runtime, prompts, held_out, tracker)
+    if checkpoint is not None:
+        checkpoints.went_on_from(checkpoint, Snapshot(models=models, state=state))
+    steward = Steward(config, models, scorers, state, tracker, interrupts)
+    source: Source
+    if config.rollout.offline:
+        source = Logged(models, config, steward, view_of_reference(rows, models, config, steward, tracker))
+    else:
+        source = Sampled(models, config, steward, policy_pass=state.objective.divides_by_rollout)
     run = Run(
-        config=config,
-        models=models,
-        logged=view_of_reference(rows, models, config, state, tracker) if config.rollout.offline else None,
+        learner=Learner(config=config, models=models, source=source, scorers=scorers),
+        steward=steward,
         held_out=held_out.prompts,
         tracker=tracker,
         checkpoints=checkpoints,
-        interrupts=interrupts,
     )
     return run, state, versions
 
@@ -273,16 +282,13 @@ def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
             "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "
             "KL and ratios are those of a distribution that was not sampled from"
         )
-    if config.objective.name == "awr" and config.objective.own_lambda < HEAVY_LAMBDA:
-        tracker.warn(
-            f"objective.kl_lambda={config.objective.own_lambda:g} is small for awr, which weights tokens by "
-            "exp(advantage / λ): few tokens hold most of the weight; awr's default is 2"
-        )
+    if (caution := objective_of(config.objective).caution()) is not None:
+        tracker.warn(caution)
     if not models.policy.eos_token_ids and not generation.stop:
         tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")
 
 
-def _say_how_it_is_read(models: Models, prompts: PromptSet, shown: Prompt, tracker: Tracker) -> None:
+def _say_how_it_is_read(models: Models, rewards: Scorers, prompts: PromptSet, shown: Prompt, tracker: Tracker) -> None:
     """What ends a response, and the texts that the models are given: both go wrong without a sign."""
     if models.policy.ends:
         tracker.note(f"a response ends at {models.policy.describe_ends()}")
@@ -291,7 +297,7 @@ def _say_how_it_is_read(models: Models, prompts: PromptSet, shown: Prompt, track
             "the policy has a chat template, and these prompts do not go through it; "
             "data.format=chat (HH dialogues: hh_chat) if they should"
         )
-    scorers = {**by_role("reward model", models.scorer), **by_role("evaluator", models.evaluator)}
+    scorers = {**by_role("reward model", rewards.reward), **by_role("evaluator", rewards.evaluator)}
     scorers = {name: scorer for name, scorer in scorers.items() if scorer is not None}
     check_templates(prompts, scorers)
     for line in readings(shown, models.policy, scorers):
@@ -319,7 +325,8 @@ def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) ->
 def _versions(
     config: TrainConfig,
     resumption: Resumption | None,
-    models: Models,
+    models: dict[str, Any],
+    runtime: Runtime,
     prompts: PromptSet,
     held_out: PromptSet,
     tracker: Tracker,
@@ -329,15 +336,18 @@ def _versions(
     Of a run that goes on, a change is said: other versions may round differently. Raises UserError where inputs have
     changed under the same path. What its checkpoint brings has no commit, so the one of its beginning stays.
     """
-    commits = models.commits()
-    commits |= {f"{name}_commit": s.commit for name, s in (("data", prompts), ("eval_data", held_out)) if s.commit}
+    found: dict[str, Any] = {
+        role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()
+    }
+    found |= {"data": prompts.commit, "eval_data": held_out.commit}
+    commits = {f"{name}_commit": commit for name, commit in found.items() if commit}
     versions: dict[str, Any] = {
         "apa_cli": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "peft": version("peft"),
-        "device": models.runtime.describe(),
+        "device": runtime.describe(),
     }
     now = digests(config, prompts.prompts, held_out.prompts)
     file = resumption.source / VERSIONS_FILE if resumption is not None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,54 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from apa_cli.algorithms import Targets
+from apa_cli.checkpoints.export import save_policy
 from apa_cli.checkpoints.find import TRAINER_STATE
-from apa_cli.checkpoints.resume import Resumption
 from apa_cli.errors import UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.respond import JudgedResponse
 from apa_cli.files import fault_point
-from apa_cli.rollouts.record import Rollout
+from apa_cli.models.roles import Models
+from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.tracking.samples import Sample
 from apa_cli.training.random_states import RandomStates
+from apa_cli.training.resume import Resumption
 from apa_cli.training.state import TrainingState, Work
-from apa_cli.training.targets import Targets
-from apa_cli.training.update import UpdateProgress
+from apa_cli.training.update import Progress
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 RANDOM_FILE = "random.safetensors"
 INITIAL_FILE = "initial_evaluation.json"
 WORK_FILE = "work.safetensors"  # only in a checkpoint made in the middle of an iteration
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """What a checkpoint holds: the policy, the critic if there is one, and all else in trainer_state/."""
+
+    models: Models
+    state: TrainingState
+
+    @property
+    def iteration(self) -> int:
+        return self.state.iteration
+
+    @property
+    def position(self) -> tuple[int, int, int]:
+        return self.state.position
+
+    @property
+    def part(self) -> bool:
+        return self.state.work is not None
+
+    def write(self, folder: Path) -> None:
+        save_policy(self.models.policy, folder / "policy")
+        fault_point()
+        if self.models.value is not None:
+            self.models.value.save(folder / "value")
+            fault_point()
+        save_training_state(self.state, folder / TRAINER_STATE)
 
 
 def save_training_state(state: TrainingState, folder: Path) -> None:
@@ -77,7 +107,7 @@ def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
         raise UserError("resume", problem, "set back what changes the models, or start a new run") from error
     lines = [f"going on from {checkpoint.name}: {state.iteration} iterations done"]
     if state.work is not None:
-        lines[0] += f", the next one under way ({state.work.progress.describe()})"
+        lines[0] += f", the next one under way ({state.work.describe()})"
     if resumption.changed:
         lines.append(f"changed since: {', '.join(resumption.changed)}")
     return lines
@@ -121,34 +151,43 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 def _work_numbers(work: Work | None) -> dict[str, Any] | None:
     if work is None:
         return None
+    progress = work.progress
     return {
-        "scores": work.scores,
-        "reward_metrics": work.reward_metrics,
+        "metrics": work.metrics,
         "samples": [asdict(sample) for sample in work.samples],
-        "progress": work.progress.state_dict(),
+        "epochs": progress.epochs,
+        "rows": progress.rows,
+        "means": {name: [float(mean.total), float(mean.count)] for name, mean in progress.means.items()},
+        "skipped": work.skipped,
         "seconds": work.seconds,
     }
 
 
 def _work_tensors(work: Work) -> dict[str, Tensor]:
-    tensors = {f"rollout.{field.name}": getattr(work.rollout, field.name) for field in fields(Rollout)}
-    tensors |= {f"targets.{field.name}": getattr(work.targets, field.name) for field in fields(Targets)}
+    trajectory, targets = work.trajectory, work.targets
+    tensors: dict[str, Any] = {f"trajectory.{own.name}": getattr(trajectory, own.name) for own in fields(Trajectory)}
+    tensors |= {f"targets.{own.name}": getattr(targets, own.name) for own in fields(Targets)}
     tensors["order"] = work.progress.order
-    return {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+    return {name: tensor.contiguous() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
 def _work(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Work:
-    def part(name: str) -> dict[str, Tensor]:
+    """Raises KeyError for the work of an earlier version, whose records were others."""
+
+    def part(name: str) -> dict[str, Any]:
         return {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
 
     order = tensors.get("order")
+    progress = Progress(epochs=numbers["epochs"], order=None if order is None else order.cpu(), rows=numbers["rows"])
+    for name, (total, count) in numbers["means"].items():
+        progress.means[name].add(total, count)
     return Work(
-        rollout=Rollout(**part("rollout.")),
+        trajectory=Trajectory(**part("trajectory.")),
         targets=Targets(**part("targets.")),
-        scores=numbers["scores"],
-        reward_metrics=numbers.get("reward_metrics", {}),
+        metrics=numbers["metrics"],
         samples=[Sample(**sample) for sample in numbers["samples"]],
-        progress=UpdateProgress.from_state(numbers["progress"], None if order is None else order.cpu()),
+        progress=progress,
+        skipped=numbers["skipped"],
         seconds=numbers["seconds"],
     )
 

@@ -14,9 +14,9 @@ from apa_cli.checkpoints.find import checkpoint_iteration, checkpoints_in, newes
 from apa_cli.checkpoints.lock import run_lock
 from apa_cli.checkpoints.manifest import check_manifest, listed_only, write_manifest
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, record, recover
-from apa_cli.checkpoints.resume import begin_from, expand, find_resumption, locate
 from apa_cli.errors import UserError
 from apa_cli.files import files_in, partial_of, put_in_place, write_text
+from apa_cli.training.resume import begin_from, expand, find_resumption, locate
 
 
 def make_run(folder: Path, *names: str, **changes) -> Path:

@@ -10,7 +10,7 @@ from tiny_models import CPU, eight_bit, iterate, make_config, make_store, make_s
 from apa_cli.models.device import Runtime
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import initial_state
-from apa_cli.training.state_files import load_training_state, save_training_state
+from apa_cli.training.state_files import Snapshot, load_training_state, save_training_state
 
 BF16 = Runtime(device=torch.device("cpu"), bf16=True)
 STARTS = {"full": {}, "lora": {"policy__adapter__r": 2}, "trained": None}
@@ -48,7 +48,7 @@ def test_all_in_bf16_goes_on_bit_for_bit(policy_dir, tmp_path, critic, rank):
     models, state = begin(config, runtime=BF16)
     torch.manual_seed(config.seed)
     iterate(config, models, state)
-    saved = store.save(models, state)
+    saved = store.save(Snapshot(models=models, state=state))
     expected_metrics, expected = iterate(config, models, state), weights(models)
     torch.manual_seed(999)
     models, state = begin(config, saved, BF16)
@@ -69,7 +69,7 @@ def test_eight_bit_states_go_on_bit_for_bit(policy_dir, tmp_path, critic, rank):
     torch.manual_seed(config.seed)
     iterate(config, models, state)
     before = state.optimizer.state_dict()["state"]
-    saved = store.save(models, state)
+    saved = store.save(Snapshot(models=models, state=state))
     expected_metrics, expected = iterate(config, models, state), weights(models)
     assert {t.dtype for entry in state.optimizer.state.values() for t in entry.values() if torch.is_tensor(t)} == {
         torch.uint8,
@@ -163,7 +163,7 @@ def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, criti
     torch.manual_seed(config.seed)
     for _ in range(2):
         iterate(config, models, state)
-    saved = store.save(models, state)
+    saved = store.save(Snapshot(models=models, state=state))
     at_save = weights(models)
     expected_metrics = [iterate(config, models, state) for _ in range(2)]
     expected = weights(models)
@@ -239,7 +239,8 @@ def test_a_critic_is_not_resumed_from_a_checkpoint_without_one(policy_dir, tmp_p
     from apa_cli.errors import UserError
 
     config = make_config(policy_dir(), value__kind="none", **GROUP)
-    saved = make_store(tmp_path, config.checkpoint).save(*begin(config))
+    models, state = begin(config)
+    saved = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     with pytest.raises(UserError, match=r"^value\.kind: separate, but .* holds no critic; add value=none$"):
         begin(make_config(policy_dir()), saved)
 
@@ -251,7 +252,7 @@ def test_goes_on_bit_for_bit_while_the_critic_warms_up(policy_dir, tmp_path):
     models, state = begin(config)
     torch.manual_seed(config.seed)
     iterate(config, models, state)
-    saved = store.save(models, state)
+    saved = store.save(Snapshot(models=models, state=state))
     iterate(config, models, state)
     policy = {name: p for name, p in weights(models).items() if not name.startswith("critic")}
     iterate(config, models, state)

@@ -22,6 +22,7 @@ from apa_cli.files import files_in
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.generation import sample
 from apa_cli.training.state import initial_state
+from apa_cli.training.state_files import Snapshot
 
 # Settings that contradict one another, as many published models have them: saving must not refuse them.
 OWN = {"do_sample": False, "top_k": 1, "repetition_penalty": 1.3, "temperature": 0.1, "eos_token_id": [0, 70]}
@@ -39,7 +40,7 @@ def trained(folder, tmp_path, iterations=1, **changes):
 
 def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
     config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=2)
-    folder = make_store(tmp_path, config.checkpoint).save(models, state)
+    folder = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     assert folder == tmp_path / "checkpoints" / "iter_000001"
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     manifest = json.loads((folder / MANIFEST).read_text())
@@ -62,7 +63,7 @@ def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_nothing_is_pickled(policy_dir, tmp_path, adapter, critic):
     config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=adapter, value__kind=critic)
-    folder = make_store(tmp_path, config.checkpoint).save(models, state)
+    folder = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     export_final(models.policy, tmp_path / "final", config, {}, {})
     files = [p for top in (folder, tmp_path / "final") for p in top.rglob("*") if p.is_file()]
     assert len(files) > 8
@@ -76,7 +77,7 @@ def test_the_newest_are_kept(policy_dir, tmp_path):
     for keep, expected in ((2, ["iter_000009", "iter_000010"]), (0, [f"iter_{i:06d}" for i in (8, 9, 10)])):
         store = make_store(tmp_path / str(keep), CheckpointConfig(every=1, keep=keep))
         for state.iteration in (8, 9, 10):
-            store.save(models, state)
+            store.save(Snapshot(models=models, state=state))
         assert sorted(p.name for p in store.folder.iterdir() if p.is_dir()) == expected
         assert pointed_to(store.folder / "latest") == store.folder / "iter_000010"
 
@@ -84,10 +85,10 @@ def test_the_newest_are_kept(policy_dir, tmp_path):
 def test_saving_again_replaces(policy_dir, tmp_path):
     config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     store = make_store(tmp_path, config.checkpoint)
-    first = store.save(models, state)
+    first = store.save(Snapshot(models=models, state=state))
     before = sorted(p.name for p in (first / "policy").iterdir())
     (first / "policy" / "notes.txt").write_text("the user's")
-    assert store.save(models, state) == first
+    assert store.save(Snapshot(models=models, state=state)) == first
     assert sorted(p.name for p in (first / "policy").iterdir()) == sorted([*before, "notes.txt"])
     assert check_manifest(first, "checkpoint") == ["policy/notes.txt"]
 
@@ -96,7 +97,7 @@ def test_a_copied_run_and_the_users_own_checkpoints(policy_dir, tmp_path):
     """`cp -rL` makes a folder of an old link; backups within checkpoints/ are nobody's to delete."""
     _config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     store = make_store(tmp_path, CheckpointConfig(every=1, keep=1))
-    first = store.save(models, state)
+    first = store.save(Snapshot(models=models, state=state))
     (store.folder / "latest").unlink()
     for name in ("latest", "iter_000000_backup", "iter_000000.bak"):
         shutil.copytree(first, store.folder / name)
@@ -105,7 +106,7 @@ def test_a_copied_run_and_the_users_own_checkpoints(policy_dir, tmp_path):
     (first / "mine.txt").write_text("mine")
     theirs = {name for name in files_in(store.folder) if not name.startswith("iter_000000/")}
     for state.iteration in (1, 2, 7):
-        assert store.save(models, state) == store.folder / f"iter_{state.iteration:06d}"
+        assert store.save(Snapshot(models=models, state=state)) == store.folder / f"iter_{state.iteration:06d}"
     found = set(files_in(store.folder))
     assert theirs | {"iter_000000/mine.txt"} <= found
     assert {name.split("/")[0] for name in found - theirs} == {"iter_000000", "iter_000007"}
@@ -114,21 +115,24 @@ def test_a_copied_run_and_the_users_own_checkpoints(policy_dir, tmp_path):
 def test_no_save_fails_for_its_pointer(policy_dir, tmp_path, monkeypatch):
     config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     monkeypatch.setattr("apa_cli.checkpoints.store.write_text", lambda *_: os.stat("/nowhere"))
-    assert make_store(tmp_path, config.checkpoint).save(models, state) == tmp_path / "checkpoints" / "iter_000000"
+    assert (
+        make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
+        == tmp_path / "checkpoints" / "iter_000000"
+    )
 
 
 def test_an_interrupted_save_leaves_the_last_one(policy_dir, tmp_path, monkeypatch):
     config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     store = make_store(tmp_path, config.checkpoint)
-    first = store.save(models, state)
+    first = store.save(Snapshot(models=models, state=state))
     state.iteration = 1
     with monkeypatch.context() as patch:
-        patch.setattr("apa_cli.checkpoints.store.save_training_state", lambda *_: 1 / 0)
+        patch.setattr("apa_cli.training.state_files.save_training_state", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            store.save(models, state)
+            store.save(Snapshot(models=models, state=state))
     assert pointed_to(store.folder / "latest") == first
     assert not (store.folder / "iter_000001").exists()
-    assert store.save(models, state).name == "iter_000001"
+    assert store.save(Snapshot(models=models, state=state)).name == "iter_000001"
     assert sorted(p.name for p in store.folder.iterdir()) == ["iter_000000", "iter_000001", "latest"]
 
 
@@ -144,7 +148,7 @@ def test_a_full_policy_loads_with_transformers(policy_dir, tmp_path):
     config, models, state = trained(folder, tmp_path)
     rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
     expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    checkpoint = make_store(tmp_path, config.checkpoint).save(models, state)
+    checkpoint = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     final = export_final(models.policy, tmp_path / "final", config, {}, {})
     start = AutoModelForCausalLM.from_pretrained(folder)
     for saved in (final, checkpoint / "policy"):
@@ -167,7 +171,7 @@ def test_rollouts_stay_neutral_after_a_save(policy_dir, tmp_path):
     batch = uneven_batch(models.policy)
     torch.manual_seed(2)
     before = sample(models.policy, batch, config.generation).response_ids
-    make_store(tmp_path, config.checkpoint).save(models, state)
+    make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     torch.manual_seed(2)
     assert torch.equal(sample(models.policy, batch, config.generation).response_ids, before)
 
@@ -192,7 +196,7 @@ def test_what_is_saved_has_the_dropouts_of_its_source(policy_dir, tmp_path):
     """They are off in the run, whose saved models are for others to train on; critic and nested settings too."""
     folder = policy_dir(kind="gpt2", pad=False, dropout=0.25)
     config, models, state = trained(folder, tmp_path)
-    checkpoint = make_store(tmp_path, config.checkpoint).save(models, state)
+    checkpoint = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     final = export_final(models.policy, tmp_path / "final", config, {}, {}, models.value)
     names = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout")
     source = json.loads((folder / "config.json").read_text())
@@ -221,7 +225,7 @@ def test_final_is_rounded_when_asked(policy_dir, tmp_path, asked, dtype, adapter
         assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
         for name, weight in models.policy.model.state_dict().items():
             assert torch.equal(model.state_dict()[name], weight.to(model.dtype)), name
-    checkpoint = make_store(tmp_path, config.checkpoint).save(models, state)
+    checkpoint = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     weights = load_file(next((checkpoint / "policy").glob("*.safetensors")))
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
 
@@ -247,7 +251,7 @@ def test_the_card_says_what_was_measured(policy_dir):
     assert "3.250" in card
     local = model_card(make_config(policy_dir(), objective__name="ppo"), {}, {})
     assert "base_model" not in local
-    assert "KL coefficient β 0.05 (fixed)" in local
+    assert "β 0.05 (fixed)" in local
     assert "No evaluation was configured." in local
 
 

@@ -173,7 +173,7 @@ AWR = ["objective=awr"], ["objective.name=awr"], ["config=reviews_awr"], ["confi
     ("words", "kl_lambda"),
     [
         ([], 0.3),
-        (["objective=ppo"], 0.3),  # unread
+        (["objective=ppo"], None),  # unread
         *((words, 2.0) for words in AWR),
         (["config=reviews_awr", "objective=apa"], 0.3),
         (["objective=awr", "objective.kl_lambda=0.7"], 0.7),

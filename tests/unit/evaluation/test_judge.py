@@ -12,14 +12,15 @@ from apa_cli.algorithms import exact_kl
 from apa_cli.data.prompts import collate
 from apa_cli.evaluation.judge import evaluate
 from apa_cli.models.roles import load_models
-from apa_cli.rollouts.collect import add_passes
+from apa_cli.rewards.scorers import load_scorers
 from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.sources import add_passes
 
 
 def setting(folder, **changes):
     config = make_config(folder, **changes)
     models = load_models(config, CPU)
-    return config, models, make_prompts(models.policy.tokenizer, UNEVEN[:7])
+    return config, models, load_scorers(config, models.policy, CPU), make_prompts(models.policy.tokenizer, UNEVEN[:7])
 
 
 def chance(prompts, responses):
@@ -40,43 +41,43 @@ def states():
 
 
 def test_random_states_are_left_alone(policy_dir):
-    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
-    models.scorer.function = chance
+    config, models, scorers, prompts = setting(policy_dir(), rollout__batch_size=4)
+    scorers.reward.function = chance
     before = states()
-    evaluate(models, prompts, config)
+    evaluate(models, scorers, prompts, config)
     assert states() == before
 
 
 def test_every_judgement_draws_the_same(policy_dir):
-    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
-    models.scorer.function = chance
+    config, models, scorers, prompts = setting(policy_dir(), rollout__batch_size=4)
+    scorers.reward.function = chance
     torch.manual_seed(1)
-    first = evaluate(models, prompts, config)
+    first = evaluate(models, scorers, prompts, config)
     torch.manual_seed(2)
     random.seed(2)
     torch.rand(10)
-    assert evaluate(models, prompts, config) == first
+    assert evaluate(models, scorers, prompts, config) == first
     config.seed = 1
-    assert evaluate(models, prompts, config) != first
+    assert evaluate(models, scorers, prompts, config) != first
 
 
 def test_opponents_come_from_a_stream_of_their_own(policy_dir):
     """The initial policy against itself wins and loses alike, and a policy is compared with what was drawn then."""
-    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
-    initial = evaluate(models, prompts, config)
+    config, models, scorers, prompts = setting(policy_dir(), rollout__batch_size=4)
+    initial = evaluate(models, scorers, prompts, config)
     ids = [[r.token_ids for r in judged] for judged in (initial.responses, initial.opponents)]
     assert all(a != b for a, b in zip(*ids, strict=True))
-    again = evaluate(models, prompts, config, initial.opponents)
+    again = evaluate(models, scorers, prompts, config, initial.opponents)
     assert again == initial
     wins = sum(r.score > o.score for r, o in zip(initial.responses, initial.opponents, strict=True))
     assert again.metrics["eval/win_rate"] == pytest.approx(wins / 7)
-    assert "eval/win_rate" not in evaluate(models, prompts, config, []).metrics
+    assert "eval/win_rate" not in evaluate(models, scorers, prompts, config, []).metrics
 
 
 def test_metrics_are_those_of_the_responses(policy_dir):
     """Against one rollout of all prompts, drawn from the same seed."""
-    config, models, prompts = setting(policy_dir(eos_logit=3.0), rollout__batch_size=7, seed=5)
-    judgement = evaluate(models, prompts, config)
+    config, models, scorers, prompts = setting(policy_dir(eos_logit=3.0), rollout__batch_size=7, seed=5)
+    judgement = evaluate(models, scorers, prompts, config)
     torch.manual_seed(5 + 0x5EED)
     rollout = add_passes(
         sample(models.policy, collate(prompts, models.policy.pad_token_id), config.generation),
@@ -101,11 +102,11 @@ def test_metrics_are_those_of_the_responses(policy_dir):
 
 def test_kl_is_measured_from_the_reference(policy_dir):
     """The k1 estimate over 512 responses of one token lies near the exact KL of its distribution."""
-    config, models, _ = setting(
+    config, models, scorers, _ = setting(
         policy_dir(seed=8), reference__path=str(policy_dir()), generation__max_new_tokens=1, rollout__batch_size=256
     )
     prompts = make_prompts(models.policy.tokenizer, ["fox"] * 512)
-    judgement = evaluate(models, prompts, config)
+    judgement = evaluate(models, scorers, prompts, config)
     ids = torch.tensor([prompts[0].token_ids])
     with torch.no_grad():
         policy = models.policy.model(ids).logits[:, -1:]
@@ -117,20 +118,20 @@ def test_kl_is_measured_from_the_reference(policy_dir):
 
 
 def test_a_separate_evaluator_judges_beside_the_reward(policy_dir):
-    config, models, prompts = setting(
+    config, models, scorers, prompts = setting(
         policy_dir(), evaluation__reward__kind="function", evaluation__reward__function="tiny_models:vowels"
     )
-    models.evaluator.function = constant
-    judgement = evaluate(models, prompts, config)
+    scorers.evaluator.function = constant
+    judgement = evaluate(models, scorers, prompts, config)
     assert judgement.metrics["eval/evaluator"] == 3.0
     assert all(r.evaluator == 3.0 for r in judgement.responses)
     assert judgement.metrics["eval/reward"] != 3.0
 
 
 def test_nothing_is_trained_or_left_in_train_mode(policy_dir):
-    config, models, prompts = setting(policy_dir(), policy__adapter__r=2)
+    config, models, scorers, prompts = setting(policy_dir(), policy__adapter__r=2)
     before = {name: (p.detach().clone(), p.requires_grad) for name, p in models.policy.model.named_parameters()}
-    evaluate(models, prompts, config)
+    evaluate(models, scorers, prompts, config)
     assert not models.policy.model.training
     for name, p in models.policy.model.named_parameters():
         assert torch.equal(p, before[name][0])
@@ -140,14 +141,14 @@ def test_nothing_is_trained_or_left_in_train_mode(policy_dir):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_response_without_a_score_is_left_out_by_itself(policy_dir, bad):
-    config, models, prompts = setting(
+    config, models, scorers, prompts = setting(
         policy_dir(), evaluation__reward__kind="function", evaluation__reward__function="tiny_models:vowels"
     )
-    initial = evaluate(models, prompts, config)
+    initial = evaluate(models, scorers, prompts, config)
     assert not any("unscored" in name for name in initial.metrics)
 
-    models.scorer.function = lambda prompts, responses: [bad, *vowels(prompts[1:], responses[1:])]
-    metrics = evaluate(models, prompts, config, initial.responses).metrics
+    scorers.reward.function = lambda prompts, responses: [bad, *vowels(prompts[1:], responses[1:])]
+    metrics = evaluate(models, scorers, prompts, config, initial.responses).metrics
     scores = [response.score for response in initial.responses]
     assert metrics["eval/reward"] == pytest.approx(sum(scores[1:]) / len(scores[1:]))
     assert metrics["eval/tie_rate"] == 1  # of the pairs that are left
@@ -155,8 +156,8 @@ def test_a_response_without_a_score_is_left_out_by_itself(policy_dir, bad):
     assert "eval/evaluator_unscored" not in metrics
     assert metrics["eval/evaluator"] == initial.metrics["eval/evaluator"]
 
-    models.scorer.function = lambda prompts, responses: [bad] * len(responses)
-    metrics = evaluate(models, prompts, config, initial.responses).metrics
+    scorers.reward.function = lambda prompts, responses: [bad] * len(responses)
+    metrics = evaluate(models, scorers, prompts, config, initial.responses).metrics
     missing = {name for name, value in metrics.items() if math.isnan(value)}
     names = ("reward", "reward_low", "reward_high", "win_rate", "tie_rate", "lose_rate")
     assert missing == {f"eval/{name}" for name in names}

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tiny_models import CPU, UNEVEN, make_config, make_prompts
 from apa_cli.evaluation.respond import own_random_states, respond
 from apa_cli.models.reference import Reference
 from apa_cli.models.roles import load_models
+from apa_cli.rewards.scorers import load_scorers
 
 
 def setting(folder, *, moved=0.0, texts=UNEVEN, **changes):
@@ -25,7 +27,12 @@ def setting(folder, *, moved=0.0, texts=UNEVEN, **changes):
 
 
 def answer(config, models, prompts, **options):
-    return respond(models.policy, models.reference, models.scorer, models.evaluator, prompts, config, **options)
+    return respond(models, load_scorers(config, models.policy, CPU), prompts, config, **options)
+
+
+def of_itself(models, initial):
+    """The initial policy, with itself as the reference."""
+    return replace(models, policy=initial, reference=Reference(initial, frozen=initial))
 
 
 def plain_kl(models, prompt, response_ids, temperature):
@@ -86,8 +93,7 @@ def test_the_initial_policy_has_no_kl_to_itself(policy_dir, rank):
     moved_config, moved, _ = setting(policy_dir(), moved=0.1, policy__adapter__r=rank)
     fresh = answer(config, models, prompts)
     with moved.reference.active() as initial:
-        itself = Reference(initial, frozen=initial)
-        again = respond(initial, itself, moved.scorer, None, prompts, moved_config)
+        again = answer(moved_config, of_itself(moved, initial), prompts)
     for found in (fresh, again):
         assert [r.kl_exact for r in found] == pytest.approx([0.0] * 8, abs=1e-6)
         assert [r.kl for r in found] == pytest.approx([0.0] * 8, abs=1e-4)  # sampled with a cache, which rounds
@@ -98,7 +104,7 @@ def test_an_adapter_that_was_trained_before_is_the_initial_policy(policy_dir, ad
     config, models, prompts = setting(policy_dir(), policy__adapter__path=str(adapter_dir))
     bare_config, bare, _ = setting(policy_dir())
     with models.reference.active() as initial:
-        found = respond(initial, Reference(initial, frozen=initial), models.scorer, None, prompts, config)
+        found = answer(config, of_itself(models, initial), prompts)
     assert [r.kl_exact for r in found] == pytest.approx([0.0] * 8, abs=1e-6)
     assert [r.token_ids for r in found] != [r.token_ids for r in answer(bare_config, bare, prompts)]
 

@@ -13,7 +13,8 @@ from apa_cli.models.limits import Room, filling_id, room_of
 from apa_cli.models.loading import check_vocabulary
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
-from apa_cli.rewards.reward_model import FinishedResponses, load_reward
+from apa_cli.rewards.record import FinishedResponses
+from apa_cli.rewards.scorers import load_reward
 
 SIZES = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 PLAIN = {**SIZES, "intermediate_size": 16, "max_position_embeddings": 34, "pad_token_id": 1}

@@ -12,6 +12,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.device import select_runtime
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
+from apa_cli.rewards.scorers import load_scorers
 
 
 @pytest.fixture
@@ -32,8 +33,12 @@ def encoder_decoder(tmp_path_factory, plain_tokenizer):
 
 
 def refused(policy, key, *words, **changes):
+    def load():
+        config = make_config(policy, **changes)
+        load_scorers(config, load_models(config, CPU).policy, CPU)
+
     with pytest.raises(UserError) as caught:
-        load_models(make_config(policy, **changes), CPU)
+        load()
     message = str(caught.value)
     assert message.startswith(f"{key}: "), message
     assert "\n" not in message

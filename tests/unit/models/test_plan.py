@@ -24,6 +24,7 @@ from apa_cli.models.plan import (
 )
 from apa_cli.models.plan_roles import make_plan, remedies, shape_of
 from apa_cli.models.roles import load_models
+from apa_cli.rewards.scorers import load_scorers
 from apa_cli.training.optimizer import make_optimizer
 
 GIB = 1 << 30
@@ -183,7 +184,9 @@ def test_the_plan_is_what_is_loaded(policy_dir, reward_dir, adapter_dir, kind, f
     models = load_models(config, where)
     with models.reference.active() as frozen:
         reference = [] if models.reference.shares_weights else list(frozen.model.parameters())
-    policy, reward = (list(m.parameters()) for m in (models.policy.model, models.scorer.model))
+    policy, reward = (
+        list(m.parameters()) for m in (models.policy.model, load_scorers(config, models.policy, where).reward.model)
+    )
     value = list(models.value.parameters()) if models.value is not None else []
     loaded = distinct(policy, reference, value, reward)
     assert sum(role.parameter_bytes for role in plan.values()) == bytes_of(loaded)

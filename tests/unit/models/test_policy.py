@@ -24,7 +24,6 @@ from apa_cli.models.adapters import REFERENCE_ADAPTER
 from apa_cli.models.device import Runtime
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.generation import sample
-from apa_cli.rollouts.statistics import response_kl
 from apa_cli.training.state import initial_state
 
 BF16 = Runtime(device=torch.device("cpu"), bf16=True)
@@ -92,11 +91,11 @@ def test_first_rollout_has_no_kl(policy_dir, adapter_dir, start, critic, tempera
     again = torch.where(rollout.response_mask, logprobs, 0.0)
     assert logprobs.dtype == rollout.rollout_logprobs.dtype == rollout.reference_logprobs.dtype == torch.float32
     if precision == "fp32":
-        assert response_kl(rollout).abs().max() <= 1e-3
+        assert rollout.kl.abs().max() <= 1e-3
         assert_close(again, rollout.reference_logprobs, atol=1e-5, rtol=0)
     else:
         # sampling with a cache rounds differently from one pass over the whole sequence; the two passes agree
-        assert response_kl(rollout).mean().abs() <= 0.05
+        assert rollout.kl.mean().abs() <= 0.05
         assert_close(again, rollout.reference_logprobs, atol=1e-5, rtol=0)
 
 
@@ -321,7 +320,7 @@ def test_all_in_bf16(policy_dir, adapter_dir, critic, start):
     assert rollout.rollout_logprobs.dtype == rollout.reference_logprobs.dtype == rollout.values.dtype == torch.float32
     with models.policy.training():
         logprobs, hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    values = models.value.from_hidden(hidden) if critic == "shared" else models.value(*rollout.batch)
+    values = models.value(*rollout.batch, hidden=hidden)
     assert logprobs.dtype == values.dtype == torch.float32
     state = initial_state(config, models, make_stream(models, config))
     stats = iterate(config, models, state)

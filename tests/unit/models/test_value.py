@@ -158,7 +158,7 @@ def test_gradients_never_cross_adapters(policy_dir, checkpointing):
         else:
             alone.value.head.load_state_dict(models.value.head.state_dict())
             hidden = alone.policy.response_forward(*rollout.batch)[1]
-            loss = alone.value.from_hidden(hidden)[mask].square().sum()
+            loss = alone.value(hidden=hidden)[mask].square().sum()
         assert_close(torch.autograd.grad(loss, own), tuple(grads), rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import pytest
 from apa_cli.errors import UserError
 from apa_cli.rewards.arguments import Arguments
 from apa_cli.rewards.function import RewardFunction
-from apa_cli.rewards.reward_model import FinishedResponses
+from apa_cli.rewards.record import FinishedResponses
 
 FINISHED = FinishedResponses(
     prompts=["p1", "p2"],

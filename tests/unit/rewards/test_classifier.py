@@ -13,7 +13,8 @@ from apa_cli.config.schema import RewardConfig
 from apa_cli.errors import UserError
 from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.rewards.reward_model import FinishedResponses, load_reward
+from apa_cli.rewards.record import FinishedResponses
+from apa_cli.rewards.scorers import load_reward
 
 TEXTS = ["the quick brown fox", "Human: hello there", "to you"]
 

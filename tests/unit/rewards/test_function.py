@@ -14,7 +14,7 @@ from apa_cli.config.schema import EvaluatorConfig, RewardConfig
 from apa_cli.errors import UserError
 from apa_cli.rewards import function as reward_function
 from apa_cli.rewards.function import RewardFunction, load_function
-from apa_cli.rewards.reward_model import FinishedResponses
+from apa_cli.rewards.record import FinishedResponses
 from apa_cli.watched_thread import any_abandoned
 
 ROWS = FinishedResponses(

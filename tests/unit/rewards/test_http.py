@@ -16,7 +16,7 @@ from apa_cli.config.schema import ScorerConfig
 from apa_cli.errors import UserError
 from apa_cli.rewards import http as http_reward
 from apa_cli.rewards.http import HttpReward
-from apa_cli.rewards.reward_model import FinishedResponses
+from apa_cli.rewards.record import FinishedResponses
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from apa_cli.data import load_prompts
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.rewards.preview import check_templates, planned_readings, readings, visible
-from apa_cli.rewards.reward_model import load_reward
+from apa_cli.rewards.scorers import load_reward
 
 ASKED = [{"role": "user", "content": "hi\nyou"}]
 RENDERED = "<|im_start|>user\nhi\nyou<|im_end|>\n<|im_start|>assistant\n"

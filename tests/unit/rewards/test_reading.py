@@ -11,9 +11,9 @@ from apa_cli.data.prompts import Prompt, collate
 from apa_cli.data.tokenization import cut_left
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.rewards.reward_model import load_reward
-from apa_cli.rollouts.collect import finished_responses
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rewards.scorers import load_reward
+from apa_cli.rollouts.sources import finished_responses
+from apa_cli.rollouts.trajectory import Trajectory
 
 CHATS = [{"role": "user", "content": "hello there"}]
 ASKED = "<|im_start|>user\nhello there<|im_end|>\n<|im_start|>assistant\n"
@@ -64,7 +64,7 @@ def finished(policy, prompt, response, *, ended, stop=(), limit=99, messages=Non
         [Prompt(token_ids=tuple(kept), text=text, messages=messages, columns={}, torn=len(kept) < len(whole))], 0
     )
     ids = torch.tensor([response])
-    rollout = Rollout(
+    rollout = Trajectory(
         prompt_ids=batch.prompt_ids,
         prompt_mask=batch.prompt_mask,
         response_ids=ids,

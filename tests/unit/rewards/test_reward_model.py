@@ -25,10 +25,11 @@ from apa_cli.errors import UserError
 from apa_cli.models.identity import same_tokenizer
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.rewards.function import RewardFunction, load_function
-from apa_cli.rewards.reward_model import FinishedResponses, load_reward, require_scores
-from apa_cli.rewards.weighted import Scored
-from apa_cli.rollouts.collect import finished_responses
+from apa_cli.rewards.record import FinishedResponses, Scored
+from apa_cli.rewards.scorers import load_reward
+from apa_cli.rewards.weighted import require_scores
 from apa_cli.rollouts.generation import sample
+from apa_cli.rollouts.sources import finished_responses
 
 PROMPTS = ["the quick", "Human: hello", "fox"]
 RESPONSES = [" brown fox", " there. Assistant: good day", ""]

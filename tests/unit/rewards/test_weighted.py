@@ -10,8 +10,9 @@ from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.rewards.function import RewardFunction
-from apa_cli.rewards.reward_model import FinishedResponses, load_reward
-from apa_cli.rewards.weighted import Scored, WeightedRewards, complaint, score
+from apa_cli.rewards.record import FinishedResponses, Scored
+from apa_cli.rewards.scorers import load_reward, load_scorers
+from apa_cli.rewards.weighted import WeightedRewards, complaint, score
 
 
 def responses(count=3):
@@ -71,12 +72,12 @@ def test_a_model_named_twice_is_loaded_once(policy_dir, reward_dir):
         }
     )
     config.evaluation.reward.kind, config.evaluation.reward.path = "model", str(reward_dir)
-    models = load_models(config, CPU)
-    a, b = models.scorer.scorers["a"], models.scorer.scorers["b"]
-    assert a.model is b.model is models.evaluator.model
+    scorers = load_scorers(config, load_models(config, CPU).policy, CPU)
+    a, b = scorers.reward.scorers["a"], scorers.reward.scorers["b"]
+    assert a.model is b.model is scorers.evaluator.model
     assert (a.config.format, b.config.format) == ("auto", "pair")
-    models.within(7)
-    assert a.microbatch_tokens == b.microbatch_tokens == models.evaluator.microbatch_tokens == 7
+    scorers.limit_tokens(7)
+    assert a.microbatch_tokens == b.microbatch_tokens == scorers.evaluator.microbatch_tokens == 7
 
     roles = {role.name: role for role in make_plan(config, CPU).roles}
     held = sum(p.numel() for p in a.model.parameters())

@@ -12,11 +12,11 @@ from apa_cli.data.prompts import collate
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
 from apa_cli.models.roles import load_models
+from apa_cli.rollouts import sources
 from apa_cli.rollouts.agreement import check_agreement, check_first_rollout
 from apa_cli.rollouts.backends import static
-from apa_cli.rollouts.collect import add_passes
 from apa_cli.rollouts.generation import sample
-from apa_cli.training import loop
+from apa_cli.rollouts.sources import add_passes
 from apa_cli.training.run import train
 from apa_cli.training.state import initial_state
 
@@ -230,11 +230,11 @@ def test_a_run_stops_before_its_first_update(policy_dir, tmp_path, monkeypatch, 
         **changes,
     )
 
-    def off(*args):
-        rollout = sample(*args)
+    def off(*args, **options):
+        rollout = sample(*args, **options)
         return replace(rollout, rollout_logprobs=rollout.rollout_logprobs - 0.01 * rollout.response_mask)
 
-    monkeypatch.setattr(loop, "sample", off)
+    monkeypatch.setattr(sources, "sample", off)
     with pytest.raises(UserError, match=r"^generation\.backend: before training"):
         train(config, [])
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()

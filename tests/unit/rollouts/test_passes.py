@@ -5,13 +5,12 @@ from collections import defaultdict
 import pytest
 import torch
 from tiny_models import CPU, make_config, uneven_batch
+from update_setting import plainly
 
+from apa_cli.algorithms import Targets
 from apa_cli.models.roles import load_models
-from apa_cli.rollouts.collect import add_passes
 from apa_cli.rollouts.generation import sample
-from apa_cli.training.optimizer import make_optimizer
-from apa_cli.training.targets import Targets
-from apa_cli.training.update import update
+from apa_cli.rollouts.sources import add_passes
 
 ROWS, NEW, EPOCHS, MINIBATCH = 12, 6, 2, 4
 
@@ -86,8 +85,9 @@ def test_rows_of_each_network_in_an_iteration(policy_dir, objective, value, monk
     assert rows(watched.take()) == expected
     assert bool(heads) == (objective == "ppo")  # a shared critic alone needs no log-probs
     assert (rollout.rollout_logprobs is kept.rollout_logprobs) == (objective != "ppo")  # those of the KL that is logged
-    targets = Targets(advantages=torch.randn(ROWS, NEW), returns=torch.randn(ROWS, NEW))
-    update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
+    usable = torch.ones(ROWS, dtype=torch.bool)
+    targets = Targets(advantages=torch.randn(ROWS, NEW), returns=torch.randn(ROWS, NEW), usable=usable)
+    plainly(models, rollout, targets, config)
     expected = {"policy": EPOCHS * ROWS, **({"value": EPOCHS * ROWS} if value == "separate" else {})}
     assert rows(watched.take()) == expected
 

@@ -9,14 +9,14 @@ from torch.testing import assert_close
 
 from apa_cli.models.roles import load_models
 from apa_cli.rollouts.generation import sample
-from apa_cli.rollouts.record import Rollout
-from apa_cli.rollouts.statistics import distinct_n, response_kl, rollout_statistics
+from apa_cli.rollouts.statistics import distinct_n, rollout_statistics
+from apa_cli.rollouts.trajectory import Trajectory
 
 NAN = math.nan
 
 
 def small():
-    return Rollout(
+    return Trajectory(
         prompt_ids=torch.zeros(3, 1, dtype=torch.long),
         prompt_mask=torch.ones(3, 1, dtype=torch.bool),
         response_ids=torch.tensor([[5, 6, 7], [5, 9, 9], [5, 6, 9]]),
@@ -31,7 +31,7 @@ def small():
 def test_a_rollout_worked_by_hand():
     """d = log π − log π_ref is (0.5, −1, 0), (2) and (0, −0.5)."""
     stats = rollout_statistics(small())
-    assert response_kl(small()).tolist() == [-0.5, 2.0, -0.5]
+    assert small().kl.tolist() == [-0.5, 2.0, -0.5]
     assert stats["kl/to_init"] == pytest.approx(1 / 3)
     assert stats["kl/to_init_per_token"] == pytest.approx((0.5 - 1 + 0 + 2 + 0 - 0.5) / 6)
     k3 = [math.exp(-d) - 1 + d for d in (0.5, -1, 0, 2, 0, -0.5)]
@@ -81,7 +81,7 @@ def test_k1_and_k3_estimate_the_exact_kl(policy_dir, adapter_dir):
     p, q = logits.double().log_softmax(-1), other.double().log_softmax(-1)
     exact = torch.where(rollout.response_mask, (p.exp() * (p - q)).sum(-1), 0.0).sum(1).mean().item()
     stats = rollout_statistics(rollout)
-    error = response_kl(rollout).std().item() / 1024**0.5
+    error = rollout.kl.std().item() / 1024**0.5
     assert exact > 0.5
     assert stats["kl/to_init"] == pytest.approx(exact, abs=4 * error)
     assert stats["kl/to_init_k3"] == pytest.approx(exact, abs=8 * error)

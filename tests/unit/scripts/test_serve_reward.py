@@ -14,7 +14,8 @@ from apa_cli.config.schema import RewardConfig, ScorerConfig
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.rewards.http import HttpReward
-from apa_cli.rewards.reward_model import FinishedResponses, load_reward
+from apa_cli.rewards.record import FinishedResponses
+from apa_cli.rewards.scorers import load_reward
 
 ROOT = Path(__file__).parents[3]
 spec = importlib.util.spec_from_file_location("serve_reward", ROOT / "scripts" / "serve_reward.py")

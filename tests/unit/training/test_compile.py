@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-from collections import defaultdict
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from apa_cli.errors import UserError
 from apa_cli.models import compiled
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.roles import load_models
+from apa_cli.training.state import objective_of
 from apa_cli.training.update import accumulate_gradients
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -24,12 +24,9 @@ def gradients(models, rollout, targets, config):
     parameters = models.named_parameters()
     for parameter in parameters.values():
         parameter.grad = None
-    with models.policy.training():
-        models.value.train()
-        accumulate_gradients(
-            models, rollout, targets, torch.arange(len(rollout.ended)), config, defaultdict(_Ignored), token_budget=90
-        )
-        models.value.eval()
+    rows = torch.arange(len(rollout.ended))
+    with models.training():
+        accumulate_gradients(models, rollout, targets, rows, objective_of(config.objective), config, 90)
     return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
 
 
@@ -46,11 +43,6 @@ def counted_calls(models, monkeypatch):
 
             monkeypatch.setattr(holder, "compiled", call)
     return calls
-
-
-class _Ignored:
-    def add(self, total, count):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
-from update_setting import setting
+from update_setting import attended, setting
 
 from apa_cli.algorithms import RunningMoments
 from apa_cli.errors import DivergedError
-from apa_cli.rollouts.record import Rollout
-from apa_cli.training.finiteness import describe_setting, fault_in, trained_rows, usable_rows
-from apa_cli.training.health import Health
+from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.training.optimizer import make_optimizer
-from apa_cli.training.targets import Targets, estimate_targets, shape_scores
-from apa_cli.training.update import UpdateProgress, update
+from apa_cli.training.state import objective_of
+from apa_cli.training.steward.finiteness import describe_setting, fault_in
+from apa_cli.training.steward.health import Health
+from apa_cli.training.targets import shape_scores
+from apa_cli.training.update import Progress
 
 NAN, INF = math.nan, math.inf
 OBJECTIVES = {
@@ -52,7 +53,7 @@ def test_a_spoilt_row_is_found_and_what_is_spoilt_is_named(field, name, value):
         scores = spoil(scores, 2, value=value)
     else:
         made[field] = spoil(made[field], 2, 1, value)
-    rollout = Rollout(
+    rollout = Trajectory(
         prompt_ids=torch.zeros(4, 1, dtype=torch.long),
         prompt_mask=torch.ones(4, 1, dtype=torch.bool),
         response_ids=torch.zeros(4, 3, dtype=torch.long),
@@ -61,23 +62,16 @@ def test_a_spoilt_row_is_found_and_what_is_spoilt_is_named(field, name, value):
         entropy=zeros,
         **made,
     )
-    usable = usable_rows(rollout, scores)
-    assert usable.tolist() == [True, True, False, True]
-    assert trained_rows(rollout, usable).tolist() == [
-        True,
-        True,
-        field is not None,
-        True,
-    ]  # a missing score is no fault
+    rollout = replace(rollout, scores=scores.double())
+    assert (rollout.sound & rollout.scored).tolist() == [True, True, False, True]
+    assert rollout.sound[2] == (field is None)  # a missing score is no fault of a model
     if field is not None:
         assert fault_in(rollout, torch.tensor([1, 2])) == name
-    assert usable_rows(rollout.select(torch.tensor([0, 1, 3])), torch.zeros(3)) is None
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_targets_are_those_of_a_rollout_without_the_spoilt_rows(policy_dir, kind):
     config, _, rollout, _ = setting(policy_dir(eos_logit=3.0), rows=8, **OBJECTIVES[kind])
-    kl_coef = 0.1 if kind == "ppo" else None
     scores = torch.arange(8.0)
     spoilt_scores = spoil(scores, 3)
     spoilt = replace(
@@ -85,18 +79,17 @@ def test_targets_are_those_of_a_rollout_without_the_spoilt_rows(policy_dir, kind
         reference_logprobs=spoil(rollout.reference_logprobs, 5, value=-INF),
         values=spoil(rollout.values, 6),
     )
-    usable = usable_rows(spoilt, spoilt_scores)
+    usable = spoilt.sound & spoilt_scores.isfinite()
     kept = torch.tensor([0, 1, 2, 4, 7])
     assert usable.nonzero().flatten().tolist() == kept.tolist()
 
-    def targets(rollout, scores, usable=None):
+    def targets(rollout, scores, usable):
         moments = RunningMoments()
         shaped = shape_scores(scores, rollout.ended, moments, config.objective, usable)
-        made = estimate_targets(rollout, shaped, config.objective, config.advantage, kl_coef=kl_coef, usable=usable)
-        return moments, made
+        return moments, objective_of(config.objective).targets(rollout, shaped, usable, config.advantage, group_size=1)
 
     moments, found = targets(spoilt, spoilt_scores, usable)
-    alone_moments, alone = targets(rollout.select(kept), scores[kept])
+    alone_moments, alone = targets(rollout.select(kept), scores[kept], torch.ones(5).bool())
     assert moments.count == 5
     assert moments.mean == pytest.approx((0 + 1 + 2 + 4 + 7) / 5)
     assert moments.state_dict() == pytest.approx(alone_moments.state_dict())
@@ -125,8 +118,8 @@ def test_a_minibatch_with_a_spoilt_row_changes_nothing(policy_dir, monkeypatch, 
             targets = replace(targets, usable=usable)
         optimizer = make_optimizer(models, config.optimizer)
         health = Health.at_start(config.training)
-        progress = UpdateProgress(order=torch.tensor(order))
-        stats = update(models, optimizer, rollout, targets, config, progress=progress, health=health)
+        progress = Progress(order=torch.tensor(order))
+        stats, _ = attended(models, rollout, targets, config, optimizer=optimizer, progress=progress, health=health)
         return models, optimizer, stats, health
 
     usable = torch.ones(12, dtype=torch.bool)
@@ -156,14 +149,13 @@ def test_a_row_without_a_score_is_left_out_by_itself(policy_dir, kind):
         if part:
             T = rollout.select(kept).response_ids.shape[1]
             cut = {name: getattr(targets, name)[kept, :T] for name in ("advantages", "returns")}
-            rollout, targets = rollout.select(kept), replace(targets, **cut)
+            rollout, targets = rollout.select(kept), replace(targets, **cut, usable=torch.ones(9).bool())
         else:
             targets = replace(targets, usable=usable)
-        optimizer, progress = make_optimizer(models, config.optimizer), UpdateProgress(order=torch.tensor(order))
         steps = []
-        stats = update(
-            models, optimizer, rollout, targets, config, progress=progress,
-            after_minibatch=lambda: steps.append(progress.rows),
+        stats, _ = attended(
+            models, rollout, targets, config,
+            progress=Progress(order=torch.tensor(order)), after=lambda work: steps.append(work.progress.rows),
         )  # fmt: skip
         return models, stats, steps
 
@@ -182,10 +174,10 @@ def test_an_order_kept_with_rows_that_have_no_score_goes_on_without_them(policy_
     config, models, rollout, targets = setting(policy_dir(), training__epochs_per_rollout=1, training__minibatch_size=2)
     usable = torch.ones(12, dtype=torch.bool)
     usable[1] = usable[3] = False
-    progress, seen = UpdateProgress(order=torch.arange(12), rows=2), []
-    update(
-        models, make_optimizer(models, config.optimizer), rollout, replace(targets, usable=usable), config,
-        progress=progress, after_minibatch=lambda: seen.append(progress.order[: progress.rows].tolist()),
+    seen = []
+    attended(
+        models, rollout, replace(targets, usable=usable), config, progress=Progress(order=torch.arange(12), rows=2),
+        after=lambda work: seen.append(work.progress.order[: work.progress.rows].tolist()),
     )  # fmt: skip
     assert seen[0] == [0, 1, 2, 4]
     assert seen[-1] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
@@ -194,9 +186,8 @@ def test_an_order_kept_with_rows_that_have_no_score_goes_on_without_them(policy_
 def test_without_any_score_there_is_no_step(policy_dir):
     config, models, rollout, targets = setting(policy_dir())
     before, optimizer = weights(models), make_optimizer(models, config.optimizer)
-    stats = update(
-        models, optimizer, rollout, replace(targets, usable=torch.zeros(12, dtype=torch.bool)), config
-    )  # fmt: skip
+    none = replace(targets, usable=torch.zeros(12, dtype=torch.bool))
+    stats, _ = attended(models, rollout, none, config, optimizer=optimizer)
     assert (stats["optim/skipped_responses"], stats["optim/skipped_minibatches"]) == (12, 0)
     assert math.isnan(stats["objective/policy_loss"])
     assert not optimizer.state
@@ -262,10 +253,9 @@ def test_no_step_is_made_and_the_culprit_is_named(policy_dir, monkeypatch, poiso
     culprit, targets = poison(models, config, rollout, targets)
     before = weights(models)
     optimizer = make_optimizer(models, config.optimizer)
-    progress = UpdateProgress()
     health = Health.at_start(config.training)
-    stats = update(models, optimizer, rollout, targets, config, progress=progress, health=health)
-    assert stats["optim/skipped_minibatches"] == progress.skipped == health.skips.in_a_row == 3
+    stats, work = attended(models, rollout, targets, config, optimizer=optimizer, health=health)
+    assert stats["optim/skipped_minibatches"] == work.skipped == health.skips.in_a_row == 3
     assert all(math.isnan(stats[name]) for name in ("objective/policy_loss", "objective/value_loss", "optim/grad_norm"))
     assert not optimizer.state
     assert all(p.grad is None for p in [*models.policy.model.parameters(), *models.value.parameters()])
@@ -273,15 +263,12 @@ def test_no_step_is_made_and_the_culprit_is_named(policy_dir, monkeypatch, poiso
         assert_close(weight, before[name], equal_nan=True, atol=0, rtol=0)
 
     # the fourth in a row is in the next iteration
-    progress = UpdateProgress()
+    progress = Progress()
     with pytest.raises(DivergedError) as caught:
-        update(
-            models, optimizer, rollout, targets, config, progress=progress, health=health,
-            setting="iteration 2, λ 0.3, scores from -1 to 2",
-        )  # fmt: skip
+        attended(models, rollout, targets, config, optimizer=optimizer, health=health, progress=progress)
     assert str(caught.value).startswith(
         "training diverged: 4 minibatches in a row were skipped (training.max_skipped), "
-        f"not finite: {culprit}; at iteration 2, λ 0.3, scores from -1 to 2; "
+        f"not finite: {culprit}; at iteration 7, λ 0.3, scores from 0 to 0; "
     )
     assert progress.rows == 4  # a checkpoint made now goes on behind the minibatch
     assert health.skips.in_a_row == 0  # with as many tries again
@@ -291,15 +278,9 @@ def test_a_sound_minibatch_ends_the_row(policy_dir):
     config, models, rollout, targets = setting(policy_dir(), training__max_skipped=2, training__epochs_per_rollout=1)
     usable = torch.ones(12, dtype=torch.bool)
     usable[0] = usable[8] = False
-    progress = UpdateProgress(order=torch.arange(12))
-    stats = update(
-        models,
-        make_optimizer(models, config.optimizer),
-        replace(rollout, values=spoil(spoil(rollout.values, 0), 8)),
-        replace(targets, usable=usable),
-        config,
-        progress=progress,
-    )
+    spoilt = replace(rollout, values=spoil(spoil(rollout.values, 0), 8))
+    marked = replace(targets, usable=usable)
+    stats, _ = attended(models, spoilt, marked, config, progress=Progress(order=torch.arange(12)))
     assert stats["optim/skipped_minibatches"] == 2
 
 
@@ -307,16 +288,11 @@ def test_the_first_skip_of_an_update_is_said_and_no_other(policy_dir, caplog):
     logging.getLogger("apa_cli").propagate = True
     config, models, rollout, targets = setting(policy_dir(), training__epochs_per_rollout=2)
     _, targets = poison_gradient(models, config, rollout, targets)
-    update(models, make_optimizer(models, config.optimizer), rollout, targets, config, setting="iteration 7")
+    attended(models, rollout, targets, config)
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(said) == 1
     assert said[0].startswith("a minibatch is skipped, not finite: gradient of policy ")
-    assert said[0].endswith("; iteration 7")
-
-
-def test_skips_are_part_of_a_saved_update():
-    progress = UpdateProgress(epochs=1, skipped=3)
-    assert UpdateProgress.from_state(progress.state_dict(), None).skipped == 3
+    assert said[0].endswith("; iteration 7, λ 0.3, scores from 0 to 0")
 
 
 def test_the_setting_in_words():
@@ -324,7 +300,3 @@ def test_the_setting_in_words():
     mixed = torch.tensor([NAN, 2.0, INF])
     assert describe_setting(1, "β 0.05", mixed) == "iteration 1, β 0.05, scores from 2 to 2 (2 of 3 not finite)"
     assert describe_setting(1, "λ 1", torch.tensor([NAN])) == "iteration 1, λ 1, scores (1 of 1 not finite)"
-
-
-def test_targets_without_a_word_on_rows_use_them_all():
-    assert Targets(advantages=torch.zeros(1, 1), returns=torch.zeros(1, 1)).usable is None

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from apa_cli.config.schema import StopIfConfig
-from apa_cli.training.guards import Guards
+from apa_cli.training.steward.guards import Guards
 
 NAMES = {"kl_above": "kl/to_init", "entropy_below": "policy/entropy", "reward_below": "reward/mean"}
 CALM = {"kl/to_init": 1.0, "policy/entropy": 2.0, "reward/mean": 0.0}

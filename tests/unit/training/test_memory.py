@@ -10,15 +10,14 @@ import weakref
 import pytest
 import torch
 from torch.testing import assert_close
-from update_setting import setting
+from update_setting import attended, setting
 
 from apa_cli.config.schema import TrainingConfig
 from apa_cli.errors import UserError
-from apa_cli.training import update as update_module
-from apa_cli.training.health import Health
-from apa_cli.training.memory import TokenBudget, enough_memory, is_out_of_memory, within_memory
 from apa_cli.training.optimizer import make_optimizer
-from apa_cli.training.update import update
+from apa_cli.training.state import objective_of
+from apa_cli.training.steward.health import Health
+from apa_cli.training.steward.memory import TokenBudget, enough_memory, is_out_of_memory, within_memory
 
 KINDS = {
     "apa-separate": {},
@@ -31,17 +30,18 @@ OOM = "CUDA out of memory. Tried to allocate 2.00 GiB."
 class Small:
     """A device that holds micro-batches of so many tokens; larger ones fail between the two backward passes."""
 
-    def __init__(self, monkeypatch, tokens, error=torch.OutOfMemoryError):
+    def __init__(self, config, tokens, error=torch.OutOfMemoryError):
         self.tokens, self.error, self.failures, self.live = tokens, error, 0, []
-        self.real = update_module._value_loss
-        monkeypatch.setattr(update_module, "_value_loss", self)
+        self.objective = objective_of(config.objective)
+        self.real = self.objective.value_loss
+        self.objective.value_loss = self
 
-    def __call__(self, values, part, returns, config):
+    def __call__(self, values, part, returns):
         if len(values) * (part.prompt_ids.shape[1] + part.response_ids.shape[1]) > self.tokens:
             self.failures += 1
             self.live.append(weakref.ref(values))
             raise self.error(OOM)
-        return self.real(values, part, returns, config)
+        return self.real(values, part, returns)
 
 
 def optimizer_that_keeps_gradients(models, config):
@@ -58,7 +58,7 @@ def optimizer_that_keeps_gradients(models, config):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError])
-def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, monkeypatch, caplog, kind, error):
+def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, caplog, kind, error):
     def run(small):
         config, models, rollout, targets = setting(
             policy_dir(eos_logit=4.0),
@@ -68,9 +68,10 @@ def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, monkeypatch,
         )
         optimizer, kept = optimizer_that_keeps_gradients(models, config)
         health = Health.at_start(config.training)
-        device = Small(monkeypatch, 60, error) if small else None
+        device = Small(config, 60, error) if small else None
         torch.manual_seed(3)
-        stats = update(models, optimizer, rollout, targets, config, health=health)
+        objective = device.objective if device else None
+        stats, _ = attended(models, rollout, targets, config, optimizer=optimizer, health=health, objective=objective)
         return kept, stats, health.budget.tokens, device
 
     whole, whole_stats, tokens, _ = run(small=False)
@@ -92,7 +93,7 @@ def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, monkeypatch,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, monkeypatch, kind):
+def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, kind):
     """The second micro-batch fails, when the first has left its gradients and its part of the means."""
 
     def run(fails):
@@ -104,7 +105,8 @@ def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, monkeypatch, 
             training__epochs_per_rollout=1,
         )
         optimizer, kept = optimizer_that_keeps_gradients(models, config)
-        real, calls = update_module._value_loss, []
+        objective, calls = objective_of(config.objective), []
+        real = objective.value_loss
 
         def value_loss(*arguments):
             calls.append(1)
@@ -112,9 +114,8 @@ def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, monkeypatch, 
                 raise torch.OutOfMemoryError(OOM)
             return real(*arguments)
 
-        monkeypatch.setattr(update_module, "_value_loss", value_loss)
-        stats = update(models, optimizer, rollout, targets, config)
-        monkeypatch.setattr(update_module, "_value_loss", real)
+        objective.value_loss = value_loss
+        stats, _ = attended(models, rollout, targets, config, optimizer=optimizer, objective=objective)
         assert len(calls) > 2
         return kept[0], stats
 
@@ -124,9 +125,9 @@ def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, monkeypatch, 
     assert stats == pytest.approx(expected_stats, rel=1e-5, abs=1e-7)
 
 
-def test_nothing_of_the_failed_attempt_is_kept_alive(policy_dir, monkeypatch):
+def test_nothing_of_the_failed_attempt_is_kept_alive(policy_dir):
     config, models, rollout, targets = setting(policy_dir(eos_logit=4.0), training__microbatch_tokens=400)
-    device = Small(monkeypatch, 60)
+    device = Small(config, 60)
     real, checked = device.real, []
 
     def check(values, *rest):
@@ -136,19 +137,18 @@ def test_nothing_of_the_failed_attempt_is_kept_alive(policy_dir, monkeypatch):
     device.real = check
     gc.disable()
     try:
-        update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
+        attended(models, rollout, targets, config, objective=device.objective)
     finally:
         gc.enable()
     assert device.live
     assert all(all(gone) for gone in checked)
 
 
-def test_one_response_that_does_not_fit_is_said_in_one_line(policy_dir, monkeypatch):
+def test_one_response_that_does_not_fit_is_said_in_one_line(policy_dir):
     config, models, rollout, targets = setting(policy_dir(), training__microbatch_tokens=400)
     before = [p.detach().clone() for p in models.policy.model.parameters()]
-    Small(monkeypatch, 1)
     with pytest.raises(UserError) as caught:
-        update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
+        attended(models, rollout, targets, config, objective=Small(config, 1).objective)
     for word in (
         "training.microbatch_tokens: ",
         "data.max_prompt_tokens",
@@ -185,7 +185,7 @@ def test_the_budget_is_halved_until_the_micro_batches_are_smaller():
     assert len(undone) == 3
 
 
-def test_what_cannot_be_done_in_pieces_says_what_to_lower(policy_dir, monkeypatch):
+def test_what_cannot_be_done_in_pieces_says_what_to_lower(policy_dir):
     config, models, rollout, targets = setting(policy_dir())
     optimizer = make_optimizer(models, config.optimizer)
 
@@ -194,7 +194,7 @@ def test_what_cannot_be_done_in_pieces_says_what_to_lower(policy_dir, monkeypatc
 
     optimizer.step = step
     with pytest.raises(UserError, match=r"^policy\.adapter\.r: AdamW's .* do not fit .*; train fewer"):
-        update(models, optimizer, rollout, targets, config)
+        attended(models, rollout, targets, config, optimizer=optimizer)
     for error in (ValueError("no memory"), RuntimeError("shapes do not fit")):
         with pytest.raises(type(error)), enough_memory("key", "it does", "lower it"):
             raise error

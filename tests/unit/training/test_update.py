@@ -5,12 +5,10 @@ from dataclasses import fields, replace
 import pytest
 import torch
 from torch.testing import assert_close
-from update_setting import setting
+from update_setting import plainly, setting
 
 from apa_cli.models.policy import base_of
 from apa_cli.training.optimizer import make_optimizer
-from apa_cli.training.targets import Targets
-from apa_cli.training.update import update
 
 
 @pytest.mark.parametrize("objective", ["apa", "awr", "ppo"])
@@ -24,15 +22,17 @@ def test_nan_where_nothing_counts_changes_nothing(policy_dir, objective, critic)
         off = ~rollout.response_mask
         assert off.any()
         numbers = {field.name: getattr(rollout, field.name) for field in fields(rollout)}
-        spoiled = {n: t.masked_fill(off, nothing) for n, t in numbers.items() if t.dtype == torch.float32}
+        spoiled = {
+            name: t.masked_fill(off, nothing)
+            for name, t in numbers.items()
+            if getattr(t, "dtype", None) == torch.float32
+        }
         assert set(spoiled) == {"rollout_logprobs", "entropy", "reference_logprobs", "values"}
         ids = rollout.response_ids if nothing == 0 else rollout.response_ids.masked_fill(off, 299)
-        targets = Targets(
-            advantages=targets.advantages.masked_fill(off, nothing), returns=targets.returns.masked_fill(off, nothing)
-        )
+        cut = {name: getattr(targets, name).masked_fill(off, nothing) for name in ("advantages", "returns")}
         torch.manual_seed(3)
         rollout = replace(rollout, **spoiled, response_ids=ids)
-        stats = update(models, make_optimizer(models, config.optimizer), rollout, targets, config)
+        stats = plainly(models, rollout, replace(targets, **cut), config)
         found.append((stats, models.named_parameters()))
     (clean, weights), (dirty, dirty_weights) = found
     assert dirty == pytest.approx(clean, rel=1e-6)
@@ -45,11 +45,11 @@ def test_apa_moves_towards_its_target(policy_dir):
     config, models, rollout, targets = setting(
         policy_dir(), rows=4, objective__kl_lambda=2.0, training__minibatch_size=4, optimizer__learning_rate=0.02
     )
-    small = Targets(advantages=targets.advantages.clamp(-1, 1), returns=targets.returns)
+    small = replace(targets, advantages=targets.advantages.clamp(-1, 1))
     optimizer, losses = make_optimizer(models, config.optimizer), []
     for passes in (1, 150, 1):
         config.training.epochs_per_rollout = passes
-        losses.append(update(models, optimizer, rollout, small, config)["objective/policy_loss"])
+        losses.append(plainly(models, rollout, small, config, optimizer=optimizer)["objective/policy_loss"])
     assert losses[-1] < 0.1 * losses[0]
 
 

@@ -33,8 +33,7 @@ from apa_cli.evaluation.pairwise import (
     tally,
     write_messages,
 )
-from apa_cli.secrets import REDACTED, redact_text
-from apa_cli.tracking.api_keys import read_key
+from apa_cli.secrets import REDACTED, read_key, redact_text
 
 Progress = Callable[[int, int], None]  # pairs done, pairs in all
 

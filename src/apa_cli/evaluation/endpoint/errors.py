@@ -9,8 +9,7 @@ from urllib.parse import urlsplit
 from apa_cli.config.reward_checks import check_key_name, check_url
 from apa_cli.config.schema import JudgeConfig
 from apa_cli.errors import UserError
-from apa_cli.secrets import public_address
-from apa_cli.tracking.api_keys import excerpt
+from apa_cli.secrets import excerpt, public_address
 
 WHERE = "evaluation.judge"
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from apa_cli.algorithms import response_logprobs, token_entropy
 from apa_cli.config import schema
 from apa_cli.models.policy import Policy
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 
 PASS_TOKENS = 16_384  # padding included, in one forward of the pass
 PASS_ROWS = 128  # rows of logits that exist at a time
@@ -63,7 +63,7 @@ def to_rollout(
     config: schema.GenerationConfig,
     *,
     greedy: bool,
-) -> Rollout:
+) -> Trajectory:
     """The engine's responses, (B), as a rollout on the policy's device, entropy included."""
     device, B, T = policy.runtime.device, len(responses), max(len(response.ids) for response in responses)
     ids = torch.full((B, T), policy.pad_token_id)
@@ -74,7 +74,7 @@ def to_rollout(
         ids[row, :n] = torch.tensor(response.ids)
         logprobs[row, :n] = torch.tensor(response.logprobs)
         mask[row, :n] = True
-    rollout = Rollout(
+    rollout = Trajectory(
         prompt_ids=prompt_ids.to(device),
         prompt_mask=prompt_mask.to(device),
         response_ids=ids.to(device),
@@ -90,7 +90,7 @@ def to_rollout(
     )
 
 
-def _policy_pass(policy: Policy, rollout: Rollout, temperature: float) -> tuple[Tensor, Tensor]:
+def _policy_pass(policy: Policy, rollout: Trajectory, temperature: float) -> tuple[Tensor, Tensor]:
     """log π and entropy of the counted tokens, (B, T) each, 0 elsewhere."""
     logprobs, entropy = (torch.zeros_like(rollout.response_mask, dtype=torch.float32) for _ in range(2))
     for rows in rollout.microbatches(PASS_TOKENS):

@@ -10,7 +10,7 @@ from apa_cli.models.microbatches import rows_at_once
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import DynamicBatch, base_model
 from apa_cli.rollouts.backends.loop import Group, decode_loop
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 
 MOST_BATCHES = 4
 # Rough speed of a CPU core or two; they only decide whether a batch is split.
@@ -19,7 +19,7 @@ FLOPS, BYTES, CALL = 5e10, 1e10, 4e-4  # a second; a second; seconds that one mo
 
 def generate(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, config: schema.GenerationConfig, *, greedy: bool
-) -> Rollout:
+) -> Trajectory:
     """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
     device = policy.runtime.device
     ids = prompt_ids.to(device)

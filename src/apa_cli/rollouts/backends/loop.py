@@ -20,7 +20,7 @@ from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import DecodingBatch
 from apa_cli.rollouts.backends.choice import TokenChooser
 from apa_cli.rollouts.backends.ends import Ends
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 
 CHECK_EVERY = 16  # steps between looks at what has ended on a GPU, where each look waits for the device
 
@@ -41,7 +41,7 @@ def decode_loop(
     config: schema.GenerationConfig,
     *,
     greedy: bool,
-) -> Rollout:
+) -> Trajectory:
     """Generate for the rows of all `groups`, with the global random state.
 
     What is drawn, and the random state in the end, are those of all rows in one group.
@@ -64,7 +64,7 @@ def decode_loop(
     counted = torch.where(lengths > 0, lengths, steps)  # (B,)
     T = int(counted.max())
     response_mask = torch.arange(T, device=device) < counted[:, None]
-    return Rollout(
+    return Trajectory(
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         response_ids=response_ids[:, :T],

@@ -17,7 +17,7 @@ from apa_cli.config import schema
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import BUCKET, StaticBatch, base_model
 from apa_cli.rollouts.backends.loop import Group, decode_loop
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 
 
 class Kept:
@@ -43,7 +43,7 @@ _KEPT: WeakKeyDictionary[Policy, Kept] = WeakKeyDictionary()
 
 def generate(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, config: schema.GenerationConfig, *, greedy: bool
-) -> Rollout:
+) -> Trajectory:
     """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
     device = policy.runtime.device
     ids, mask = prompt_ids.to(device), prompt_mask.to(device)

@@ -22,7 +22,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.policy import Policy
 from apa_cli.rollouts.backends.cached import base_model
 from apa_cli.rollouts.backends.engine import Response, prompt_lists, random_states_kept, request_seed, to_rollout
-from apa_cli.rollouts.record import Rollout
+from apa_cli.rollouts.trajectory import Trajectory
 
 SHORTEST_ROOM = 4096  # tokens; an engine has room for longer sequences where they come, up to the model's own
 
@@ -31,7 +31,7 @@ _ENGINES: WeakKeyDictionary[Policy, tuple[int, Any]] = WeakKeyDictionary()  # ro
 
 def generate(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, config: schema.GenerationConfig, *, greedy: bool
-) -> Rollout:
+) -> Trajectory:
     """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # colocated: weights are handed over, not sent
     from vllm import SamplingParams

@@ -7,9 +7,37 @@ from dataclasses import dataclass
 from typing import Any
 
 from apa_cli.config.schema import TrainingConfig
-from apa_cli.training.finiteness import Skips
-from apa_cli.training.guards import Guards
-from apa_cli.training.memory import TokenBudget
+from apa_cli.errors import DivergedError
+from apa_cli.training.steward.guards import Guards
+from apa_cli.training.steward.memory import TokenBudget
+
+
+@dataclass(kw_only=True)
+class Skips:
+    """Counts minibatches left out one after the other, from one iteration to the next. At `limit` the run stops."""
+
+    limit: int
+    in_a_row: int = 0
+
+    def passed(self) -> None:
+        """A minibatch was sound."""
+        self.in_a_row = 0
+
+    def skipped(self, culprit: str, setting: str) -> None:
+        """A minibatch was left out because of `culprit`. Raises DivergedError when it was the last allowed.
+
+        The count then begins anew, so that a run that goes on from there has as many tries again.
+        """
+        self.in_a_row += 1
+        if self.in_a_row >= self.limit:
+            count, self.in_a_row = self.in_a_row, 0
+            raise DivergedError(culprit, count, setting)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.in_a_row = state["in_a_row"]
 
 
 @dataclass(kw_only=True)

@@ -1,19 +1,27 @@
-"""The record of one rollout: the responses, who gave them, and how likely they were."""
+"""The one record of a rollout, from collection to update: responses, how likely they were, and their scores."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from apa_cli.algorithms import kl_k1, per_response
 from apa_cli.models.microbatches import plan_microbatches
+from apa_cli.rewards.record import FinishedResponses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout:
-    """B responses as plain tensors, split by rows at will. Log-probs are nats in float32; no gradients."""
+class Trajectory:
+    """B responses as plain tensors, split by rows at will. Log-probs are nats in float32; no gradients.
+
+    A prompt `What is 2 + 2?` of 6 tokens and the response `4 <eos>` in a batch with P = 8 and T = 16:
+    prompt_mask [0 0 1 1 1 1 1 1], response_mask [1 1 0 … 0], ended True, and reference_logprobs[1] is
+    log π_ref(<eos> | prompt, `4`).
+    """
 
     prompt_ids: Tensor  # (B, P) left-padded
     prompt_mask: Tensor  # (B, P) bool
@@ -24,6 +32,9 @@ class Rollout:
     entropy: Tensor | None = None  # (B, T) of that policy, over the whole vocabulary; None of logged responses
     reference_logprobs: Tensor | None = None  # (B, T) initial policy
     values: Tensor | None = None  # (B, T)
+    scores: Tensor | None = None  # (B,) float64, as the reward gave them; NaN or infinite = no score
+    named_scores: dict[str, Tensor] = field(default_factory=dict)  # (B,) float64 of each of several rewards
+    texts: FinishedResponses | None = None  # what rewards and people read
 
     @property
     def sampled(self) -> tuple[Tensor, Tensor]:
@@ -35,6 +46,29 @@ class Rollout:
     def logged(self) -> bool:
         """Whether data held the responses, so that nobody knows who gave them."""
         return self.rollout_logprobs is None
+
+    @property
+    def scored(self) -> Tensor:
+        """(B,) bool: responses that have a score."""
+        assert self.scores is not None
+        return self.scores.float().isfinite()
+
+    @cached_property
+    def sound(self) -> Tensor:
+        """(B,) bool: responses with a finite number at every counted token."""
+        sound = torch.ones_like(self.ended)
+        for numbers in (self.rollout_logprobs, self.reference_logprobs, self.values):
+            if numbers is not None:
+                sound = sound & (numbers.isfinite() | ~self.response_mask).all(dim=1)
+        return sound
+
+    @cached_property
+    def kl(self) -> Tensor:
+        """k1 from the initial policy, summed over each response: (B,) nats."""
+        assert self.rollout_logprobs is not None and self.reference_logprobs is not None
+        return per_response(
+            kl_k1(self.rollout_logprobs, self.reference_logprobs, self.response_mask), self.response_mask
+        )
 
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -49,23 +83,24 @@ class Rollout:
         batches = plan_microbatches(prompts, responses, token_budget, device_type=device)
         return [rows[torch.tensor(batch)] for batch in batches]
 
-    def select(self, rows: Tensor) -> Rollout:
-        """These rows, trimmed to their own longest prompt and response."""
+    def select(self, rows: Tensor) -> Trajectory:
+        """These rows, trimmed to their own longest prompt and response; without texts."""
         prompts, responses = self.prompt_mask[rows], self.response_mask[rows]
         P = max(1, int(prompts.sum(dim=1).max()))
         T = max(1, int(responses.sum(dim=1).max()))
         changes: dict[str, Any] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            if tensor is None:
+        for own in fields(self):
+            tensor = getattr(self, own.name)
+            if not isinstance(tensor, Tensor):
                 continue
             tensor = tensor[rows]
-            if field.name.startswith("prompt_"):
+            if own.name.startswith("prompt_"):
                 tensor = tensor[:, -P:]
             elif tensor.dim() == 2:
                 tensor = tensor[:, :T]
-            changes[field.name] = tensor
-        return replace(self, **changes)
+            changes[own.name] = tensor
+        named = {name: scores[rows] for name, scores in self.named_scores.items()}
+        return replace(self, **changes, named_scores=named, texts=None)
 
     def prompt_token_ids(self) -> list[list[int]]:
         """Without padding."""

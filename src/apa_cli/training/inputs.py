@@ -24,8 +24,8 @@ from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
-from apa_cli.evaluation.runs import flat
 from apa_cli.models.weight_files import ADAPTER_CONFIG, TOKENIZER
+from apa_cli.runs.folders import flat
 
 if TYPE_CHECKING:
     from apa_cli.data.prompts import Prompt

@@ -20,17 +20,17 @@ from apa_cli.checkpoints.find import (
 )
 from apa_cli.checkpoints.manifest import check_manifest, warn_of_unlisted
 from apa_cli.checkpoints.ownership import is_run
-from apa_cli.config.keys import NAMING_KEY, groups, is_component
+from apa_cli.config.keys import AUTO, NAMING_KEY, groups, is_component
+from apa_cli.config.objectives import unread
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import quoted, shown
 from apa_cli.errors import UserError
-from apa_cli.runs.folders import CONFIG_FILE, SUMMARY_FILE, flat, is_finished, read_run
+from apa_cli.runs.folders import CONFIG_FILE, SUMMARY_FILE, flat, is_finished, learnt, read_run
 from apa_cli.secrets import REDACTED, redact
 from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.samples import SAMPLES_FILE
 
 KEY = "resume"
-AUTO = "auto"
 ALLOW = "resume_allow_changes"
 
 # How a reward is asked, which does not change what it says.
@@ -175,12 +175,6 @@ def _check_can_begin_again(source: Path, refused: Sequence[str]) -> None:
         raise UserError(KEY, problem, "to start over, choose another folder: output_dir=NEW, without resume")
 
 
-def learnt(run_dir: Path) -> bool:
-    """Whether there is something of a run that beginning again would lose."""
-    kept = any((run_dir / name).exists() for name in (SUMMARY_FILE, "final"))
-    return kept or bool(checkpoints_in(run_dir / "checkpoints")) or read_run(run_dir).iterations > 0
-
-
 def _finished(source: Path, config: TrainConfig, iteration: int) -> bool:
     if not is_finished(source):
         return False
@@ -207,10 +201,11 @@ def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
     for name, value in flat(asdict(config)).items():
         if value == REDACTED:
             raise UserError(name, "was kept out of the run's config.yaml as a secret", f"give it again: {name}=VALUE")
+    unread_now = unread(config.objective.name)
     differing = {
         name: f"{name} {_plain(before[name])} → {_plain(now[name])}"
         for name in now
-        if name in before and before[name] != now[name] and not _is_bookkeeping(name)
+        if name in before and before[name] != now[name] and not _is_bookkeeping(name) and name not in unread_now
     }
     fixed = [text for name, text in differing.items() if _among(name, _FIXED)]
     if fixed:

@@ -1,0 +1,114 @@
+"""The rewards of a run: what it trains on, and the evaluator that only judges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
+from apa_cli.models.device import Runtime
+from apa_cli.models.identity import same_tokenizer
+from apa_cli.models.policy import Policy
+from apa_cli.rewards.classifier import load_classifier
+from apa_cli.rewards.function import RewardFunction, load_function
+from apa_cli.rewards.http import HttpReward
+from apa_cli.rewards.record import FinishedResponses, Scored, Scorer
+from apa_cli.rewards.reward_model import RewardModel
+from apa_cli.rewards.weighted import WeightedRewards, by_role, score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorers:
+    reward: Scorer | None  # None where scores are logged and nothing is evaluated
+    evaluator: Scorer | None  # judges held-out responses; never trains
+
+    def score(self, finished: FinishedResponses) -> Scored:
+        """What the reward says of the responses."""
+        assert self.reward is not None  # config.needs_reward
+        return score(self.reward, finished)
+
+    def limit_tokens(self, token_budget: int) -> None:
+        """From here on, micro-batches of reward models hold no more tokens than this."""
+        for scorer in (self.reward, self.evaluator):
+            for part in by_role("", scorer).values():
+                if isinstance(part, RewardModel):
+                    part.microbatch_tokens = min(part.microbatch_tokens, token_budget)
+
+    def models(self) -> dict[str, Any]:
+        """The transformers model of each reward, None of one that is no model."""
+        parts = {**by_role("reward", self.reward), **by_role("evaluator", self.evaluator)}
+        return {name: getattr(part, "model", None) for name, part in parts.items()}
+
+
+def load_scorers(
+    config: TrainConfig, policy: Policy, runtime: Runtime, *, modules: dict[str, ModuleType] | None = None
+) -> Scorers:
+    """Those that `config` asks for; a model that both name is held once. `modules`: files that were run already."""
+    loaded: Loaded = {}
+    budget = config.training.microbatch_tokens
+    scorers = {
+        key: load_reward(own, policy, runtime, key=key, microbatch_tokens=budget, loaded=loaded, modules=modules)
+        for key, own, asked in (
+            ("reward", config.reward, config.needs_reward),
+            ("evaluation.reward", config.evaluation.reward, config.evaluation.reward.given),
+        )
+        if asked
+    }
+    return Scorers(reward=scorers.get("reward"), evaluator=scorers.get("evaluation.reward"))
+
+
+Loaded = dict[tuple[str, str | None], tuple[Any, Any]]  # model and tokenizer by path and revision
+
+
+def load_reward(
+    config: ScorerConfig,
+    policy: Policy,
+    runtime: Runtime,
+    *,
+    key: str = "reward",
+    microbatch_tokens: int,
+    loaded: Loaded | None = None,
+    modules: dict[str, ModuleType] | None = None,
+) -> Scorer:
+    """The scorer that `config` describes; `key` is the group's name in messages.
+
+    A model that is in `loaded` already is taken from there, and a file of functions from `modules`.
+    """
+    loaded = {} if loaded is None else loaded
+    if isinstance(config, SeveralConfig) and config.components:
+        scorers = {
+            name: load_reward(
+                part,
+                policy,
+                runtime,
+                key=f"{key}.components.{name}",
+                microbatch_tokens=microbatch_tokens,
+                loaded=loaded,
+                modules=modules,
+            )
+            for name, part in config.components.items()
+        }
+        return WeightedRewards(scorers, {name: part.weight for name, part in config.components.items()})
+    if config.kind == "function":
+        assert config.function is not None  # check_config has seen to it
+        function = load_function(config.function, f"{key}.function", modules)
+        return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
+    if config.kind == "http":
+        return HttpReward(config, key=key)
+    assert config.path is not None
+    place = (config.path, config.revision)
+    if place not in loaded:
+        loaded[place] = load_classifier(config.path, config.revision, runtime, f"{key}.path")
+    model, tokenizer = loaded[place]
+    sizes = [m.config.get_text_config().vocab_size for m in (model, policy.model)]  # a policy may sample any of its ids
+    return RewardModel(
+        model,
+        tokenizer,
+        config,
+        runtime,
+        key=key,
+        shares_tokenizer=same_tokenizer(tokenizer, policy.tokenizer) and sizes[0] >= sizes[1],
+        microbatch_tokens=microbatch_tokens,
+        policy_tokenizer=policy.tokenizer,
+    )

@@ -1,0 +1,1 @@
+"""What keeps a run alive: signals, too little memory, numbers that are not finite, limits that end it."""

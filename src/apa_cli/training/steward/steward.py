@@ -1,0 +1,191 @@
+"""The steward of a run: it stands around the steps of an iteration, and none of them knows of it.
+
+It times the phases, does work again in smaller pieces where memory does not suffice, leaves out minibatches whose
+numbers are not finite, hears signals where stopping loses nothing, and keeps what a checkpoint needs to go on from.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager, nullcontext
+from typing import TypeVar
+
+from torch import Tensor
+
+from apa_cli.config.schema import TrainConfig
+from apa_cli.errors import UserError
+from apa_cli.models.roles import Models
+from apa_cli.rewards.record import Scored
+from apa_cli.rewards.scorers import Scorers
+from apa_cli.rewards.weighted import complaint
+from apa_cli.rollouts.agreement import check_first_rollout
+from apa_cli.rollouts.attendant import Attendant
+from apa_cli.rollouts.trajectory import Trajectory
+from apa_cli.tracking.log import LOGGER
+from apa_cli.tracking.tracker import Tracker
+from apa_cli.training.random_states import RandomStates
+from apa_cli.training.state import RolloutStart, TrainingState, Work
+from apa_cli.training.steward.finiteness import all_finite, bad_weights, culprit, describe_setting, fault_in
+from apa_cli.training.steward.interrupts import Interrupts
+from apa_cli.training.steward.memory import enough_memory, within_memory
+from apa_cli.training.update import Gradients
+
+T = TypeVar("T")
+UNSCORED_LIMIT = 5  # iterations in a row without any score, at which the run saves and stops
+_log = logging.getLogger(LOGGER)
+
+
+class Steward(Attendant):
+    def __init__(
+        self,
+        config: TrainConfig,
+        models: Models,
+        scorers: Scorers,
+        state: TrainingState,
+        tracker: Tracker,
+        interrupts: Interrupts,
+    ) -> None:
+        super().__init__(config.training.microbatch_tokens)
+        self.config, self.models, self.scorers = config, models, scorers
+        self.state, self.tracker, self.interrupts = state, tracker, interrupts
+        self._seconds: dict[str, float] = {}  # by phase, of the iteration under way
+        self._began = self._cpu_began = 0.0
+
+    @contextmanager
+    def iteration(self) -> Iterator[None]:
+        """Around one iteration, whose clock begins here. A signal waits for the next moment at which all agrees."""
+        work = self.state.work
+        self._seconds = work.seconds if work is not None else {}
+        self._began, self._cpu_began = time.perf_counter() - sum(self._seconds.values()), time.process_time()
+        with self.interrupts.deferred():
+            yield
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        self.tracker.phase(name)
+        start = time.perf_counter()
+        try:
+            with self._one_piece() if name in ("generate", "read") else nullcontext():
+                yield
+            self.models.runtime.synchronize()
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def fit(self, work: Callable[[int], T], plan: Callable[[int], Sequence[Sized]], *, where: str) -> T:
+        return within_memory(work, self.state.health.budget, plan, where=where)
+
+    def sampled(self, before: Trajectory, after: Trajectory) -> None:
+        """Before training, the sampler's log-probs must be the reference's."""
+        if self.state.iteration == 0:
+            reference = after.reference_logprobs
+            check_first_rollout(before, reference, self.models.policy, self.config, self.tracker.note)
+
+    def collect(self, work: Callable[[], Work]) -> Work:
+        """The work that was kept, or a new one. Until that is complete, `state.start` is where to go on from."""
+        state = self.state
+        if state.work is None:
+            state.start = RolloutStart(
+                prompts=state.prompts.state_dict(),
+                moments=dict(state.moments.state_dict()),
+                random=RandomStates.capture(),
+            )
+            with self.interrupts.immediate():
+                made = work()
+            state.work, state.start = made, None
+            made.seconds = self._seconds
+            state.health.unscored = 0 if bool(made.trajectory.scored.any()) else state.health.unscored + 1
+        return state.work
+
+    def scored(self, trajectory: Trajectory) -> None:
+        """Say how many responses have no score. Raises UserError where none has had one for UNSCORED_LIMIT iterations.
+
+        The count then begins anew, and a run that goes on from there draws this rollout once more.
+        """
+        health, scores = self.state.health, trajectory.scores
+        assert scores is not None
+        missing = (~trajectory.scored).nonzero().flatten().tolist()
+        if not missing or self.scorers.reward is None:  # None: of logged scores
+            return
+        named = {name: given.tolist() for name, given in trajectory.named_scores.items()}
+        said = complaint(self.scorers.reward, Scored(scores=scores.tolist(), parts=named), missing[0])
+        count = f"{len(missing)} of {len(scores)} responses have no score and are left out"
+        if len(missing) == len(scores):
+            if health.unscored + 1 >= UNSCORED_LIMIT:
+                health.unscored = 0
+                problem = f"{said.problem}, and no response has had a score for {UNSCORED_LIMIT} iterations in a row"
+                raise UserError(said.where, problem, said.remedy)
+            count = f"none of the {len(scores)} responses has a score, so there is no step"
+        self.tracker.warn(f"iteration {self.state.iteration + 1}: {said}; {count}")
+
+    def minibatch(self, rows: Tensor, gradients: Callable[[int], Gradients], step: Callable[[Gradients], None]) -> None:
+        """Take it if every number is finite, else leave it out and count it. A signal is heard behind it.
+
+        Raises DivergedError after too many left out in a row, and UserError when a single response does not fit in
+        memory; the record and the weights agree then too.
+        """
+        state, work = self.state, self.state.work
+        assert work is not None
+        if wrong := self._take(work, rows, gradients, step):
+            setting = self._setting(work)
+            if work.skipped == 0:
+                _log.warning("a minibatch is skipped, not finite: %s; %s", wrong, setting)
+            work.skipped += 1
+            work.progress.rows += len(rows)
+            state.health.skips.skipped(wrong, setting)
+        self.interrupts.check()
+
+    def metrics(self) -> dict[str, float]:
+        """What an iteration took, at its end."""
+        work = self.state.work
+        assert work is not None
+        trajectory, total = work.trajectory, time.perf_counter() - self._began
+        tokens = int(trajectory.prompt_mask.sum() + trajectory.response_mask.sum())
+        return {
+            "optim/skipped_minibatches": work.skipped,
+            "time/iteration": total,
+            "time/cpu": time.process_time() - self._cpu_began,
+            **{f"time/{name}": seconds for name, seconds in self._seconds.items()},
+            "throughput/tokens_per_second": tokens / total,
+            "memory/peak_bytes": self.models.runtime.peak_bytes(),
+        }
+
+    def _take(
+        self, work: Work, rows: Tensor, gradients: Callable[[int], Gradients], step: Callable[[Gradients], None]
+    ) -> str | None:
+        """Learn from the minibatch; or what is not finite, and nothing is learnt."""
+        if not bool(work.targets.usable.cpu()[rows].all()):  # the models' numbers were not finite before the update
+            return bad_weights(self.models.named_parameters()) or fault_in(work.trajectory, rows)
+        optimizer = self.state.optimizer
+        found = within_memory(
+            gradients,
+            self.state.health.budget,
+            lambda tokens: work.trajectory.microbatches(tokens, rows),
+            undo=lambda: optimizer.zero_grad(set_to_none=True),
+            where="the update",
+        )
+        if not all_finite(found):
+            wrong = culprit(self.models, work.trajectory, work.targets, rows, self.state.objective, self.config)
+            optimizer.zero_grad(set_to_none=True)
+            return wrong
+        work.stepping = True
+        states = "AdamW's two numbers for each trained weight do"  # which it makes room for in its first step
+        with enough_memory("policy.adapter.r", states, "train fewer weights: policy=lora, or a lower rank"):
+            step(found)
+        self.state.health.skips.passed()
+        work.stepping = False
+        return None
+
+    @contextmanager
+    def _one_piece(self) -> Iterator[None]:
+        sampling = f"sampling {self.config.rollout.batch_size} responses at once does"
+        lower = "lower it, generation.max_new_tokens or data.max_prompt_tokens"
+        with enough_memory("rollout.batch_size", sampling, lower):
+            yield
+
+    def _setting(self, work: Work) -> str:
+        """Where the run stands, in the words of a diagnosis."""
+        knob, scores = self.state.objective.knob, work.trajectory.scores
+        assert scores is not None
+        return describe_setting(self.state.iteration + 1, f"{knob.symbol} {knob.value:g}", scores.float())
