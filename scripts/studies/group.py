@@ -9,13 +9,13 @@ from typing import Any
 
 from apa_cli.config.compose import compose_train
 from apa_cli.models.device import select_runtime
-from apa_cli.models.plan import gib
-from apa_cli.models.plan_roles import make_plan
+from apa_cli.rewards.preview import planned_readings
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import estimate
 from apa_cli.runs.tables import spread
 from apa_cli.tracking.report import format_number
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy
+from apa_cli.training.memory_plan import gib, make_plan, with_estimates
 from studies.beside import (
     at_kl,
     common_level,
@@ -126,7 +126,8 @@ def _row(objective: Objective, baseline: str, runs: Sequence[Run]) -> list[str]:
 
 def planned(setting: Setting) -> list[str]:
     config = compose_train([f"config={setting.recipe}", *(f"{key}={value}" for key, value in setting.keys.items())])
-    plan = make_plan(config, select_runtime("cpu", config.precision))
+    runtime = select_runtime("cpu", config.precision)
+    plan = with_estimates(make_plan(config, runtime), config, runtime, planned_readings(config, runtime)[0])
     return [gib(plan.certain_bytes), gib(plan.expected_bytes)]
 
 

@@ -22,12 +22,12 @@ from apa_cli.config.schema import RewardConfig
 from apa_cli.data.formats import Row
 from apa_cli.data.tokenization import encode
 from apa_cli.errors import UserError
-from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.models.value import load_value
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rewards.scorers import load_reward
+from apa_cli.training.memory_plan import make_plan
 
 WEIGHT_KEYS = ("policy.path", "reference.path", "reward.path", "evaluation.reward.path", "value.path")
 PICKLES = ("pytorch_model.bin", "model.pt", "weights.pkl", "consolidated.00.pth", "pytorch_model-00001-of-00002.bin")

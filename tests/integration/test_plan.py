@@ -34,10 +34,11 @@ def test_plan_only_reads_no_weights_and_leaves_nothing(tmp_path: Path):
     run = apa_train(tmp_path / "run", "plan_only=true", f"policy.path={model}")
     assert (run.code, run.errors) == (0, "")
     names = [line.split()[0] for line in run.output.splitlines()]
-    assert names[:8] == ["policy", "reference", "value", "reward", "evaluator", "generation", "update", "memory"]
-    assert names[8:] == ["data", "policy", "reward", "evaluator"]
-    assert run.output.splitlines()[-2].endswith(" <eos>")  # behind the response
-    assert "473,088 parameters, 1.8 MiB, 473,088 trained" in run.output
+    assert names[:6] == ["role", "policy", "reference", "value", "reward", "evaluator"]
+    assert names[6:] == ["data", "policy", "reward", "evaluator", "generation", "update", "memory"]
+    assert run.output.splitlines()[8].endswith(" <eos>")  # behind the response
+    assert run.output.splitlines()[1].split()[1:5] == ["473,088", "473,088", "1.8", "MiB"]
+    assert "64 × up to 18 + 32 tokens" in run.output  # the longest prompts that the data hold
     assert not run.folder.exists()
 
 
@@ -47,14 +48,14 @@ def test_what_cannot_fit_is_refused_before_weights_are_asked_for(tmp_path: Path,
     assert run.errors.count("\n") == 1
     assert "the largest part is the policy with 1," in run.errors  # 69 billion × 16 bytes
     assert "add policy=lora" in run.errors
-    assert "68,976,648,192 parameters" in run.output
+    assert "68,976,648,192" in run.output
     assert not run.folder.exists()
 
 
 def test_plan_only_shows_what_cannot_fit_too(tmp_path: Path, huge: Path):
     run = apa_train(tmp_path / "run", "plan_only=true", f"policy.path={huge}")
     assert run.code == 2
-    assert "68,976,648,192 parameters" in run.output
+    assert "68,976,648,192" in run.output
     assert not run.folder.exists()
 
 

@@ -35,7 +35,7 @@ def test_nothing_of_a_critic(run: Finished):
     (checkpoint,) = run.folder.glob("checkpoints/iter_*")
     assert sorted(path.name for path in checkpoint.iterdir()) == ["manifest.json", "policy", "trainer_state"]
     assert (run.folder / "plots/losses.png").is_file()
-    assert "value      none" in (run.folder / "run.log").read_text(encoding="utf-8")
+    assert "none: the responses to a prompt are compared" in (run.folder / "run.log").read_text(encoding="utf-8")
 
 
 def test_a_recipes_learning_rate_for_the_critic_is_said_to_be_unused(run: Finished, tmp_path: Path):

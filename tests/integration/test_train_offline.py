@@ -124,7 +124,7 @@ def test_pairs_of_dialogues_scored_by_a_function(tmp_path: Path):
 def test_logged_scores_alone_need_no_reward(tmp_path: Path):
     words = ("data.score_column=score", "reward.path=null", "evaluation.prompts=0", "training.iterations=2")
     done = train(tmp_path / "run", *words)
-    assert "reward     none: scores are logged" in done.output
+    assert "none: scores are logged" in done.output
     assert "generation" not in [line.split(" ")[0] for line in done.output.splitlines()]  # no cache is planned for
     note, warning = done.errors.splitlines()
     assert note.startswith("apa-train: note: evaluation.prompts is given twice")

@@ -5,6 +5,7 @@ Every field says its unit in `help`; `checks.check_config` applies the limits an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -252,3 +253,16 @@ class TrainConfig:
     def needs_reward(self) -> bool:
         """Whether anything asks for the reward's scores: training, unless they are logged, or evaluation."""
         return self.data.score_column is None or self.evaluation.prompts > 0
+
+    def scorers(self) -> Iterator[tuple[str, str, ScorerConfig]]:
+        """Role, key and settings of every reward and evaluator that is asked; of a weighted sum, of each component."""
+        several: list[tuple[str, str, SeveralConfig]] = []
+        if self.needs_reward:
+            several.append(("reward", "reward", self.reward))
+        if self.evaluation.reward.given:
+            several.append(("evaluator", "evaluation.reward", self.evaluation.reward))
+        for role, key, reward in several:
+            if not reward.components:
+                yield role, key, reward
+            for name, part in reward.components.items():
+                yield f"{role}.{name}", f"{key}.components.{name}", part

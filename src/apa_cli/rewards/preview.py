@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
+from apa_cli.config.schema import ScorerConfig, TrainConfig
 from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, PromptSet, collate
 from apa_cli.errors import UserError
@@ -79,8 +79,8 @@ def check_templates(prompts: PromptSet, scorers: Mapping[str, Scorer | None]) ->
             raise UserError(f"{scorer.key}.format", problem, remedy)
 
 
-def planned_readings(config: TrainConfig, runtime: Runtime) -> list[str]:
-    """The same of a run to come, with the prompts as it reads them and no weights.
+def planned_readings(config: TrainConfig, runtime: Runtime) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a run to come, and the same of it, with no weights.
 
     Reward functions and servers are not called. Raises UserError for data or a tokenizer that the run could not use.
     """
@@ -94,33 +94,24 @@ def planned_readings(config: TrainConfig, runtime: Runtime) -> list[str]:
         model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=given.trust_remote_code)
     policy = Policy(model, tokenizer, runtime, apart=False, stop_tokens=config.generation.stop_tokens)
     prompts, _ = load_prompts(config.data, tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed)
-    scorers: dict[str, Scorer | None] = {}
-    if config.needs_reward:
-        scorers |= _planned("reward", "reward", config.reward, policy, runtime)
-    if config.evaluation.reward.given:
-        scorers |= _planned("evaluator", "evaluation.reward", config.evaluation.reward, policy, runtime)
+    scorers = {role: _planned(key, one, policy, runtime) for role, key, one in config.scorers()}
     check_templates(prompts, scorers)
     notes = [f"{'data':<10} {line}" for line in (prompts.describe(), *prompts.warnings)]
-    return [*notes, *readings(prompts.prompts[0], policy, scorers)]
+    return prompts.prompts, [*notes, *readings(prompts.prompts[0], policy, scorers)]
 
 
-def _planned(role: str, key: str, config: SeveralConfig, policy: Policy, runtime: Runtime) -> dict[str, Scorer | None]:
+def _planned(key: str, config: ScorerConfig, policy: Policy, runtime: Runtime) -> Scorer | None:
     from transformers import AutoModelForSequenceClassification
 
-    parts: dict[str, tuple[str, ScorerConfig]]
-    parts = {f"{role}.{name}": (f"{key}.components.{name}", part) for name, part in config.components.items()}
-    scorers: dict[str, Scorer | None] = {}
-    for name, (where, part) in (parts or {role: (key, config)}).items():
-        scorers[name] = None
-        if part.kind == "model" and part.path is not None:
-            with torch.device("meta"):
-                model = AutoModelForSequenceClassification.from_config(
-                    classifier_config(part.path, part.revision, f"{where}.path")
-                )
-            tokenizer = classifier_tokenizer(part.path, part.revision, f"{where}.path")
-            loaded = {(part.path, part.revision): (model, tokenizer)}
-            scorers[name] = load_reward(part, policy, runtime, key=where, microbatch_tokens=1, loaded=loaded)
-    return scorers
+    if config.kind != "model" or config.path is None:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            classifier_config(config.path, config.revision, f"{key}.path")
+        )
+    tokenizer = classifier_tokenizer(config.path, config.revision, f"{key}.path")
+    loaded = {(config.path, config.revision): (model, tokenizer)}
+    return load_reward(config, policy, runtime, key=key, microbatch_tokens=1, loaded=loaded)
 
 
 def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:

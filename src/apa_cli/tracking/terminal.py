@@ -151,16 +151,6 @@ class Terminal(logging.Handler):
             for line in lines:
                 self._print(printable(line))
 
-    def draw(self, renderable: RenderableType) -> bool:
-        """Above the live table; False where there is none."""
-        if self._live is None:
-            return False
-        try:
-            self.console.print(renderable)
-        except (OSError, ValueError):
-            self.kind = "quiet"
-        return True
-
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "terminal", True):
             return

@@ -10,8 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import RenderableType
-
 from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import redact
 from apa_cli.tracking.log import LOG_FILE, LOGGER, open_run_log
@@ -94,12 +92,6 @@ class Tracker:
     def note(self, message: str) -> None:
         """One line to the terminal, above the live table, and to run.log."""
         _log.info(message)
-
-    def show(self, renderable: RenderableType, lines: Sequence[str]) -> None:
-        """Something to look at in the live terminal; elsewhere, and in run.log, the same in lines."""
-        drawn = self._terminal.draw(renderable)
-        for line in lines:
-            _log.info(line, extra={"terminal": not drawn})
 
     def warn(self, message: str) -> None:
         """A line that the quiet console shows too."""

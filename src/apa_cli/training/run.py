@@ -51,7 +51,7 @@ from apa_cli.training.inputs import differences, digests, read_noted
 from apa_cli.training.iteration import Learner
 from apa_cli.training.logged_data import read_logged, view_of_reference
 from apa_cli.training.loop import Run, judge_initial_again, training_loop
-from apa_cli.training.memory_plan import announce_plan, show_plan
+from apa_cli.training.memory_plan import announce_estimates, announce_models, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.resume import ALLOW, KEY, Resumption, begin_from, find_resumption
 from apa_cli.training.state import TrainingState, initial_state, objective_of
@@ -138,7 +138,7 @@ def _prepare(
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     modules = check_functions(config)
-    announce_plan(config, runtime, tracker)
+    plan = announce_models(config, runtime, tracker)
     models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
     scorers = load_scorers(config, models.policy, runtime, modules=modules)
     check_agreement(models.policy, models.reference, models.value, config)
@@ -182,6 +182,7 @@ def _prepare(
         tracker.note(f"evaluating on {held_out.describe()}")
     for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):
         tracker.warn(line)
+    announce_estimates(plan, config, runtime, rows, tracker)
     _say_how_it_is_read(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,

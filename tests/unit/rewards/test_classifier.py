@@ -11,10 +11,10 @@ from transformers import AutoModelForSequenceClassification
 
 from apa_cli.config.schema import RewardConfig
 from apa_cli.errors import UserError
-from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rewards.scorers import load_reward
+from apa_cli.training.memory_plan import make_plan
 
 TEXTS = ["the quick brown fox", "Human: hello there", "to you"]
 
@@ -79,7 +79,7 @@ def test_it_differs_from_its_base_and_is_in_the_plan(policy, policy_dir, tmp_pat
     folder = save_adapter(tmp_path / "adapter", base, labels=2)
     assert scores(folder, policy, label=0) != pytest.approx(scores(base, policy), abs=1e-2)
     config = make_config(policy_dir(), reward__kind="model", reward__function=None, reward__path=str(folder))
-    role = next(role for role in make_plan(config, CPU).roles if role.name == "reward")
+    role = make_plan(config, CPU).roles["reward"]
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2, ignore_mismatched_sizes=True)
     assert role.parameters == sum(p.numel() for p in model.parameters())
 

@@ -6,13 +6,13 @@ import pytest
 from tiny_models import CPU, make_config
 
 from apa_cli.config.schema import ComponentConfig, RewardConfig
-from apa_cli.models.plan_roles import make_plan
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.rewards.function import RewardFunction
 from apa_cli.rewards.record import FinishedResponses, Scored
 from apa_cli.rewards.scorers import load_reward, load_scorers
 from apa_cli.rewards.weighted import WeightedRewards, complaint, score
+from apa_cli.training.memory_plan import make_plan
 
 
 def responses(count=3):
@@ -79,7 +79,7 @@ def test_a_model_named_twice_is_loaded_once(policy_dir, reward_dir):
     scorers.limit_tokens(7)
     assert a.microbatch_tokens == b.microbatch_tokens == scorers.evaluator.microbatch_tokens == 7
 
-    roles = {role.name: role for role in make_plan(config, CPU).roles}
+    roles = make_plan(config, CPU).roles
     held = sum(p.numel() for p in a.model.parameters())
     assert roles["reward.a"].parameters == held
     assert roles["reward.b"].weights == roles["evaluator"].weights == "those of reward.a"
