@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import leave_nothing
 import pytest
 import tiny_models
 import torch
@@ -11,6 +12,10 @@ settings.register_profile("repeatable", derandomize=True)  # pytest --hypothesis
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # tiny models are slower on more
+
+
+def pytest_configure(config):
+    leave_nothing.listen(worker=hasattr(config, "workerinput"))
 
 
 def pytest_make_parametrize_id(val, argname):
