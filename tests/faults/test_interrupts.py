@@ -91,6 +91,29 @@ def test_a_signal_does_not_wait_for_a_reward_function_that_hangs(tmp_path):
     assert "Traceback" not in output
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_evaluation_ends_at_a_signal_and_writes_nothing(tmp_path, number, hangs):
+    body = "re.fullmatch('(a+)+b', 'a' * 60)" if hangs else "time.sleep(600)"
+    begun = "import pathlib, re, time\ndef reward(prompts, responses):\n    pathlib.Path('begun').touch(); "
+    (tmp_path / "mine.py").write_text(begun + body)
+    words = ("checkpoint=builtin:reviews/policy", "config=reviews_apa", "output_dir=out", "evaluation.prompts=2")
+    mine = ("reward.kind=function", "reward.path=null", "reward.function=mine.py:reward", "checkpoint.grace_seconds=1")
+    command = [str(Path(sys.executable).parent / "apa-eval"), *words, *mine]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment())
+    while not (tmp_path / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    if hangs:
+        assert process.returncode == -signal.SIGKILL
+        assert f"{number.name}: not done within 1 s, and Python does not answer; it hangs at {tmp_path}" in errors
+    else:
+        assert (process.returncode, errors) == (130, "apa-eval: interrupted\n")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_second_signal_stops_at_once(tmp_path):
     """The first waits for an optimizer step that takes ten minutes."""
     process = subprocess.Popen(

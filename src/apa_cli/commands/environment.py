@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 
 from apa_cli.commands.messages import report_error, say, traceback_wanted
 from apa_cli.errors import UserError
+from apa_cli.watchdog import STOPPING
 from apa_cli.watched_thread import any_abandoned
 
 SPINS = "10000"
@@ -52,6 +55,7 @@ def command(program: str) -> Callable[[Callable[[list[str]], int | None]], Calla
         @wraps(body)
         def main(argv: list[str] | None = None) -> int:
             print_anything()
+            _signals_as_ctrl_c()
             code = _exit_code(program, body, sys.argv[1:] if argv is None else argv)
             flush_output()
             if argv is None and any_abandoned():
@@ -61,6 +65,14 @@ def command(program: str) -> Callable[[Callable[[list[str]], int | None]], Calla
         return main
 
     return of
+
+
+def _signals_as_ctrl_c() -> None:
+    """SIGTERM, SIGHUP and the like raise KeyboardInterrupt, until a run has its own way with them."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPPING[1:]:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                signal.signal(number, signal.default_int_handler)
 
 
 def _exit_code(program: str, body: Callable[[list[str]], int | None], arguments: list[str]) -> int:

@@ -27,6 +27,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_checkpoints
 from apa_cli.secrets import redact
+from apa_cli.watchdog import listening
 
 if TYPE_CHECKING:
     from apa_cli.data.table import Progress
@@ -96,7 +97,7 @@ def main(arguments: list[str]) -> None:
     from apa_cli.evaluation.eval_report import write_evaluation
     from apa_cli.evaluation.evaluate_checkpoints import evaluate_checkpoints
 
-    with _progress() as progress, warnings.catch_warnings():
+    with listening(config.checkpoint.grace_seconds), _progress() as progress, warnings.catch_warnings():
         if not sys.warnoptions:  # the libraries' own, which training keeps in its log; python -W shows them
             warnings.simplefilter("ignore")
         evaluation = evaluate_checkpoints(checkpoints, config, progress)

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,7 +29,6 @@ from apa_cli.config import compose, help_text, sources
 from apa_cli.config.overrides import check_overrides, prepared
 from apa_cli.errors import UserError
 from apa_cli.files import missing_folders, remove_empty
-from apa_cli.watchdog import STOPPING
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -53,10 +50,6 @@ def main(argv: list[str]) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 the user's to mend, 130 interrupted."""
     global _session
     share_the_processor()
-    if threading.current_thread() is threading.main_thread():
-        for number in STOPPING[1:]:  # as Ctrl-C, until the run has its own way with them
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, signal.default_int_handler)
     _session = session = _Session(full_error=traceback_wanted())
     try:
         _command(argv)
