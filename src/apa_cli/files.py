@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import numbers
 import os
 import shutil
 import signal
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 FAULT_VARIABLE = "APA_CLI_DIE_AT"  # the number of the fault point at which the process kills itself
 UNFINISHED = ".apa-cli-unfinished"  # lies in a folder that is being written, and says that it is ours
@@ -52,6 +55,21 @@ def write_text(path: Path, text: str) -> None:
             beside.unlink(missing_ok=True)
     fault_point()
     sync_folder(path.parent)
+
+
+def json_value(value: Any) -> Any:
+    """`value` as every reader of JSON knows it: NaN and infinity become null, and what JSON has no word for, text."""
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): json_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(item) for item in value]
+    if hasattr(value, "item"):  # a scalar of an array library
+        value = value.item()
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
 
 
 def separate(path: Path) -> None:

@@ -258,7 +258,6 @@ def endpoint() -> Iterator[str]:
 
 
 def test_an_endpoint_judges_too(full_run: Path, endpoint: str, tmp_path: Path):
-    pytest.importorskip("openai", reason="needs the extra: pip install 'apa-cli[judge]'")
     judge = (f"evaluation.judge.base_url={endpoint}", "evaluation.judge.model=m")
     quiet = ("tracking.wandb.mode=disabled", f"output_dir={tmp_path / 'out'}", "evaluation.prompts=10")
     finished = apa_eval(f"checkpoint={full_run}/checkpoints/iter_000002", *judge, *quiet)
@@ -288,8 +287,6 @@ def test_an_endpoint_judges_too(full_run: Path, endpoint: str, tmp_path: Path):
     ],
 )
 def test_bad_input_is_one_line_and_touches_nothing(full_run: Path, tmp_path: Path, arguments: str, said: str):
-    if "judge" in arguments:
-        pytest.importorskip("openai", reason="needs the extra: pip install 'apa-cli[judge]'")
     (full_run / "checkpoints" / ".iter_000006.partial").mkdir(exist_ok=True)
     (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
     before = contents(full_run)

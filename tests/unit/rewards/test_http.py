@@ -14,7 +14,7 @@ from reward_server import Answer, lengths, scores, serving
 
 from apa_cli.config.schema import ScorerConfig
 from apa_cli.errors import UserError
-from apa_cli.rewards import http as http_reward
+from apa_cli.rewards import json_server
 from apa_cli.rewards.http import HttpReward
 from apa_cli.rewards.record import FinishedResponses
 
@@ -22,7 +22,7 @@ from apa_cli.rewards.record import FinishedResponses
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
     """Short waits, and no proxy of this machine's in between."""
-    monkeypatch.setattr(http_reward, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(json_server, "_FIRST_WAIT", 0.01)
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -142,7 +142,7 @@ def test_a_server_that_begins_while_it_is_asked():
     ("answer", "said", "requests"),
     [
         (Answer(b"no such thing", status=503), "fails (503: no such thing), in 3 tries; start the server, ", 3),
-        (Answer(b'{"detail": "what?"}', status=422), 'refuses the request (422: {"detail": "what?"}); correct the', 1),
+        (Answer(b'{"detail": "what?"}', status=422), 'refuses the request (422: what?); correct the', 1),
         (Answer(b"", status=404), "refuses the request (404); correct the address", 1),
         (Answer(b"<html>hello</html>"), "answers with something else than JSON: <html>hello</html>; answer {", 1),
         (Answer(b""), "answers with something else than JSON: nothing; answer {", 1),
@@ -179,7 +179,9 @@ def test_the_timeout_holds_for_all_tries(endless):
         line = failure(server.url, timeout_seconds=0.5)
     assert time.monotonic() - began < 4
     if endless.status == 200:
-        assert line.startswith(f"reward.timeout_seconds: {server.url} has not answered within 0.5 s; see whether the")
+        assert line.startswith(
+            f"reward.timeout_seconds: {server.url} has not answered within 0.5 s, in 1 try; see whether the"
+        )
 
 
 def test_an_answer_that_drips_is_too_slow():

@@ -63,7 +63,7 @@ def test_the_scores_are_those_of_the_model(policy_dir, reward_dir, serve, option
 def test_odd_requests_and_the_token(serve, monkeypatch):
     reward = HttpReward(ScorerConfig(kind="http", url=serve(), retries=0), key="reward")
     with pytest.raises(UserError, match=r"400: .*2 prompts and 1 responses"):
-        reward._ask_all([({"prompts": ["a", "b"], "responses": ["c"]}, 1)], 0)
+        reward._scores(reward.server, [{"prompts": ["a", "b"], "responses": ["c"]}])
     with pytest.raises(UserError, match=r"400: .*KeyError"):
         reward._ask_all([({"prompts": ["a", "b"]}, 1)], 0)
     one = FinishedResponses(prompts=["a"], responses=["c"], messages=None, columns={}, token_ids=[[1]])

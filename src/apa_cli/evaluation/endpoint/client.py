@@ -6,23 +6,16 @@ environment when the asking begins, and is in no attribute, result, message or l
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from apa_cli.config.reward_checks import check_key_name, check_url
 from apa_cli.config.schema import JudgeConfig
 from apa_cli.errors import UserError
-from apa_cli.evaluation.endpoint.errors import (
-    WHERE,
-    NotACompletionError,
-    check_judge,
-    explain,
-    require_client,
-)
 from apa_cli.evaluation.endpoint.spending import Spending
 from apa_cli.evaluation.pairwise import (
     JudgeSummary,
@@ -33,8 +26,10 @@ from apa_cli.evaluation.pairwise import (
     tally,
     write_messages,
 )
-from apa_cli.secrets import REDACTED, read_key, redact_text
+from apa_cli.rewards.json_server import JsonServer, ServerError, ask_all
+from apa_cli.secrets import read_key
 
+WHERE = "evaluation.judge"
 Progress = Callable[[int, int], None]  # pairs done, pairs in all
 
 
@@ -42,16 +37,13 @@ class EndpointJudge:
     """Asks about each pair in both orders; a preference that depends on the order is a tie."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        """Checks the settings and that the client is installed; sends nothing."""
+        """Checks the settings and sends nothing."""
         check_judge(config)
-        if config.base_url is None:
-            raise UserError(f"{WHERE}.base_url", "not set", "give the address of a chat endpoint")
-        require_client()
         self.config = config
         self.verdicts: list[Verdict] = []  # in the pairs' order; after an error, those judged before it
         self._pairs = 0
-        self._spending = Spending(config)
-        self._spent_before = self._spending.report()
+        self._spending = Spending(config, WHERE)
+        self._spent_before: Counter[str] = Counter()
         self._stopped: str | None = None
 
     def judge(self, pairs: Sequence[Pair], progress: Progress | None = None) -> list[Verdict]:
@@ -61,15 +53,19 @@ class EndpointJudge:
         judged before, as they do after Ctrl-C. What was spent in earlier calls counts towards the cap.
         """
         pairs = list(pairs[: self.config.prompts or None])
-        done = {i: _identical(i) for i, pair in enumerate(pairs) if pair.checkpoint == pair.initial}
-        self.verdicts, self._pairs, self._stopped = [], len(pairs), None
-        self._spent_before = self._spending.report()
-        todo: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for i in range(len(pairs)):
-            if i not in done:
-                todo.put(i)
+        alike = [i for i, pair in enumerate(pairs) if pair.checkpoint == pair.initial]
+        done = {i: Verdict(index=i, preferred=("tie", "tie"), asked=False) for i in alike}
+        todo = [i for i in range(len(pairs)) if i not in done]
+        self._pairs, self._stopped, self._spent_before = len(pairs), None, self._spending.spent.copy()
+        asker = _Asker(self.config, self._spending, read_key(self.config.api_key_env, f"{WHERE}.api_key_env"))
         try:
-            self._run(pairs, todo, done, progress)
+            for number, verdict in ask_all(
+                todo, lambda i, stop: asker.compare(i, pairs[i], stop), self.config.concurrency
+            ):
+                if verdict is not None:
+                    done[todo[number]] = verdict
+                    if progress is not None:
+                        progress(len(done), len(pairs))
             self._stopped = self._spending.stopped if len(done) < len(pairs) else None
         except UserError as error:
             self._stopped = str(error)
@@ -83,154 +79,129 @@ class EndpointJudge:
 
     def summary(self) -> JudgeSummary:
         """What the last call of `judge` came to, and what it spent."""
-        spent: dict[str, Any] = {
-            name: None if value is None else value - self._spent_before[name]
-            for name, value in self._spending.report().items()
-        }
+        spent = self._spending.spent.copy()
+        spent.subtract(self._spent_before)
         return JudgeSummary(
             model=self.config.model or "",
             pairs=self._pairs,
             stopped=self._stopped,
+            cost=self._spending.cost(spent),
             **spent,
             **tally(self.verdicts),
         )
-
-    def _run(
-        self,
-        pairs: Sequence[Pair],
-        todo: queue.SimpleQueue[int],
-        done: dict[int, Verdict],
-        progress: Progress | None,
-    ) -> None:
-        """Fill `done`. Workers are daemons, so that Ctrl-C need not wait for an answer on its way."""
-        key = read_key(self.config.api_key_env, f"{WHERE}.api_key_env")
-        client = _connect(self.config, key)
-        asker = _Asker(client, self.config, self._spending)
-        results: queue.SimpleQueue[Verdict | Exception | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                while True:
-                    index = todo.get_nowait()
-                    results.put(asker.compare(index, pairs[index]))
-            except (queue.Empty, _StoppedError):
-                results.put(None)
-            except Exception as error:
-                results.put(error)
-
-        workers = min(self.config.concurrency, todo.qsize())
-        try:
-            for number in range(workers):
-                threading.Thread(target=work, name=f"judge-{number}", daemon=True).start()
-            while workers:
-                result = results.get()
-                if isinstance(result, Verdict):
-                    done[result.index] = result
-                    if progress is not None:
-                        progress(len(done), len(pairs))
-                elif result is None:
-                    workers -= 1
-                else:  # raised outside of any `except`: its context would hold the request, and with it the key
-                    raise explain(result, self.config, key) or result
-        finally:
-            asker.stop.set()
-            with contextlib.suppress(Exception):
-                client.close()  # also ends the client's own retries in the other workers
-
-
-def _identical(index: int) -> Verdict:
-    return Verdict(index=index, preferred=("tie", "tie"), asked=False)
-
-
-def _connect(config: JudgeConfig, key: str | None) -> Any:
-    """The client retries 408, 409, 429, 5xx, timeouts and lost connections: exponential, or as Retry-After says."""
-    try:
-        client = require_client().OpenAI(
-            base_url=config.base_url,
-            api_key=key or "none",  # the client insists on one, and would otherwise take another from the environment
-            timeout=config.timeout_seconds,
-            max_retries=config.retries,
-        )
-    except UserError:
-        raise
-    except Exception as error:  # such as a proxy setting that the client cannot use
-        problem = f"the client cannot be set up ({type(error).__name__}: {redact_text(str(error))})"
-        problem = problem.replace(key, REDACTED) if key else problem
-    else:
-        host = urlsplit(config.base_url or "").hostname or ""
-        if host != "openai.com" and not host.endswith(".openai.com"):
-            client.organization = client.project = None  # from the environment, and nobody else's business
-        return client
-    raise UserError(f"{WHERE}.base_url", problem, "correct the address, or the proxy settings of the environment")
-
-
-class _StoppedError(Exception):
-    """No further request is to be sent."""
 
 
 class _Asker:
     """Asks one endpoint; shared by the workers."""
 
-    def __init__(self, client: Any, config: JudgeConfig, spending: Spending) -> None:
-        self._client, self._config, self._spending = client, config, spending
+    def __init__(self, config: JudgeConfig, spending: Spending, token: str | None) -> None:
+        self._config, self._spending, self._token = config, spending, token
         self._nonce = secrets.token_hex(8)
-        self.stop = threading.Event()
+        self._server = JsonServer(
+            url=f"{(config.base_url or '').rstrip('/')}/chat/completions",
+            key=WHERE,
+            url_name="base_url",
+            token_variable=config.api_key_env,
+            retries=config.retries,
+            timeout_seconds=config.timeout_seconds,
+            each_try=True,
+            size_name="concurrency",
+            expected="give the address of an OpenAI-compatible endpoint; it often ends in /v1",
+        )
 
-    def compare(self, index: int, pair: Pair) -> Verdict:
-        first = self._prefer(pair.prompt, pair.checkpoint, pair.initial, names=("checkpoint", "initial"))
-        second = self._prefer(pair.prompt, pair.initial, pair.checkpoint, names=("initial", "checkpoint"))
-        return Verdict(index=index, preferred=(first, second))
+    def compare(self, index: int, pair: Pair, stop: threading.Event) -> Verdict | None:
+        """None where a cap leaves no request."""
+        first = self._prefer(pair.prompt, pair.checkpoint, pair.initial, ("checkpoint", "initial"), stop)
+        second = first and self._prefer(pair.prompt, pair.initial, pair.checkpoint, ("initial", "checkpoint"), stop)
+        return Verdict(index=index, preferred=(first, second)) if first and second else None
 
-    def _prefer(self, prompt: str, a: str, b: str, *, names: tuple[Preference, Preference]) -> Preference:
+    def _prefer(
+        self, prompt: str, a: str, b: str, names: tuple[Preference, Preference], stop: threading.Event
+    ) -> Preference | None:
         """Ask, and once more with a reminder if the answer cannot be read."""
         for reminder in (False, True):
             messages = write_messages(
                 prompt, a, b, criterion=self._config.criterion, nonce=self._nonce, reminder=reminder
             )
-            answer = read_answer(self._complete(messages))
-            if answer is not None:
+            text = self._complete(messages, stop)
+            if text is None:
+                return None
+            if answer := read_answer(text):
                 return "tie" if answer == "tie" else names[answer == "B"]
         return "unparsed"
 
-    def _complete(self, messages: list[dict[str, str]]) -> str:
+    def _complete(self, messages: list[dict[str, str]], stop: threading.Event) -> str | None:
         """The text of the answer. A body that is no completion, such as a proxy's page, gets a second chance."""
-        try:
-            return self._request(messages)
-        except NotACompletionError:
-            return self._request(messages)
-
-    def _request(self, messages: list[dict[str, str]]) -> str:
-        if not self._spending.admit(self.stop):
-            raise _StoppedError
         options = {
             "temperature": self._config.temperature,
             "seed": self._config.seed,
             "max_completion_tokens": self._config.max_answer_tokens,
         }
         sent = {name: value for name, value in options.items() if value is not None}
-        usage: tuple[int, int] | None = (0, 0)  # what a failed request used is unknown, and rarely billed
-        try:
-            completion = self._client.chat.completions.create(model=self._config.model, messages=messages, **sent)
-            text = _text(completion)
-            usage = _usage(completion)
-            return text
-        except ValueError as error:  # a body that is not JSON
-            raise NotACompletionError(type(error).__name__) from None
-        finally:
-            self._spending.settle(usage)
+        body = {"model": self._config.model, "messages": messages, **sent}
+        for _ in range(2):
+            if not self._spending.admit(stop):
+                return None
+            usage: tuple[int, int] | None = (0, 0)  # what a failed request used is unknown, and rarely billed
+            try:
+                answer = self._server.ask(body, self._token, stop)
+                text, usage = _text(answer), _usage(answer)
+                if text is not None:
+                    return text
+                error = self._server.error("base_url", f"{self._server.host} answers no chat completion", "", 200)
+            except ServerError as failed:
+                error = failed
+            finally:
+                self._spending.settle(usage)
+            if error.status != 200:
+                break
+        raise self._explain(error)
+
+    def _explain(self, error: ServerError) -> UserError:
+        """In the words of a chat endpoint, where one of its settings has to do with it."""
+        server, model = self._server, self._config.model
+        if error.status == 200:
+            return server.error("base_url", f"{server.host} does not answer with chat completions", server.expected)
+        if error.status == 404:
+            problem = f"{error.problem}: it does not know {model}, or this address"
+            return server.error("model", problem, f"correct the name, or {WHERE}.base_url (it often ends in /v1)")
+        if error.status == 429:
+            return server.error("concurrency", error.problem, f"lower it, raise {WHERE}.retries, or wait")
+        return error
 
 
-def _text(completion: Any) -> str:
-    """The first choice's text; empty when the server gives no choice (a filter) or no text."""
-    choices = getattr(completion, "choices", None)
+def check_judge(judge: JudgeConfig) -> None:
+    """Raise UserError for settings that cannot work together; limits of single fields are checked elsewhere."""
+    if judge.base_url is None:
+        raise UserError(f"{WHERE}.base_url", "not set", "give the address of a chat endpoint")
+    check_url(judge.base_url, f"{WHERE}.base_url", f"{WHERE}.api_key_env", example="http://127.0.0.1:8000/v1")
+    if urlsplit(judge.base_url).path.rstrip("/").endswith("/completions"):
+        raise UserError(f"{WHERE}.base_url", f"{judge.base_url} is too long", "leave out /chat/completions")
+    if judge.model is None:
+        raise UserError(f"{WHERE}.model", "not set", f"name a model that the endpoint serves: {WHERE}.model=NAME")
+    check_key_name(judge.api_key_env, f"{WHERE}.api_key_env", example="OPENAI_API_KEY")
+    names = ("price_per_million_input", "price_per_million_output")
+    missing = [name for name in names if getattr(judge, name) is None]
+    if missing and (judge.max_cost is not None or len(missing) == 1):
+        raise UserError(
+            f"{WHERE}.{missing[0]}",
+            "not set, so no cost can be counted",
+            f"give both prices, or set {WHERE}.max_cost and both prices to null and cap {WHERE}.max_tokens_total",
+        )
+
+
+def _text(answer: Any) -> str | None:
+    """The first choice's text; empty when the server gives no choice (a filter) or no text, None for no completion."""
+    choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
-        raise NotACompletionError("no choices")
-    content = getattr(getattr(choices[0], "message", None), "content", None) if choices else None
+        return None
+    message = choices[0].get("message") if choices and isinstance(choices[0], dict) else None
+    content = message.get("content") if isinstance(message, dict) else None
     return content if isinstance(content, str) else ""
 
 
-def _usage(completion: Any) -> tuple[int, int] | None:
+def _usage(answer: Any) -> tuple[int, int] | None:
     """Tokens in and out; None if the server does not say."""
-    usage = getattr(completion, "usage", None)
-    counts = (getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None))
-    return counts if all(isinstance(n, int) and n >= 0 for n in counts) else None  # type: ignore[return-value]
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
+    return (counts[0], counts[1]) if counts and all(isinstance(n, int) and n >= 0 for n in counts) else None

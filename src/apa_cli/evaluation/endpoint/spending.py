@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from collections import Counter
 
 from apa_cli.config.schema import JudgeConfig
-from apa_cli.evaluation.endpoint.errors import WHERE
 
 
 class Spending:
@@ -17,18 +16,15 @@ class Spending:
     a request larger than all before it, or by what a failed request used, which no server reports.
     """
 
-    def __init__(self, config: JudgeConfig) -> None:
-        self._input_price = config.price_per_million_input
-        self._output_price = config.price_per_million_output
-        self._caps: dict[str, float] = {
-            name: cap
-            for name, cap in (("max_tokens_total", config.max_tokens_total), ("max_cost", config.max_cost))
-            if cap is not None
-        }
+    def __init__(self, config: JudgeConfig, key: str) -> None:
+        self._key = key
+        self._prices = config.price_per_million_input, config.price_per_million_output
+        caps = {"max_tokens_total": config.max_tokens_total, "max_cost": config.max_cost}
+        self._caps: dict[str, float] = {name: cap for name, cap in caps.items() if cap is not None}
         self._changed = threading.Condition()
         self._in_flight = 0
         self._largest = (0, 0)  # tokens of one request, in and out
-        self._requests = self._unknown = self._input = self._output = 0
+        self.spent: Counter[str] = Counter(requests=0, input_tokens=0, output_tokens=0, requests_without_usage=0)
         self.stopped: str | None = None  # why no more requests are admitted
 
     def admit(self, stop: threading.Event) -> bool:
@@ -37,11 +33,11 @@ class Spending:
             while self._caps and self._in_flight and self._largest == (0, 0) and not stop.is_set():
                 self._changed.wait(timeout=0.1)
             for name, cap in self._caps.items():
-                spent = self._measure(name, self._input, self._output)
+                spent = self._measure(name, self.spent["input_tokens"], self.spent["output_tokens"])
                 if spent + (self._in_flight + 1) * self._measure(name, *self._largest) > cap:
-                    self.stopped = self.stopped or f"{WHERE}.{name}={cap:.12g} is used up: {spent:.6g} spent"
+                    self.stopped = self.stopped or f"{self._key}.{name}={cap:.12g} is used up: {spent:.6g} spent"
             admitted = self.stopped is None and not stop.is_set()
-            self._requests += admitted
+            self.spent["requests"] += admitted
             self._in_flight += admitted
             return admitted
 
@@ -49,29 +45,25 @@ class Spending:
         """Book an admitted request's tokens, in and out; None, if the server does not say, ends what is capped."""
         with self._changed:
             self._in_flight -= 1
-            if usage is None:
-                self._unknown += 1
-                if self._caps:
-                    self.stopped = f"the server reports no usage, so {WHERE}.{next(iter(self._caps))} cannot be kept"
-            else:
-                self._input, self._output = self._input + usage[0], self._output + usage[1]
+            if usage is not None:
+                self.spent.update(input_tokens=usage[0], output_tokens=usage[1])
                 self._largest = max(self._largest[0], usage[0]), max(self._largest[1], usage[1])
+            else:
+                self.spent["requests_without_usage"] += 1
+                if self._caps:
+                    self.stopped = (
+                        f"the server reports no usage, so {self._key}.{next(iter(self._caps))} cannot be kept"
+                    )
             self._changed.notify_all()
 
-    def report(self) -> dict[str, Any]:
-        """The fields of JudgeSummary about the requests."""
-        with self._changed:
-            priced = self._input_price is not None and self._output_price is not None
-            return {
-                "requests": self._requests,
-                "input_tokens": self._input,
-                "output_tokens": self._output,
-                "requests_without_usage": self._unknown,
-                "cost": self._measure("max_cost", self._input, self._output) if priced else None,
-            }
+    def cost(self, spent: Counter[str]) -> float | None:
+        """In the currency of the prices, None without them."""
+        return (
+            None if None in self._prices else self._measure("max_cost", spent["input_tokens"], spent["output_tokens"])
+        )
 
     def _measure(self, cap: str, tokens_in: int, tokens_out: int) -> float:
         """Tokens in the unit of a cap."""
         if cap == "max_tokens_total":
             return tokens_in + tokens_out
-        return (tokens_in * (self._input_price or 0.0) + tokens_out * (self._output_price or 0.0)) / 1e6
+        return (tokens_in * (self._prices[0] or 0.0) + tokens_out * (self._prices[1] or 0.0)) / 1e6
