@@ -65,13 +65,13 @@ def test_odd_requests_and_the_token(serve, monkeypatch):
     with pytest.raises(UserError, match=r"400: .*2 prompts and 1 responses"):
         reward._scores(reward.server, [{"prompts": ["a", "b"], "responses": ["c"]}])
     with pytest.raises(UserError, match=r"400: .*KeyError"):
-        reward._ask_all([({"prompts": ["a", "b"]}, 1)], 0)
+        reward._scores(reward.server, [{"prompts": ["a", "b"]}])
     one = FinishedResponses(prompts=["a"], responses=["c"], messages=None, columns={}, token_ids=[[1]])
     guarded = serve(token="right")
     with pytest.raises(UserError, match=r"wants a token \(401\)"):
         ask(guarded, one)
     monkeypatch.setenv("REWARD_TOKEN", "wrong")
-    with pytest.raises(UserError, match=r"refuses the token \(401\); export REWARD_TOKEN anew"):
+    with pytest.raises(UserError, match=r"that http:\S+ refuses \(401\); export REWARD_TOKEN anew"):
         ask(guarded, one, api_key_env="REWARD_TOKEN")
     monkeypatch.setenv("REWARD_TOKEN", "right")
     assert len(ask(guarded, one, api_key_env="REWARD_TOKEN")) == 1
