@@ -1,6 +1,6 @@
-"""Write the table of all configuration keys into the README, from the schema's own help.
+"""Write the table of all configuration keys into docs/configuration.md, from the schema's own help.
 
-python scripts/write_config_table.py          rewrite the part of README.md between the two markers
+python scripts/write_config_table.py          rewrite the part between the two markers
 python scripts/write_config_table.py --check  exit 1 if it is out of date
 """
 
@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 from apa_cli.config.keys import Key, all_keys
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "configuration.md"
 BEGIN, END = "<!-- keys: written by scripts/write_config_table.py -->\n", "<!-- end of keys -->"
 
 
@@ -44,11 +44,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     old, after = rest.split(END)
     if check:
         return int(old != table())
-    README.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
+    PAGE.write_text(before + BEGIN + table() + END + after, encoding="utf-8")
     return 0
 
 

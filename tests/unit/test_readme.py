@@ -1,4 +1,4 @@
-"""What the README promises can be typed as it stands, and its table of keys is the schema's."""
+"""What README and the guide promise can be typed as it stands, and the table of keys is the schema's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import yaml
 from apa_cli.config.compose import compose_train
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/guide.md", "docs/recipes.md")]
+README = "\n".join(PAGES)
 
 
 def blocks(language: str) -> list[str]:
@@ -23,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 def commands() -> list[list[str]]:
     lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
-    lines += [f"apa-train config={name}" for name in re.findall(r"config=(\w+)`", README)]
+    lines += [f"apa-train config={name}" for name in re.findall(r"config=(\w+)`", README) if name != "NAME"]
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("apa-train")]
 
 
@@ -51,6 +52,13 @@ def test_the_yaml_example_sets_what_it_says(tmp_path: Path, monkeypatch: pytest.
 def test_the_table_of_keys_is_up_to_date() -> None:
     result = subprocess.run([sys.executable, ROOT / "scripts" / "write_config_table.py", "--check"], check=False)
     assert result.returncode == 0, "run scripts/write_config_table.py"
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(PAGES[0].splitlines()) <= 160
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_every_recipe_is_in_the_table() -> None:

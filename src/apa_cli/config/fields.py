@@ -1,6 +1,6 @@
 """How a configuration field declares its default, its unit and its limits, in one place.
 
-The limits are read by `checks.check_fields`, the help by the configuration table of the README and by `--help`.
+The limits are read by `checks.check_fields`, the help by docs/configuration.md and by `--help`.
 """
 
 from __future__ import annotations
