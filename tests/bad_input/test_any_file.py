@@ -136,7 +136,7 @@ def test_a_torn_log_loses_no_whole_line(tmp_path: Path, records: list[dict[str, 
         assert whole[len(torn) : len(torn) + 1] == b"\n"
     assert found == complete
     log = JsonLines(path, start_iteration=start)
-    log.write({"iteration": start + 1})
+    log.add({"iteration": start + 1})
     log.close()
     assert read_json_lines(path) == [*(r for r in complete if r["iteration"] <= start), {"iteration": start + 1}]
     assert path.read_bytes().endswith(b"\n")

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
-from apa_cli.files import write_text
+from apa_cli.files import json_value, write_text
 from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 
 
-class JsonLines:
+class JsonLines(PatientFile):
     """Appends one object a line.
 
     Lines of iterations after `start_iteration`, which a resumed run repeats, are dropped first; None begins an empty
@@ -22,14 +21,13 @@ class JsonLines:
     """
 
     def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
-        self.path = path
         _rewind(path, start_iteration)
-        self.file = PatientFile(path, trouble)
+        super().__init__(path, trouble)
 
-    def write(self, record: Mapping[str, Any]) -> None:
-        line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+    def add(self, record: Mapping[str, Any]) -> None:
+        line = json.dumps(json_value(record), ensure_ascii=False, allow_nan=False) + "\n"
         # Lone surrogates, which UTF-8 has no bytes for, become \uXXXX escapes: still JSON.
-        self.file.write(line.encode("utf-8", errors="backslashreplace"))
+        self.write(line.encode("utf-8", errors="backslashreplace"))
 
     def read(self) -> list[dict[str, Any]]:
         """All objects, those that are not on the disk yet among them."""
@@ -37,14 +35,7 @@ class JsonLines:
 
     def content(self) -> bytes:
         """Of the file, and what is not on the disk yet."""
-        return self.path.read_bytes() + self.file.pending
-
-    def sync(self) -> bool:
-        """Everything to the disk itself. Whether that succeeded."""
-        return self.file.sync()
-
-    def close(self) -> None:
-        self.file.close()
+        return self.path.read_bytes() + self.pending
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -78,13 +69,3 @@ def _rewind(path: Path, start_iteration: int | None) -> None:
         problem = text if isinstance(error, ValueError) else "a line has no number as its iteration"
         raise UserError(shown(str(path)), problem, "mend the line, or move the file away") from error
     write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has: NaN and infinity become None, scalars of array libraries become floats."""
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    number = float(value)
-    return number if math.isfinite(number) else None

@@ -44,26 +44,20 @@ rollout.source=offline `logged/…` describes the data, and `reward/…`, `kl/�
 `time/read` stands in place of `time/generate`."""
 
 
-class MetricsFile:
+class MetricsFile(JsonLines):
     """One line an iteration, `iteration` first; a value that is not finite is written as null."""
 
     def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
-        self.lines = JsonLines(path, start_iteration=start_iteration, trouble=trouble)
-        written = read_json_lines(path)
+        super().__init__(path, start_iteration=start_iteration, trouble=trouble)
+        written = self.read()
         self.last_iteration: int | None = written[-1]["iteration"] if written else None
 
-    def write(self, iteration: int, metrics: Mapping[str, float]) -> None:
+    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
         """Raises ValueError when `iteration` does not come after the line before it."""
         if self.last_iteration is not None and iteration <= self.last_iteration:
             raise ValueError(f"metrics of iteration {iteration} after those of {self.last_iteration}")
-        self.lines.write({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
+        self.add({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
         self.last_iteration = iteration
-
-    def sync(self) -> bool:
-        return self.lines.sync()
-
-    def close(self) -> None:
-        self.lines.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:

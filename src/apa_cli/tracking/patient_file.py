@@ -47,23 +47,13 @@ class PatientFile:
     def __init__(self, path: Path, trouble: DiskTrouble | None = None) -> None:
         self.path = path
         self._trouble = trouble or DiskTrouble()
-        self._pending = bytearray()
-        self._refused: OSError | None = None
+        self.pending = bytearray()  # what is not on the disk yet; it may begin in the middle of a line
+        self.problem: OSError | None = None  # why something is pending
         self._file = self._open()
         self._size = os.fstat(self._file).st_size
 
-    @property
-    def pending(self) -> bytes:
-        """What is not on the disk yet; it may begin in the middle of a line."""
-        return bytes(self._pending)
-
-    @property
-    def problem(self) -> OSError | None:
-        """Why something is pending."""
-        return self._refused
-
     def write(self, data: bytes) -> None:
-        self._pending += data
+        self.pending += data
         self._drain()
 
     def sync(self) -> bool:
@@ -94,24 +84,24 @@ class PatientFile:
 
     def _drain(self) -> bool:
         if self._file < 0:
-            return not self._pending
+            return not self.pending
         try:
-            if self._refused is not None:
+            if self.problem is not None:
                 self._begin_again()
-            while self._pending:
-                count = os.write(self._file, self._pending)
-                del self._pending[:count]
+            while self.pending:
+                count = os.write(self._file, self.pending)
+                del self.pending[:count]
                 self._size += count
         except OSError as error:
             self._refuse(error)
             return False
-        if self._refused is not None:
-            self._refused = None
+        if self.problem is not None:
+            self.problem = None
             self._trouble.takes(self.path)
         return True
 
     def _refuse(self, error: OSError) -> None:
-        self._refused = error
+        self.problem = error
         self._trouble.refuses(self.path, error)
 
     def _begin_again(self) -> None:

@@ -74,7 +74,7 @@ class Tracker:
         self._opened.callback(metrics.close)
         self._files = metrics, samples
         if self._tensorboard is not None:
-            self._tensorboard.begin(metrics.lines.read(), start, trouble)
+            self._tensorboard.begin(metrics.read(), start, trouble)
             self._opened.callback(self._tensorboard.close)
         self._run_log.open(self.run_dir / LOG_FILE)
         return self
@@ -104,7 +104,7 @@ class Tracker:
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
         """All metrics of one iteration, with those of its evaluation where there was one."""
         merged = {**self._held.pop(iteration, {}), **metrics}
-        self._samples.write(iteration, samples, source="training")
+        self._samples.log(iteration, samples, source="training")
         self._write(iteration, merged, samples)
 
     def log_evaluation(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -116,7 +116,7 @@ class Tracker:
         written = self._metrics.last_iteration
         if written is not None and written >= iteration:
             raise ValueError(f"evaluation of iteration {iteration} after its metrics were written")
-        self._samples.write(iteration, samples, source="evaluation")
+        self._samples.log(iteration, samples, source="evaluation")
         if iteration == 0:
             self._write(iteration, metrics, samples)
         else:
@@ -131,12 +131,12 @@ class Tracker:
 
     def copy_to(self, folder: Path) -> None:
         """Metrics and samples so far, those among them that a full disk has not taken yet."""
-        for name, lines in ((METRICS_FILE, self._metrics.lines), (SAMPLES_FILE, self._samples.lines)):
+        for name, lines in ((METRICS_FILE, self._metrics), (SAMPLES_FILE, self._samples)):
             (folder / name).write_bytes(lines.content())
 
     def metrics(self) -> list[dict[str, float | None]]:
         """The lines of metrics.jsonl, those among them that a full disk has not taken yet."""
-        return self._metrics.lines.read()
+        return self._metrics.read()
 
     def finish(self, summary: Summary) -> None:
         """Pictures, report.md, and the last lines on the terminal. A picture that cannot be drawn costs a warning."""
@@ -182,7 +182,7 @@ class Tracker:
         self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1, seconds=seconds)
 
     def _write(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
-        self._metrics.write(iteration, metrics)
+        self._metrics.log(iteration, metrics)
         evaluated = any(name.startswith("eval/") for name in metrics)
         self._wandb.log(iteration, metrics, samples, table=evaluated or iteration == self.config.training.iterations)
         if self._tensorboard is not None:
@@ -200,7 +200,7 @@ class Tracker:
         """Lines that the disk refuses to the last."""
         if self._files is None or self._run_log.file is None:
             return
-        for file in (self._metrics.lines.file, self._samples.lines.file, self._run_log.file):
+        for file in (self._metrics, self._samples, self._run_log.file):
             file.write(b"")
             if file.problem is not None and (lines := file.pending.count(b"\n")):
                 lost = "1 line" if lines == 1 else f"{lines} lines"

@@ -5,6 +5,8 @@ Whatever fails there costs one warning. Without a key, or without a network, the
 
 from __future__ import annotations
 
+import math
+import netrc
 import os
 import queue
 import threading
@@ -12,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from apa_cli.config.schema import WandbConfig
 from apa_cli.secrets import redact, redact_text
 from apa_cli.tracking.samples import Sample
-from apa_cli.tracking.wandb_mode import choose_mode, has_key
 from apa_cli.watched_thread import ABANDONED
 
 RUN_ID_FILE = "run-id"  # beside wandb's own files: a resumed run goes on under the same id
@@ -28,6 +31,7 @@ TABLE_ROWS = 200  # newest responses in the table
 SAMPLE_COLUMNS = ("iteration", "prompt", "response", "score", "kl", "evaluator")
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
+_ENVIRONMENT_MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # others mean online
 # Nothing about the machine, its code or its packages leaves it, and nothing is printed.
 _SETTINGS: dict[str, Any] = {
     "silent": True,
@@ -63,9 +67,8 @@ class WandbRun:
         init_seconds: float = INIT_SECONDS,
     ) -> None:
         self._config, self._run_dir, self._run_config, self._resumed = config, run_dir, run_config, resumed
-        self._note, self._warn = note, warn
-        self._init_seconds = init_seconds
-        self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue(QUEUE_ITEMS)
+        self._note, self._warn, self._init_seconds = note, warn, init_seconds
+        self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue(QUEUE_ITEMS)  # an exit code comes last
         self._rows: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
         self._failed = self._finished = self._dropped = False
         self._last_step = -1
@@ -76,29 +79,28 @@ class WandbRun:
         self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = (), *, table: bool = False
     ) -> None:
         """Metrics at step `iteration`. Samples are kept for the table that `table` has written."""
-        if self.mode == "disabled":
-            return
-        finite = {
-            name: float(value) for name, value in metrics.items() if value is not None and abs(value) < float("inf")
-        }
-        rows = _table_rows(iteration, samples)
+        finite = {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
 
         def send(run: Any) -> None:
-            self._rows.extend(rows)
             if iteration <= self._last_step:
                 return
             payload: dict[str, Any] = {**finite, "iteration": iteration}
             if table and self._rows:
-                payload["samples"] = self._table()
+                import wandb
+
+                payload["samples"] = wandb.Table(columns=list(SAMPLE_COLUMNS), data=list(self._rows))
             with _data_folder(self._run_dir / "wandb"):
                 run.log(payload, step=iteration, commit=True)
-            self._remember(iteration)
+            self._last_step = iteration
+            with suppress(OSError):
+                (self._run_dir / "wandb" / LAST_STEP_FILE).write_text(str(iteration), "utf-8")
 
+        self.keep(iteration, samples)
         self._put(send)
 
     def keep(self, iteration: int, samples: Sequence[Sample]) -> None:
         """Samples for the next table, without metrics."""
-        rows = _table_rows(iteration, samples)
+        rows = [[iteration, *(getattr(sample, name) for name in SAMPLE_COLUMNS[1:])] for sample in samples]
         if rows:
             self._put(lambda run: self._rows.extend(rows))
 
@@ -119,7 +121,7 @@ class WandbRun:
         self._thread.join(self._init_seconds + FINISH_SECONDS + 10.0 if seconds is None else seconds)
         if self._thread.is_alive():
             self._thread.name = ABANDONED
-            self._fail("did not finish in time; metrics.jsonl is complete")
+            self._fail("did not finish in time")
         self._thread = None
 
     def _put(self, item: Callable[[Any], None]) -> None:
@@ -143,25 +145,16 @@ class WandbRun:
                     self._warn("wandb: does not keep up, the oldest metrics are dropped; metrics.jsonl has all of them")
 
     def _work(self) -> None:
-        run = self._start()
-        while True:
-            item = self._queue.get()
-            if isinstance(item, int):
-                if run is not None:
-                    self._end(run, item)
-                return
-            try:
-                if run is not None:
-                    item(run)
-            except BaseException as error:  # SystemExit too: nothing else would tell of it
-                self._fail(f"does not take the metrics ({_short(error)}); metrics.jsonl has them")
-
-    def _end(self, run: Any, exit_code: int) -> None:
+        run = self._try(self._start, "cannot start")
+        if run is None:
+            self.mode = "disabled"
+        while not isinstance(item := self._queue.get(), int):
+            if run is not None:
+                self._try(partial(item, run), "does not take the metrics")
+        if run is None:
+            return
         began = time.monotonic()
-        try:
-            run.finish(exit_code=exit_code)
-        except BaseException as error:
-            self._fail(f"could not finish ({_short(error)}); metrics.jsonl is complete")
+        self._try(partial(run.finish, exit_code=item), "could not finish")
         if self.mode == "online" and time.monotonic() - began >= FINISH_SECONDS:
             self._fail(f"not everything is uploaded yet; later, `wandb sync {Path(run.dir).parent}`")
         if self._failed:  # its service may be gone; otherwise Python would find out, with a traceback, as it exits
@@ -170,33 +163,39 @@ class WandbRun:
             with suppress(BaseException):
                 wandb.teardown()
 
-    def _start(self) -> Any:
-        """The run, offline where online does not work, None where nothing does."""
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+    def _try(self, call: Callable[[], Any], problem: str) -> Any:
+        """What `call` returns, None where it fails. Of all failures the first costs a warning."""
         try:
-            import wandb
-
-            settings = wandb.setup(settings=self._settings(wandb)).settings
-            keyed = has_key(settings.base_url, os.environ) or bool(settings.api_key)
-            self.mode = choose_mode(self._config.mode, keyed=keyed, environment=os.environ)
-            if self.mode == "disabled":
-                return None
-            if self._config.mode == "online" and self.mode == "offline":
-                self._warn("wandb: no key for online mode (set WANDB_API_KEY or run `wandb login`); recording offline")
-            if self.mode == "online":
-                try:
-                    return self._init(wandb, "online")
-                except BaseException as error:
-                    self._warn(f"wandb: cannot go online ({_short(error)}); recording offline")
-            self.mode = "offline"
-            return self._init(wandb, "offline")
-        except BaseException as error:
-            self.mode = "disabled"
-            self._fail(f"cannot start ({_short(error)}); metrics.jsonl has everything")
+            return call()
+        except BaseException as error:  # SystemExit too: in a thread nothing else would tell of it
+            self._fail(f"{problem} ({_short(error)})")
             return None
 
-    def _init(self, wandb: Any, mode: str) -> Any:
-        folder = self._run_dir / "wandb"
+    def _fail(self, problem: str) -> None:
+        if not self._failed:
+            self._failed = True
+            self._warn(f"wandb: {problem}; metrics.jsonl is complete")
+
+    def _start(self) -> Any:
+        """The run, offline where online does not work, None where it is disabled."""
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
+        import wandb
+
+        settings = wandb.setup(settings=self._settings(wandb)).settings
+        keyed = has_key(settings.base_url, os.environ) or bool(settings.api_key)
+        self.mode = choose_mode(self._config.mode, keyed=keyed, environment=os.environ)
+        if self._config.mode == "online" and self.mode == "offline":
+            self._warn("wandb: no key for online mode (set WANDB_API_KEY or run `wandb login`); recording offline")
+        if self.mode == "online":
+            try:
+                return self._init(wandb)
+            except BaseException as error:
+                self._warn(f"wandb: cannot go online ({_short(error)}); recording offline")
+                self.mode = "offline"
+        return None if self.mode == "disabled" else self._init(wandb)
+
+    def _init(self, wandb: Any) -> Any:
+        mode, folder = self.mode, self._run_dir / "wandb"
         folder.mkdir(exist_ok=True)
         id_file = folder / RUN_ID_FILE
         known = id_file.read_text("utf-8").strip() if self._resumed and id_file.exists() else None
@@ -229,25 +228,36 @@ class WandbRun:
             self._note(f"wandb: offline; upload later with `wandb sync {Path(run.dir).parent}`")
         return run
 
-    def _remember(self, step: int) -> None:
-        self._last_step = step
-        with suppress(OSError):
-            (self._run_dir / "wandb" / LAST_STEP_FILE).write_text(str(step), "utf-8")
-
     def _settings(self, wandb: Any) -> Any:
         """Those of our settings that the installed wandb knows."""
         wanted = {**_SETTINGS, "init_timeout": self._init_seconds}
         return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
-    def _table(self) -> Any:
-        import wandb
 
-        return wandb.Table(columns=list(SAMPLE_COLUMNS), data=list(self._rows))
+def has_key(base_url: str, environment: Mapping[str, str]) -> bool:
+    """Whether wandb would find credentials for the server without asking anybody."""
+    if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    named = environment.get("NETRC")
+    for path in [named] if named else ["~/.netrc", "~/_netrc"]:
+        try:
+            entry = netrc.netrc(Path(path).expanduser()).authenticators(urlsplit(base_url).netloc)
+        except (OSError, RuntimeError, netrc.NetrcParseError):
+            continue
+        if entry and entry[2]:
+            return True
+    return False
 
-    def _fail(self, problem: str) -> None:
-        if not self._failed:
-            self._failed = True
-            self._warn(f"wandb: {problem}")
+
+def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str]) -> str:
+    """online, offline or disabled. In `auto` the environment's WANDB_MODE decides, then whether there is a key.
+
+    Online without a key becomes offline: wandb would stop and ask for one.
+    """
+    mode = configured
+    if mode == "auto":
+        mode = _ENVIRONMENT_MODES.get(environment.get("WANDB_MODE", "").lower(), "online")
+    return "offline" if mode == "online" and not keyed else mode
 
 
 @contextmanager
@@ -261,10 +271,6 @@ def _data_folder(folder: Path) -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop("WANDB_DATA_DIR", None)
-
-
-def _table_rows(iteration: int, samples: Sequence[Sample]) -> list[list[Any]]:
-    return [[iteration, *(getattr(sample, name) for name in SAMPLE_COLUMNS[1:])] for sample in samples]
 
 
 def _short(error: BaseException) -> str:

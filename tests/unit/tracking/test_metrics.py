@@ -11,7 +11,7 @@ from apa_cli.tracking.samples import Sample, SamplesFile
 def write(path, iterations, *, start_iteration=None):
     file = MetricsFile(path, start_iteration=start_iteration)
     for iteration in iterations:
-        file.write(iteration, {"reward/mean": iteration / 2})
+        file.log(iteration, {"reward/mean": iteration / 2})
     file.close()
 
 
@@ -21,33 +21,33 @@ def iterations_of(path):
 
 def test_each_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
     file = MetricsFile(tmp_path / "metrics.jsonl")
-    file.write(1, {"reward/mean": 0.25, "memory/peak_bytes": 12_345_678_901})
+    file.log(1, {"reward/mean": 0.25, "memory/peak_bytes": 12_345_678_901})
     assert (tmp_path / "metrics.jsonl").read_text() == (
         '{"iteration": 1, "reward/mean": 0.25, "memory/peak_bytes": 12345678901}\n'
     )
 
 
 def test_iteration_comes_first_and_cannot_be_overwritten(tmp_path):
-    MetricsFile(tmp_path / "m.jsonl").write(3, {"reward/mean": 1.0, "iteration": 99})
+    MetricsFile(tmp_path / "m.jsonl").log(3, {"reward/mean": 1.0, "iteration": 99})
     assert (tmp_path / "m.jsonl").read_text() == '{"iteration": 3, "reward/mean": 1.0}\n'
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, np.float32("nan")])
 def test_what_is_not_finite_is_null(tmp_path, value):
-    MetricsFile(tmp_path / "m.jsonl").write(1, {"kl/to_init": value})
+    MetricsFile(tmp_path / "m.jsonl").log(1, {"kl/to_init": value})
     assert (tmp_path / "m.jsonl").read_text() == '{"iteration": 1, "kl/to_init": null}\n'
 
 
 def test_scalars_of_libraries_are_numbers(tmp_path):
-    MetricsFile(tmp_path / "m.jsonl").write(1, {"a": np.float32(0.5), "b": np.int64(2)})
+    MetricsFile(tmp_path / "m.jsonl").log(1, {"a": np.float32(0.5), "b": np.int64(2)})
     assert read_metrics(tmp_path / "m.jsonl") == [{"iteration": 1, "a": 0.5, "b": 2.0}]
 
 
 def test_an_iteration_is_written_once(tmp_path):
     file = MetricsFile(tmp_path / "m.jsonl")
-    file.write(1, {})
+    file.log(1, {})
     with pytest.raises(ValueError, match="iteration 1 after"):
-        file.write(1, {})
+        file.log(1, {})
 
 
 def test_a_resumed_run_drops_later_lines_and_a_torn_one(tmp_path):
@@ -86,8 +86,8 @@ def test_samples_keep_any_text_and_are_rewound_too(tmp_path):
     path = tmp_path / "samples.jsonl"
     odd = "line\nbreak \u2028 \udc80 “ü”"
     file = SamplesFile(path)
-    file.write(1, [Sample(prompt="p", response=odd, score=1.0, kl=math.nan)], source="training")
-    file.write(2, [Sample(prompt="p", response="r", score=1.0, kl=0.5, evaluator=2.0)], source="evaluation")
+    file.log(1, [Sample(prompt="p", response=odd, score=1.0, kl=math.nan)], source="training")
+    file.log(2, [Sample(prompt="p", response="r", score=1.0, kl=0.5, evaluator=2.0)], source="evaluation")
     file.close()
     first, second = (json.loads(line) for line in path.read_bytes().split(b"\n") if line)
     assert first == {"iteration": 1, "source": "training", "prompt": "p", "response": odd, "score": 1.0, "kl": None}

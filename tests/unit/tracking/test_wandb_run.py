@@ -12,8 +12,7 @@ from wandb_server import wandb_server
 from apa_cli.config.schema import WandbConfig
 from apa_cli.tracking import wandb_run
 from apa_cli.tracking.samples import Sample
-from apa_cli.tracking.wandb_mode import choose_mode, has_key
-from apa_cli.tracking.wandb_run import QUEUE_ITEMS, WandbRun
+from apa_cli.tracking.wandb_run import QUEUE_ITEMS, WandbRun, choose_mode, has_key
 
 SAMPLE = Sample(prompt="p", response="r", score=1.0, kl=0.5)
 
@@ -34,6 +33,44 @@ def fresh_wandb():
     wandb.teardown()
     yield
     wandb.teardown()
+
+
+class FakeWandb:
+    """As much of wandb as WandbRun uses; `broken` names what does `act()` instead of its work."""
+
+    Settings = type("Settings", (), {"model_fields": {}, "__init__": lambda self, **_: None})
+
+    def __init__(self, act=None, broken=""):
+        self.act, self.broken, self.logged, self.finished, self.torn_down = act, broken, [], [], 0
+        self.summary = {}
+        self.id, self.dir, self.url = "an-id", "d/f", "u"
+
+    def _maybe(self, name):
+        if self.broken == name:
+            self.act()
+
+    def setup(self, **_):
+        self._maybe("setup")
+        return types.SimpleNamespace(settings=types.SimpleNamespace(base_url="https://api.wandb.ai", api_key=None))
+
+    def init(self, **settings):
+        self._maybe("init")
+        self.settings = settings
+        return self
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, payload, step, commit):
+        self._maybe("log")
+        self.logged.append(step)
+
+    def finish(self, exit_code):
+        self._maybe("finish")
+        self.finished.append(exit_code)
+
+    def teardown(self):
+        self.torn_down += 1
 
 
 def test_what_is_logged_is_in_wandbs_own_file(tmp_path):
@@ -115,44 +152,6 @@ def test_online_without_a_key_warns_and_never_asks(tmp_path, monkeypatch, fresh_
     assert "no key" in said[0]
 
 
-@pytest.mark.parametrize("broken", ["import", "init", "log"])
-def test_any_failure_costs_one_warning(tmp_path, monkeypatch, broken):
-    def fail(*args, **kwargs):
-        raise RuntimeError(f"{broken} broke")
-
-    settings = types.SimpleNamespace(base_url="https://api.wandb.ai", api_key=None)
-    fake_run = types.SimpleNamespace(
-        id="1", dir="d/f", define_metric=lambda *a, **k: None, log=fail, finish=lambda **k: None
-    )
-    fake = types.SimpleNamespace(
-        setup=lambda **_: types.SimpleNamespace(settings=settings),
-        Settings=type("Settings", (), {"model_fields": {}}),
-        init=fail if broken == "init" else lambda **_: fake_run,
-    )
-    monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else fake)
-    notes, warnings = [], []
-    run = WandbRun(WandbConfig(), tmp_path, run_config={}, resumed=False, note=notes.append, warn=warnings.append)
-    for iteration in range(3):
-        run.log(iteration, {"reward/mean": 1.0})
-    run.finish()
-    assert len(warnings) == 1
-    assert "metrics.jsonl" in warnings[0]
-
-
-def test_a_hanging_wandb_is_given_up(tmp_path, monkeypatch):
-    gate = threading.Event()
-    fake = types.SimpleNamespace(setup=lambda **_: gate.wait(), Settings=type("Settings", (), {"model_fields": {}}))
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    said = []
-    run = start(tmp_path, said)
-    run.log(1, {"reward/mean": 1.0})
-    began = time.monotonic()
-    run.finish(seconds=0.2)
-    assert time.monotonic() - began < 2
-    assert "did not finish" in said[0]
-    gate.set()
-
-
 def test_nothing_to_record_starts_nothing(tmp_path):
     before = threading.active_count()
     run = start(tmp_path, [])
@@ -202,42 +201,15 @@ def test_where_a_key_may_be(tmp_path):
     assert not has_key(url, {"NETRC": str(netrc)})
 
 
-class FakeWandb:
-    """As much of wandb as WandbRun uses; `broken` names what does `act()` instead of its work."""
-
-    Settings = type("Settings", (), {"model_fields": {}, "__init__": lambda self, **_: None})
-
-    def __init__(self, act=None, broken=""):
-        self.act, self.broken, self.logged, self.finished, self.torn_down = act, broken, [], [], 0
-        self.summary = {}
-        self.id, self.dir, self.url = "an-id", "d/f", "u"
-
-    def _maybe(self, name):
-        if self.broken == name:
-            self.act()
-
-    def setup(self, **_):
-        self._maybe("setup")
-        return types.SimpleNamespace(settings=types.SimpleNamespace(base_url="https://api.wandb.ai", api_key=None))
-
-    def init(self, **settings):
-        self._maybe("init")
-        self.settings = settings
-        return self
-
-    def define_metric(self, *args, **kwargs):
-        pass
-
-    def log(self, payload, step, commit):
-        self._maybe("log")
-        self.logged.append(step)
-
-    def finish(self, exit_code):
-        self._maybe("finish")
-        self.finished.append(exit_code)
-
-    def teardown(self):
-        self.torn_down += 1
+def test_without_wandb_there_is_one_warning(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = []
+    run = start(tmp_path, said)
+    for iteration in range(3):
+        run.log(iteration, {"reward/mean": 1.0})
+    run.finish()
+    assert len(said) == 1
+    assert said[0].startswith("wandb: cannot start (") and "metrics.jsonl is complete" in said[0]
 
 
 @pytest.mark.parametrize("broken", ["setup", "init", "log", "finish"])
@@ -288,10 +260,13 @@ def test_a_finish_that_hangs_leaves_a_thread_that_the_command_knows_to_leave_beh
 
     gate = threading.Event()
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb(gate.wait, "finish"))
-    run = start(tmp_path, [])
+    said = []
+    run = start(tmp_path, said)
     run.log(1, {"reward/mean": 1.0})
-    thread = run._thread
+    thread, began = run._thread, time.monotonic()
     run.finish(seconds=0.2)
+    assert time.monotonic() - began < 2
+    assert "did not finish in time" in said[-1]
     assert any_abandoned()
     gate.set()
     thread.join(10)
