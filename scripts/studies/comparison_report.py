@@ -10,7 +10,8 @@ from pathlib import Path
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import Estimate, Setting, estimate, shown
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import VERSIONS_FILE, format_number, format_seconds
+from apa_cli.tracking.pages import format_number, format_seconds
+from apa_cli.tracking.report import VERSIONS_FILE
 from studies.comparison import (
     COLLAPSED_ENTROPY,
     COLLAPSED_UNIQUE,

@@ -13,7 +13,7 @@ from apa_cli.rewards.preview import planned_readings
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import estimate
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import format_number
+from apa_cli.tracking.pages import format_number
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy
 from apa_cli.training.memory_plan import gib, make_plan, with_estimates
 from studies.beside import (

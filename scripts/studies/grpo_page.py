@@ -9,7 +9,7 @@ from pathlib import Path
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import estimate
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import format_number
+from apa_cli.tracking.pages import format_number
 from apa_cli.tracking.style import new_figure, tidy
 from studies.beside import (
     at_kl,

@@ -8,7 +8,7 @@ from pathlib import Path
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import Estimate, estimate
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import format_number
+from apa_cli.tracking.pages import format_number
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy
 from studies.beside import at_kl, common_level, draw_reward_over_kl, measure, paired, same, save, tail
 from studies.comparison import Difference

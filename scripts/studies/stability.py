@@ -10,7 +10,7 @@ from typing import Any
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import estimate
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import format_number
+from apa_cli.tracking.pages import format_number
 from apa_cli.tracking.style import new_figure
 from studies import steer
 from studies.beside import measure, paired, same

@@ -10,7 +10,7 @@ from pathlib import Path
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import Estimate, estimate
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import format_number
+from apa_cli.tracking.pages import format_number
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy, whole_iterations
 from studies.beside import save
 from studies.comparison import reward_at_kl, rollout_kl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +11,14 @@ from typing import Any
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.measures import LABELS, in_order, label_of
-from apa_cli.evaluation.respond import OPPONENTS, RESPONSES
-from apa_cli.evaluation.samples_page import samples_page
+from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse
+from apa_cli.files import json_value
 from apa_cli.secrets import printable, redact, redact_text
+from apa_cli.tracking.pages import cell, format_number, html_page, html_pair, html_text, markdown_table
 from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
 
 PICTURE = "over_iterations.png"
+EACH = 6  # samples of a kind in samples.html
 NOTES = (
     "In brackets: 95 % intervals over prompts (bootstrap; jackknife for distinct-n and different responses).",
     "Win rates compare with other responses of the initial policy to the same prompts, so that the initial policy "
@@ -29,7 +30,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write everything into `folder` and return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    samples = "".join(json.dumps(_finite(row), ensure_ascii=False) + "\n" for row in sample_rows(evaluation))
+    samples = "".join(json.dumps(json_value(row), ensure_ascii=False) + "\n" for row in sample_rows(evaluation))
     for name, content in (
         ("eval.json", json.dumps(redact(as_json(evaluation)), indent=2, ensure_ascii=False) + "\n"),
         ("eval.md", markdown(evaluation)),
@@ -61,17 +62,12 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
                 "name": policy.name,
                 "iteration": policy.iteration,
                 "path": policy.path,
-                "figures": {name: _finite(asdict(figure)) for name, figure in policy.figures.items()},
+                "figures": {name: json_value(asdict(figure)) for name, figure in policy.figures.items()},
                 **({"judge": policy.judge} if policy.judge else {}),
             }
             for policy in evaluation.policies
         ],
     }
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    """Without infinities and NaN, which JSON does not know: KL is infinite where only the reference gives a 0."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}
 
 
 def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
@@ -82,16 +78,14 @@ def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     for name in in_order(dict.fromkeys(name for policy in policies for name in policy.figures)):
         label, unit, digits = label_of(name)
         figures = [policy.figures.get(name) for policy in policies]
-        table.append([f"{label}{f', {unit}' if unit else ''}", *(shown(figure, digits) for figure in figures)])
+        table.append([f"{label}{f', {unit}' if unit else ''}", *(with_interval(figure, digits) for figure in figures)])
     return header, table
 
 
-def shown(figure: Estimate | None, digits: int) -> str:
+def with_interval(figure: Estimate | None, digits: int) -> str:
     if figure is None:
         return "–"
-    value, low, high = (f"{number:.{digits}f}" for number in (figure.value, figure.low, figure.high))
-    zero = f"{0:.{digits}f}"
-    value, low, high = (zero if text == f"-{zero}" else text for text in (value, low, high))
+    value, low, high = (format_number(number, digits) for number in (figure.value, figure.low, figure.high))
     return f"{value} [{low}, {high}]"
 
 
@@ -101,8 +95,7 @@ def markdown(evaluation: Evaluation) -> str:
         "# Evaluation", "",
         f"On {evaluation.prompts}; {evaluation.decoding} responses, seed {evaluation.seed}, stream {RESPONSES}; "
         f"win rates against the initial policy's on stream {OPPONENTS}. The rows are listed in eval.json.", "",
-        _line_of_table(header), "|" + "---|" * len(header),
-        *(_line_of_table(cells) for cells in table), "", *NOTES,
+        *markdown_table(list(map(cell, header)), (map(cell, row) for row in table)), "", *NOTES,
         *([f"KL is measured from the reference, {evaluation.reference}."] if evaluation.reference else []), "",
         "Responses side by side: [samples.html](samples.html).", "",
     ]  # fmt: skip
@@ -112,10 +105,6 @@ def markdown(evaluation: Evaluation) -> str:
         if policy.judge:
             lines += [f"Endpoint judge on {policy.name}: {judge_line(policy.judge)}", ""]
     return "\n".join(lines)
-
-
-def _line_of_table(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def judge_line(account: dict[str, Any]) -> str:
@@ -144,6 +133,46 @@ def sample_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         for policy in evaluation.policies[1:]
         for before, after in zip(evaluation.opponents, policy.responses, strict=True)
     ]
+
+
+def samples_page(evaluation: Evaluation) -> str:
+    """Responses before and after side by side: the best, the typical and the worst ones."""
+    about = (
+        f"On {evaluation.prompts}; {evaluation.decoding} responses, seed {evaluation.seed}. "
+        "Before: the initial policy. Ordered by the separate evaluator's score of the response after training "
+        "where there is one, otherwise by the training reward's."
+    )
+    body = "\n".join(_section(policy, evaluation.opponents) for policy in evaluation.policies[1:])
+    return html_page("Samples before and after", about, body)
+
+
+def chosen(responses: list[JudgedResponse], each: int = EACH) -> dict[str, list[int]]:
+    """Indices of the best, the typical (nearest to the median) and the worst responses; none stands twice."""
+    ordered = sorted(range(len(responses)), key=lambda i: (-_score(responses[i]), i))
+    each = min(each, len(ordered) // 3) or 1
+    best, rest = ordered[:each], ordered[each:]
+    worst, rest = rest[len(rest) - each :] if len(rest) > each else rest, rest[: max(0, len(rest) - each)]
+    middle = max(0, (len(rest) - each) // 2)
+    return {"Best": best, "Typical": rest[middle : middle + each], "Worst": list(reversed(worst))}
+
+
+def _score(response: JudgedResponse) -> float:
+    return response.score if response.evaluator is None else response.evaluator
+
+
+def _section(policy: EvaluatedPolicy, opponents: list[JudgedResponse]) -> str:
+    parts = [f"<h2>{html_text(policy.name)}</h2>"]
+    for kind, indices in chosen(policy.responses).items():
+        if indices:
+            parts.append(f"<h3>{kind}</h3>")
+            for before, after in ((opponents[i], policy.responses[i]) for i in indices):
+                parts.append(html_pair(after.prompt, _shown("before", before), _shown("after", after)))
+    return "\n".join(parts)
+
+
+def _shown(when: str, response: JudgedResponse) -> tuple[str, str]:
+    evaluator = "" if response.evaluator is None else f", evaluator {response.evaluator:.2f}"
+    return f"{when}: reward {response.score:.2f}{evaluator}", response.response
 
 
 def curve(evaluation: Evaluation) -> list[EvaluatedPolicy]:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, jackknife
 from apa_cli.evaluation.respond import JudgedResponse
+from apa_cli.rollouts.statistics import ngrams
 
 MISSING = Estimate(value=math.nan, low=math.nan, high=math.nan)
 _RATES = {"win_rate": 1, "tie_rate": 0, "lose_rate": -1}
@@ -146,10 +147,6 @@ def diversity(things: Sequence[Sequence[Hashable]]) -> Estimate:
         only_here = sum(counts[thing] == count for thing, count in Counter(row).items())
         without.append(_share(len(counts) - only_here, total - len(row)))
     return jackknife(_share(len(counts), total), without)
-
-
-def ngrams(row: Sequence[int], n: int) -> list[tuple[int, ...]]:
-    return [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
 
 
 def repetition(row: Sequence[int], n: int = 3) -> float:

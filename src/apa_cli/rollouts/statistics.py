@@ -61,8 +61,12 @@ def logged_statistics(trajectory: Trajectory) -> dict[str, float]:
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
     """Different n-grams over all n-grams of a batch of responses (Li et al. 2016); 0 when there are none."""
-    grams = [tuple(r[i : i + n]) for r in responses for i in range(len(r) - n + 1)]
+    grams = [gram for response in responses for gram in ngrams(response, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def ngrams(response: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(response[i : i + n]) for i in range(len(response) - n + 1)]
 
 
 def _moments(scores: Tensor, mean: str, std: str) -> dict[str, float]:

@@ -9,14 +9,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from apa_cli.config.sources import shown
 from apa_cli.runs.figures import draw_all
 from apa_cli.runs.folders import FAILED, FINISHED, UNFINISHED, Run
 from apa_cli.runs.settings import FOOTNOTE, Estimate, Setting, group
 from apa_cli.secrets import printable, redact_text
-from apa_cli.tracking.report import format_number
+from apa_cli.tracking.pages import cell, format_number, markdown_table
 
 # Metric, title, unit, digits.
 MEASURES = (
@@ -157,7 +156,8 @@ def notes(overview: Overview) -> list[str]:
 def markdown(overview: Overview, pictures: Sequence[Path]) -> list[str]:
     lines = [f"# {overview.title}", "", f"{overview.counts()}.".capitalize(), ""]
     if overview.settings:
-        lines += [*_table(*settings_table(overview.settings)), "", *notes(overview), ""]
+        header, rows = settings_table(overview.settings)
+        lines += [*markdown_table(header, (map(cell, row) for row in rows)), "", *notes(overview), ""]
     for path in pictures:
         lines += [f"![{path.stem}]({_link(path, overview.folder)})", ""]
     if overview.settings:
@@ -166,12 +166,14 @@ def markdown(overview: Overview, pictures: Sequence[Path]) -> list[str]:
             "",
         ]
     if overview.failures:
-        lines += ["## Failed", "", *(f"- `{name}`: {_cell(reason)}" for name, reason in overview.failures), ""]
+        lines += ["## Failed", "", *(f"- `{name}`: {cell(reason)}" for name, reason in overview.failures), ""]
     lines += ["## Runs", ""]
     header, rows = runs_table(overview)
-    for row, run in zip(rows, overview.runs, strict=True):
-        row[0] = f"[{_cell(overview.label(run))}](<{_link(run.folder, overview.folder)}>)"
-    return [*lines, *_table(header, rows, escape=False), ""]
+    linked = [
+        [f"[{cell(row[0])}](<{_link(run.folder, overview.folder)}>)", *map(cell, row[1:])]
+        for row, run in zip(rows, overview.runs, strict=True)
+    ]
+    return [*lines, *markdown_table(header, linked), ""]
 
 
 def terminal_lines(overview: Overview, files: Iterable[Path], *, page: Path | None = None) -> list[str]:
@@ -189,15 +191,6 @@ def terminal_lines(overview: Overview, files: Iterable[Path], *, page: Path | No
         lines.append("The same command again runs only what is not finished.")
     lines += [f"Folder    {shown(str(overview.folder))}", f"Files     {', '.join(path.name for path in files)}"]
     return lines if page is None else [*lines, f"Page      {shown(str(page))}"]
-
-
-def _table(header: list[str], rows: list[list[str]], *, escape: bool = True) -> list[str]:
-    lines = [f"| {' | '.join(header)} |", f"|---|{'---:|' * (len(header) - 1)}"]
-    return lines + [f"| {' | '.join(map(_cell, row) if escape else row)} |" for row in rows]
-
-
-def _cell(text: Any) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _link(path: Path, folder: Path) -> str:

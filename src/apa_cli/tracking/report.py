@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import printable
+from apa_cli.tracking.pages import cell, format_number, format_seconds, markdown_table
 
 REPORT_FILE = "report.md"
 VERSIONS_FILE = "versions.json"
@@ -140,8 +141,7 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
     how = f". Measured on {summary.measured_on}." if rows else f"; {UNMEASURED}."
     parts += [f"{_count(summary)} in {format_seconds(summary.seconds)}{how}", ""]
     if rows:
-        parts += ["| | before | after | |", "|---|---:|---:|---|"]
-    parts += [f"| {title} | {before} | {after} | {unit} |" for title, before, after, unit in rows]
+        parts += markdown_table(["", "before", "after", ""], (map(cell, row) for row in rows))
     for path in summary.plots:
         parts += ["", f"![{path.stem}]({_relative(path, run_dir)})"]
     if summary.samples:
@@ -150,8 +150,8 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
         parts += ["", "Prompt:", "", _fenced(pair.prompt)]
         parts += ["", f"Before, score {pair.score_before:.3f}:", "", _fenced(pair.before)]
         parts += ["", f"After, score {pair.score_after:.3f}:", "", _fenced(pair.after)]
-    parts += ["", "## Settings", "", "All of them: [config.yaml](config.yaml).", "", "| | |", "|---|---|"]
-    parts += [f"| {name} | {_cell(value)} |" for name, value in _settings(config)]
+    parts += ["", "## Settings", "", "All of them: [config.yaml](config.yaml).", ""]
+    parts += markdown_table(["", ""], ((name, cell(value)) for name, value in _settings(config)), numbers=False)
     if summary.final_dir is not None:
         final = _relative(summary.final_dir, run_dir)
         parts += [
@@ -162,21 +162,6 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
     path = run_dir / REPORT_FILE
     path.write_text(printable("\n".join(parts)), "utf-8", "backslashreplace")
     return path
-
-
-def format_number(value: float | None, digits: int) -> str:
-    if value is None or value != value:
-        return "–"
-    text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text  # −0.00 is 0.00
-
-
-def format_seconds(seconds: float) -> str:
-    """41.2 s, 12 min 5 s, 3 h 20 min."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _count(summary: Summary) -> str:
@@ -241,10 +226,6 @@ def _fenced(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|")
 
 
 def _relative(path: Path, run_dir: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
 from apa_cli.errors import SaveError
 from apa_cli.evaluation.judge import Judgement
-from apa_cli.files import write_text
+from apa_cli.files import json_value, write_text
 from apa_cli.runs.folders import SUMMARY_FILE
 from apa_cli.tracking.report import Outcome, SamplePair, Summary
 from apa_cli.training.loop import Run, judge
@@ -113,15 +112,5 @@ def write_summary(run_dir: Path, summary: Summary) -> None:
         "measured_on": summary.measured_on,
         "stopped": summary.stopped,
     }
-    outcomes = {
-        when: {name: _finite(value) for name, value in asdict(outcome).items()}
-        for when, outcome in (("before", summary.before), ("after", summary.after))
-    }
+    outcomes = json_value({"before": asdict(summary.before), "after": asdict(summary.after)})
     write_text(run_dir / SUMMARY_FILE, json.dumps({**facts, **outcomes}, indent=2) + "\n")
-
-
-def _finite(value: Any) -> Any:
-    """Without what JSON does not know."""
-    if isinstance(value, dict):
-        return {name: _finite(part) for name, part in value.items()}
-    return value if value is None or math.isfinite(value) else None

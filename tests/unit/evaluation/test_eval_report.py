@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apa_cli.evaluation.bootstrap import Estimate
-from apa_cli.evaluation.eval_report import PICTURE, as_json, curve, judge_line, rows, shown, write_evaluation
+from apa_cli.evaluation.eval_report import PICTURE, as_json, curve, judge_line, rows, with_interval, write_evaluation
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.respond import JudgedResponse
 
@@ -105,7 +105,7 @@ def test_the_table(tmp_path):
     table = [line for line in lines if line.startswith("|")]
     assert table == [
         "|  | initial | final |",
-        "|---|---|---|",
+        "|---|---:|---:|",
         "| training reward | 1.000 [0.500, 1.500] | 2.346 [1.846, 2.846] |",
         "| KL to the initial policy, exact, nats a response | 0.000 [-0.500, 0.500] | – |",
         "| entropy, nats a token | 2.000 [1.500, 2.500] | – |",
@@ -120,7 +120,7 @@ def test_a_bar_in_a_name_does_not_break_the_table(tmp_path):
 
 
 def test_no_minus_before_a_rounded_zero():
-    assert shown(Estimate(value=-1e-9, low=-4e-4, high=-6e-4), 3) == "0.000 [0.000, -0.001]"
+    assert with_interval(Estimate(value=-1e-9, low=-4e-4, high=-6e-4), 3) == "0.000 [0.000, -0.001]"
 
 
 def test_only_measured_figures_have_a_row():

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from apa_cli.evaluation.eval_report import chosen, samples_page
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.respond import JudgedResponse
-from apa_cli.evaluation.samples_page import chosen, samples_page
 
 
 def response(text, score=0.0, evaluator=None, prompt="a prompt"):
@@ -125,7 +125,7 @@ def test_nothing_that_a_model_says_becomes_markup():
     evil = "<script>alert(1)</script><img src=x onerror='x'>\" & $body ${about}"
     found = parsed(page([response(evil, prompt=evil)], [response(evil)], name="<b>run"))
     assert {tag for tag, _ in found.tags} <= {
-        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "article", "div", "span",
+        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "pre", "div", "span",
     }  # fmt: skip
     text = "".join(found.text)
     assert text.count(evil) == 3  # prompt, before, after

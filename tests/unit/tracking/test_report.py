@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from apa_cli.tracking.pages import format_seconds
 from apa_cli.tracking.report import (
     Outcome,
     SamplePair,
     Summary,
-    format_seconds,
     measured_rows,
     summary_lines,
     write_report,
