@@ -7,7 +7,7 @@ import queue
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,10 +20,8 @@ class CallTimeoutError(Exception):
     """The call has not returned in time; the traceback says where it is."""
 
 
-@dataclass
-class _Call:
-    function: Callable[[], Any]
-    answer: queue.Queue[tuple[bool, Any]] = field(default_factory=queue.Queue)
+class CallError(Exception):
+    """The call raised its cause, whatever that is: SystemExit and KeyboardInterrupt too."""
 
 
 class WatchedThread:
@@ -36,38 +34,35 @@ class WatchedThread:
     def __init__(self, name: str) -> None:
         self._name = name
         self._thread: threading.Thread | None = None
-        self._calls: queue.Queue[_Call] = queue.Queue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
 
     def call(self, function: Callable[[], Any], seconds: float) -> Any:
-        """What `function()` returns or raises.
+        """What `function()` returns. Raises CallError where it raises, and CallTimeoutError after `seconds`.
 
-        Raises CallTimeoutError after `seconds`. Then, or when a signal ends the wait, the thread is left to itself and
-        the next call gets a new one.
+        Then, or when a signal ends the wait, the thread is left to itself and the next call gets a new one.
         """
-        thread = self._thread
-        if thread is None:
-            thread = threading.Thread(target=_serve, args=(self._calls,), name=self._name, daemon=True)
-            thread.start()
-            self._thread = thread
-        call = _Call(_as_here(function))
-        self._calls.put(call)
+        if self._thread is None:
+            self._thread = threading.Thread(target=_serve, args=(self._calls,), name=self._name, daemon=True)
+            self._thread.start()
+        thread, answer = self._thread, Future[Any]()
+        self._calls.put((_as_here(function), answer))
         try:
             with watchdog.limit(seconds):  # where even this wait cannot go on
-                returned, result = call.answer.get(timeout=seconds)
-        except queue.Empty:
-            self._abandon()
-            raise CallTimeoutError(f"no answer after {seconds:g} s").with_traceback(_where(thread)) from None
+                wait([answer], timeout=seconds)
         except BaseException:  # a signal's
             self._abandon()
             raise
-        if not returned:
-            raise result
-        return result
+        if not answer.done():
+            self._abandon()
+            raise CallTimeoutError(f"no answer after {seconds:g} s").with_traceback(_where(thread))
+        if (error := answer.exception()) is not None:
+            raise CallError from error
+        return answer.result()
 
     def _abandon(self) -> None:
         if self._thread is not None:
             self._thread.name = ABANDONED
-        self._thread, self._calls = None, queue.Queue()
+        self._thread, self._calls = None, queue.SimpleQueue()
 
 
 def any_abandoned() -> bool:
@@ -75,14 +70,14 @@ def any_abandoned() -> bool:
     return any(thread.name == ABANDONED for thread in threading.enumerate())
 
 
-def _serve(calls: queue.Queue[_Call]) -> None:
+def _serve(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> None:
     while threading.current_thread().name != ABANDONED:
-        call = calls.get()
+        function, answer = calls.get()
         try:
-            call.answer.put((True, call.function()))
+            answer.set_result(function())
         except BaseException as error:  # SystemExit too: in a thread it would pass unseen
-            call.answer.put((False, error))
-        del call
+            answer.set_exception(error)
+        del function, answer
 
 
 def _as_here(function: Callable[[], Any]) -> Callable[[], Any]:

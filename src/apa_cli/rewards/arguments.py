@@ -10,12 +10,10 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from inspect import Parameter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from apa_cli.errors import UserError
-
-if TYPE_CHECKING:
-    from apa_cli.rewards.record import FinishedResponses
+from apa_cli.rewards.record import FinishedResponses, whole_texts
 
 SAYS = {  # known names, in words for the log
     "prompts": "prompts",
@@ -123,8 +121,6 @@ class Arguments:
 
     def _value(self, what: str, finished: FinishedResponses) -> list[Any] | None:
         """The list that a known name or a column stands for, None where there is none of that name."""
-        from apa_cli.rewards.record import whole_texts
-
         if what == "prompts":
             return list(finished.prompts)
         if what == "responses" or (what == "completions" and "responses" not in self.meaning.values()):

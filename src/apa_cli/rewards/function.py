@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +25,8 @@ from apa_cli.data.loading import read_tables
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
 from apa_cli.rewards.arguments import Arguments
-from apa_cli.watched_thread import CallTimeoutError, WatchedThread
-
-if TYPE_CHECKING:
-    from apa_cli.rewards.record import FinishedResponses
+from apa_cli.rewards.record import FinishedResponses
+from apa_cli.watched_thread import CallError, CallTimeoutError, WatchedThread
 
 # What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
 _MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
@@ -51,22 +49,21 @@ class RewardFunction:
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
         values, keywords = self.arguments.of(finished)
-        call = partial(_contained, partial(self.function, *values, **keywords))
+        call = partial(self.function, *values, **keywords)
         try:
             scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
         except CallTimeoutError as error:
             problem = f"{self.name} has not returned after {self.timeout:g} s"
-            remedy = "mend it (run.log says where it hangs)"
-            remedy += f", or raise {self._timeout_key}; null waits for ever"
+            remedy = f"mend it (run.log says where it hangs), or raise {self._timeout_key}; null waits for ever"
             raise UserError(self.key, problem, remedy) from _their_frames(error)
-        except Exception as error:
-            cause = _what_escaped(error)
-            raised = _brief(cause)
-            problem = f"{self.name} raised {raised}"
+        except KeyboardInterrupt:  # a signal's
+            raise
+        except BaseException as error:
+            cause = error.__cause__ if isinstance(error, CallError) and error.__cause__ is not None else error
             remedy = "mend it: run.log, or APA_TRACEBACK=1, has the traceback"
-            if self.timeout is not None and _MAIN_THREAD.search(raised):
+            if self.timeout is not None and _MAIN_THREAD.search(_brief(cause)):
                 remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
-            raise UserError(self.key, problem, remedy) from _their_frames(cause)
+            raise UserError(self.key, f"{self.name} raised {_brief(cause)}", remedy) from _their_frames(cause)
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             if getattr(stream, "closed", False):
                 raise UserError(self.key, f"{self.name} closed sys.{name}", "leave it open: the run prints to it")
@@ -94,43 +91,20 @@ def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = N
                 raise UserError(key, f"no file {module_name}", "give path/to/file.py:name")
             place = str(file.resolve())
             if place not in modules:
-                modules[place] = _contained(_run_file, file.resolve())
+                modules[place] = _run_file(file.resolve())
             module = modules[place]
         else:
-            module = _contained(importlib.import_module, module_name)
-    except UserError:
+            module = importlib.import_module(module_name)
+    except (UserError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        cause = _what_escaped(error)
-        problem = f"importing {module_name} raised {_brief(cause)}"
-        raise UserError(key, problem, "mend the module or its name") from _their_frames(cause)
+    except BaseException as error:  # SystemExit too
+        problem = f"importing {module_name} raised {_brief(error)}"
+        raise UserError(key, problem, "mend the module or its name") from _their_frames(error)
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]
         raise UserError(key, f"{module_name} has no function {attribute}", f"it has {', '.join(names) or 'none'}")
     return function
-
-
-class _EscapeError(Exception):
-    """The user's code raised what is no Exception, such as SystemExit; that is the cause."""
-
-
-def _contained(function: Callable[..., Any], *arguments: Any, **columns: Any) -> Any:
-    """The call, in which only a signal's KeyboardInterrupt passes as it is: it comes to the main thread alone."""
-    try:
-        return function(*arguments, **columns)
-    except Exception:
-        raise
-    except BaseException as error:
-        own = type(error).__module__.partition(".")[0] not in ("builtins", __name__.partition(".")[0])
-        in_main = threading.current_thread() is threading.main_thread()
-        if isinstance(error, KeyboardInterrupt) and in_main and not own:
-            raise
-        raise _EscapeError from error
-
-
-def _what_escaped(error: Exception) -> BaseException:
-    return error.__cause__ if isinstance(error, _EscapeError) and error.__cause__ is not None else error
 
 
 def _run_file(file: Path) -> ModuleType:
