@@ -26,7 +26,7 @@ from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.models.value import load_value
 from apa_cli.rewards.record import FinishedResponses
-from apa_cli.rewards.scorers import load_reward
+from apa_cli.rewards.scorers import load_reward, load_scorers
 from apa_cli.training.memory_plan import make_plan
 
 WEIGHT_KEYS = ("policy.path", "reference.path", "reward.path", "evaluation.reward.path", "value.path")
@@ -80,11 +80,18 @@ def with_model(key: str, folder: Path, base: Path):
     )
 
 
+def load_all(config, **options):
+    """Every model of a run, rewards included."""
+    models = load_models(config, CPU, **options)
+    load_scorers(config, models.policy, CPU)
+    return models
+
+
 def refused(config, key: str, *words: str) -> None:
     with contextlib.suppress(Exception):  # the plan comes first in a run, and may let in no more
         make_plan(config, CPU)
     with pytest.raises(UserError) as caught:
-        load_models(config, CPU)
+        load_all(config)
     message = str(caught.value)
     assert message.startswith(f"{key}: "), message
     assert "\n" not in message
@@ -117,7 +124,7 @@ def test_beside_safetensors_pickles_are_not_read(key, copy, policy_dir, marker):
     folder = copy(key)
     for name in (*PICKLES, "training_args.bin", "optimizer.pt"):
         set_trap(folder / name, marker)
-    load_models(with_model(key, folder, policy_dir()), CPU)
+    load_all(with_model(key, folder, policy_dir()))
 
 
 @pytest.mark.parametrize("key", WEIGHT_KEYS)
@@ -161,14 +168,14 @@ def test_an_adapter_that_names_code(policy_dir, adapter_dir, tmp_path, marker, m
 @pytest.mark.parametrize("adapted", [False, True])
 def test_pickles_in_a_checkpoint(adapted, policy_dir, tmp_path, marker):
     config = make_config(policy_dir(), policy__adapter__r=2 if adapted else 0)
-    models = load_models(config, CPU)
+    models = load_all(config)
     checkpoint = tmp_path / "checkpoint"
     export_policy(models.policy, checkpoint / "policy")
     models.value.save(checkpoint / "value")
     for folder in ("policy", "value"):
         for name in (*PICKLES, "adapter_model.bin"):
             set_trap(checkpoint / folder / name, marker)
-    load_models(config, CPU, checkpoint=checkpoint)
+    load_all(config, checkpoint=checkpoint)
     weights = checkpoint / "policy" / ("adapter_model.safetensors" if adapted else "model.safetensors")
     weights.unlink()
     with pytest.raises(UserError, match="pickled"):
@@ -220,7 +227,7 @@ def test_code_of_a_repository(key, trusted, copy, policy_dir, marker, monkeypatc
     config.policy.trust_remote_code = trusted
     if key == "policy.path" and trusted:
         with pytest.raises(Exception, match=r"planted|Model"):  # it is no language model, but its code was run
-            load_models(config, CPU)
+            load_all(config)
         assert marker.exists()
         marker.unlink()
     else:
@@ -232,7 +239,7 @@ def test_code_in_a_tokenizer_alone(copy, policy_dir, marker):
     before = json.loads((folder / "config.json").read_text())
     plant_code(folder, marker)
     (folder / "config.json").write_text(json.dumps(before))
-    load_models(with_model("policy.path", folder, policy_dir()), CPU)  # as the kind that transformers knows
+    load_all(with_model("policy.path", folder, policy_dir()))  # as the kind that transformers knows
 
 
 def test_an_attention_kernel_from_the_hub(copy, policy_dir):
