@@ -423,27 +423,6 @@ def test_functions_by_module_and_by_file(policy, tmp_path):
     assert scorer(finished(policy)) == [10.0, 27.0, 0.0]
 
 
-def test_columns_arrive_by_name(policy):
-    rows = finished(policy, gold=["a", "b", "c"], other=[1, 2, 3], prompts_extra=[0, 0, 0])
-    seen = {}
-
-    def one(prompts, responses, gold):
-        seen["one"] = (prompts, responses, gold)
-        return [0, 0, 0]
-
-    def every(prompts, responses, **columns):
-        seen["every"] = columns
-        return [0, 0, 0]
-
-    def none(prompts, responses):
-        return [0, 0, 0]
-
-    for function in (one, every, none):
-        assert RewardFunction(function, "f", key="reward.function")(rows) == [0.0, 0.0, 0.0]
-    assert seen["one"] == (PROMPTS, RESPONSES, ["a", "b", "c"])
-    assert seen["every"] == {"gold": ["a", "b", "c"], "other": [1, 2, 3], "prompts_extra": [0, 0, 0]}
-
-
 @pytest.mark.parametrize("good", [[1, 2.5, True], torch.tensor([1.0, 2.5, 1.0]), (1, 2.5, 1)])
 def test_numbers_of_any_kind_are_taken(policy, good):
     assert RewardFunction(lambda prompts, responses: good, "f", key="k")(finished(policy)) == [1.0, 2.5, 1.0]
@@ -467,40 +446,6 @@ def test_answers_that_are_no_scores(policy, answer, words):
         RewardFunction(lambda prompts, responses: answer, "mine:f", key="reward.function")(finished(policy))
     assert str(caught.value).startswith("reward.function: mine:f returned")
     assert "\n" not in str(caught.value)
-
-
-def test_a_function_that_raises(policy):
-    def bad(prompts, responses, missing):
-        raise AssertionError
-
-    def worse(prompts, responses):
-        raise KeyError("a\nb")
-
-    for function, word in ((bad, "missing"), (worse, "KeyError")):
-        with pytest.raises(UserError, match=word) as caught:
-            RewardFunction(function, "mine:f", key="reward.function")(finished(policy))
-        assert "\n" not in str(caught.value)
-
-
-def test_functions_that_cannot_be_loaded(tmp_path):
-    broken = tmp_path / "broken.py"
-    broken.write_text("def f(:\n")
-    raising = tmp_path / "raising.py"
-    raising.write_text("raise RuntimeError('no licence')\n")
-    fine = tmp_path / "fine.py"
-    fine.write_text("def score(prompts, responses):\n    return []\nnumber = 1\n")
-    for name, words in (
-        (f"{tmp_path}/none.py:f", "no file"),
-        (f"{broken}:f", "SyntaxError"),
-        (f"{raising}:f", "no licence"),
-        (f"{fine}:f", "it has score"),
-        (f"{fine}:number", "no function number"),
-        ("no_such_module:f", "ModuleNotFoundError"),
-    ):
-        with pytest.raises(UserError, match=words) as caught:
-            load_function(name, "reward.function")
-        assert str(caught.value).startswith("reward.function: ")
-        assert "\n" not in str(caught.value)
 
 
 def test_none_is_no_score_and_so_is_what_float32_cannot_hold(policy):

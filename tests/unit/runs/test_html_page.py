@@ -76,11 +76,6 @@ def test_every_tag_is_closed(text: str):
     assert parser.open == []
 
 
-def test_it_fits_phones_and_both_themes(text: str):
-    assert '<meta name="viewport" content="width=device-width' in text
-    assert "prefers-color-scheme: dark" in text
-
-
 def test_it_shows_responses_before_and_after(text: str):
     assert "before, score 0.000" in text
     assert "after, score 1.000" in text
