@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from apa_cli.runs.folders import Run
-from apa_cli.runs.settings import Estimate, Setting, estimate, shown
+from apa_cli.runs.settings import Estimate, Setting, estimate, setting_text
 from apa_cli.runs.tables import spread
 from apa_cli.tracking.pages import format_number, format_seconds
-from apa_cli.tracking.report import VERSIONS_FILE
 from studies.comparison import (
     COLLAPSED_ENTROPY,
     COLLAPSED_UNIQUE,
@@ -104,7 +103,7 @@ def _setup(study: Study) -> list[str]:
 def _versions(study: Study) -> str:
     noted = []
     for run in study.runs:
-        file = run.folder / VERSIONS_FILE
+        file = run.folder / "versions.json"
         noted.append(json.loads(file.read_text("utf-8")) if file.is_file() else {})
     torch, device = (sorted({str(each[name]) for each in noted if name in each}) for name in ("torch", "device"))
     return f"torch {', '.join(torch) or '?'}; a run has {' / '.join(device) or '?'}"
@@ -253,7 +252,7 @@ def _differing(study: Study) -> list[str]:
     configs = {s.line: s.runs[0].config for s in study.tuned.values()}
     keys = dict.fromkeys(key for config in configs.values() for key in config)
     return [
-        f"`{key}` ({', '.join(f'{line} {shown(config.get(key))}' for line, config in configs.items())})"
+        f"`{key}` ({', '.join(f'{line} {setting_text(config.get(key))}' for line, config in configs.items())})"
         for key in keys
         if key not in _EXPECTED
         and not key.startswith("tracking.")

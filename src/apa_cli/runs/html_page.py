@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apa_cli.runs.folders import Run
-from apa_cli.runs.settings import shown
+from apa_cli.runs.settings import setting_text
 from apa_cli.runs.tables import Overview, notes, runs_table, settings_table
 from apa_cli.tracking.pages import html_page, html_pair, html_table, html_text
 from apa_cli.tracking.plots import overview_figure
@@ -113,7 +113,7 @@ def _details(run: Run, label: str, *, pictured: bool) -> str:
         ("overrides", " ".join(run.overrides)),
         ("folder", run.folder),
     ]
-    rows = "".join(f"<dt>{name}</dt><dd>{html_text(shown(value))}</dd>" for name, value in facts if value)
+    rows = "".join(f"<dt>{name}</dt><dd>{html_text(setting_text(value))}</dd>" for name, value in facts if value)
     return "\n".join([*parts, f"<dl>{rows}</dl></details>"])
 
 

@@ -94,7 +94,7 @@ def group(runs: Sequence[Run]) -> list[Setting]:
             differences = [(words[key][str(run.config.get(key))], str(run.config.get(key))) for key in keys]
             if _steered(run) and len(starts) > 1:
                 first, sign = _first(run.config)
-                differences.append((f"from {sign} {shown(first)}", str(first)))
+                differences.append((f"from {sign} {setting_text(first)}", str(first)))
             line = _line(objective, differences)
             found.setdefault((line, *knob(run.config)), []).append(run)
     settings = [Setting(line=line, knob=text, runs=tuple(runs)) for (line, _, text), runs in found.items()]
@@ -116,7 +116,7 @@ def _words(key: str, keys: Sequence[str], values: Sequence[Any]) -> dict[str, st
 
     Two values that would read alike are written with `…`, which `_line` follows with a number.
     """
-    texts = {str(value): " ".join(shown(value).split()) for value in values}
+    texts = {str(value): " ".join(setting_text(value).split()) for value in values}
     if key.endswith("path"):
         texts = dict(zip(texts, _tails(list(texts)), strict=True))
     texts = {value: shortened(text, LONGEST) for value, text in texts.items()}
@@ -169,10 +169,10 @@ def knob(config: Mapping[str, Any]) -> tuple[float, str]:
     first, sign = _first(config)
     target = config.get("objective.kl_target")
     value, sign = (first, sign) if target is None else (target, "KL target")
-    return (float(value) if isinstance(value, (int, float)) else math.inf), f"{sign} {shown(value)}"
+    return (float(value) if isinstance(value, (int, float)) else math.inf), f"{sign} {setting_text(value)}"
 
 
-def shown(value: Any) -> str:
+def setting_text(value: Any) -> str:
     if value is None:
         return "null"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from apa_cli.config.schema import TrainConfig
@@ -15,9 +12,7 @@ from apa_cli.secrets import printable
 from apa_cli.tracking.pages import cell, format_number, format_seconds, markdown_table
 
 REPORT_FILE = "report.md"
-VERSIONS_FILE = "versions.json"
 UNMEASURED = "how the policy does was not measured"  # responses were logged, and nothing was evaluated
-PACKAGES = ("apa-cli", "torch", "transformers", "peft", "datasets", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +153,7 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
             "",
             f"Aligned policy: [{final}]({final}). Metrics of every iteration: [metrics.jsonl](metrics.jsonl).",
         ]
-    parts += ["", "## Versions", "", ", ".join(f"{name} {number}" for name, number in _versions(run_dir).items()), ""]
+    parts += ["", "Versions of Python and its packages: [versions.json](versions.json).", ""]
     path = run_dir / REPORT_FILE
     path.write_text(printable("\n".join(parts)), "utf-8", "backslashreplace")
     return path
@@ -195,21 +190,6 @@ def _reward(config: TrainConfig) -> str:
     if reward.length_penalty == 0:
         return reward.source
     return f"{reward.source}, less {reward.length_penalty:g} a token beyond {reward.length_target}"
-
-
-def _versions(run_dir: Path) -> dict[str, str]:
-    """Those that the run noted, else those installed here."""
-    noted = run_dir / VERSIONS_FILE
-    if noted.exists():
-        content = json.loads(noted.read_text("utf-8"))
-        return {name: str(value) for name, value in content.items() if isinstance(value, (str, int, float))}
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _one_line(text: str, width: int = 64, *, tail: bool = False) -> str:
