@@ -33,11 +33,12 @@ def open_run_log(
     file = RunLog(None if run_dir is None else run_dir / LOG_FILE, trouble)
     handlers: list[logging.Handler] = [file] if terminal is None else [file, terminal]
     capturing = getattr(logging, "_warnings_showwarning", None) is not None
-    saved = [_Saved(logging.getLogger(name)) for name in (LOGGER, *LIBRARIES, WARNINGS)]
+    loggers = [logging.getLogger(name) for name in (LOGGER, *LIBRARIES, WARNINGS)]
+    before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
     try:
-        for state in saved:
-            state.logger.handlers = [file] if state.logger.name == WARNINGS else list(handlers)
-            state.logger.propagate = False
+        for logger in loggers:
+            logger.handlers = [file] if logger.name == WARNINGS else list(handlers)
+            logger.propagate = False
         logging.getLogger(LOGGER).setLevel(logging.INFO)
         if not capturing:
             logging.captureWarnings(True)
@@ -45,21 +46,9 @@ def open_run_log(
     finally:
         if not capturing:
             logging.captureWarnings(False)
-        for state in saved:
-            state.restore()
+        for logger, logger.handlers, logger.propagate, level in before:
+            logger.setLevel(level)
         file.close()
-
-
-class _Saved:
-    """What a logger was before a run."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        self.logger = logger
-        self.handlers, self.propagate, self.level = list(logger.handlers), logger.propagate, logger.level
-
-    def restore(self) -> None:
-        self.logger.handlers, self.logger.propagate = self.handlers, self.propagate
-        self.logger.setLevel(self.level)
 
 
 class RunLog(logging.Handler):
@@ -77,15 +66,15 @@ class RunLog(logging.Handler):
         if path is not None:
             self.open(path)
 
-    def open(self, path: Path) -> None:
+    def open(self, path: Path) -> PatientFile:
         """Append to `path` from here on, first what has waited. Where it is open already, nothing happens."""
-        if self.file is not None:
-            return
-        separate(path)
-        self.file = PatientFile(path, self._trouble)
-        if not _ends_a_line(path):  # a process that was killed
-            self.file.write(b"\n")
-        self.file.write(self._waiting)
+        if self.file is None:
+            separate(path)
+            self.file = PatientFile(path, self._trouble)
+            if not _ends_a_line(path):  # a process that was killed
+                self.file.write(b"\n")
+            self.file.write(self._waiting)
+        return self.file
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -14,7 +14,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import redact
 from apa_cli.tracking.log import LOG_FILE, LOGGER, open_run_log
 from apa_cli.tracking.metrics import METRICS_FILE, MetricsFile
-from apa_cli.tracking.patient_file import DiskTrouble
+from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 from apa_cli.tracking.plots import draw_run
 from apa_cli.tracking.report import Summary, summary_lines, write_report
 from apa_cli.tracking.samples import SAMPLES_FILE, Sample, SamplesFile
@@ -36,7 +36,9 @@ class Tracker:
         self.config, self.run_dir = config, run_dir
         self._start_iteration = start_iteration
         self._held: dict[int, dict[str, float]] = {}
-        self._files: tuple[MetricsFile, SamplesFile] | None = None
+        self._metrics: MetricsFile  # these two from begin() on
+        self._samples: SamplesFile
+        self._written: list[PatientFile] = []
         held_out = config.evaluation.prompts > 0
         with ExitStack() as opened:
             self._trouble = DiskTrouble()
@@ -68,26 +70,15 @@ class Tracker:
         """Open the files of the run. Raises UserError where those of a run that goes on cannot be read."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         start, trouble = self._start_iteration, self._trouble
-        samples = SamplesFile(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
-        self._opened.callback(samples.close)
-        metrics = MetricsFile(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
-        self._opened.callback(metrics.close)
-        self._files = metrics, samples
+        self._samples = SamplesFile(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
+        self._opened.callback(self._samples.close)
+        self._metrics = MetricsFile(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
+        self._opened.callback(self._metrics.close)
         if self._tensorboard is not None:
-            self._tensorboard.begin(metrics.read(), start, trouble)
+            self._tensorboard.begin(self._metrics.read(), start, trouble)
             self._opened.callback(self._tensorboard.close)
-        self._run_log.open(self.run_dir / LOG_FILE)
+        self._written = [self._metrics, self._samples, self._run_log.open(self.run_dir / LOG_FILE)]
         return self
-
-    @property
-    def _metrics(self) -> MetricsFile:
-        assert self._files is not None, "begin() comes first"
-        return self._files[0]
-
-    @property
-    def _samples(self) -> SamplesFile:
-        assert self._files is not None, "begin() comes first"
-        return self._files[1]
 
     def note(self, message: str) -> None:
         """One line to the terminal, above the live table, and to run.log."""
@@ -198,9 +189,7 @@ class Tracker:
 
     def _report_unwritten(self) -> None:
         """Lines that the disk refuses to the last."""
-        if self._files is None or self._run_log.file is None:
-            return
-        for file in (self._metrics, self._samples, self._run_log.file):
+        for file in self._written:
             file.write(b"")
             if file.problem is not None and (lines := file.pending.count(b"\n")):
                 lost = "1 line" if lines == 1 else f"{lines} lines"
