@@ -50,8 +50,8 @@ def test_the_yaml_example_sets_what_it_says(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_table_of_keys_is_up_to_date() -> None:
-    result = subprocess.run([sys.executable, ROOT / "scripts" / "write_config_table.py", "--check"], check=False)
-    assert result.returncode == 0, "run scripts/write_config_table.py"
+    result = subprocess.run([sys.executable, ROOT / "scripts" / "write_config_docs.py", "--check"], check=False)
+    assert result.returncode == 0, "run scripts/write_config_docs.py"
 
 
 def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
