@@ -110,25 +110,3 @@ def test_where_the_report_lies(sweep: Path, tmp_path: Path, monkeypatch, argumen
     write_run(tmp_path / "other", [row(1, eval_kl=1.0, eval_reward=0.5)], finished=False)
     assert main(arguments) == 0
     assert (tmp_path / where / "report.html").is_file()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nothing"], "nothing: no such folder"),
-        ([], "the following arguments are required: RUN"),
-        (["sweep", "--outptu", "x"], "unrecognized arguments"),
-        (["sweep", "-o", "sweep/objective.kl_lambda=0.1,seed=0"], "is a run's folder"),
-        (["sweep", "-o", "a_file/report"], "a_file is a file"),
-        (["fresh"], "fresh: no metrics yet"),
-    ],
-)
-def test_bad_input_of_the_report_is_one_line(sweep, tmp_path, monkeypatch, capsys, arguments, said):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a_file").write_text("")
-    write_run(tmp_path / "fresh", [], finished=False)
-    assert main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("apa-report: error: ")
-    assert said in err
