@@ -61,8 +61,8 @@ class JsonServer:
             tried += 1
             try:
                 return self._post(sent, token, until)
-            except _FailedError as error:
-                failed = error
+            except _FailedError as caught:
+                failed = caught
             wait = min(_FIRST_WAIT * 2 ** (tried - 1), _LONGEST_WAIT) if failed.wait is None else failed.wait
             late = not self.each_try and time.monotonic() + wait > until
             error = self._explain(failed, token, tried)
@@ -101,8 +101,8 @@ class JsonServer:
             raise _FailedError(error.code, _said(error), error.headers) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = error.reason if isinstance(error, URLError) else error
-            said = None if isinstance(cause, TimeoutError) else str(cause) or type(cause).__name__
-            raise _FailedError(None, said) from None
+            ours = isinstance(cause, TimeoutError) and cause.errno is None  # the system's own is a lost connection
+            raise _FailedError(None, None if ours else str(cause) or type(cause).__name__) from None
         try:
             return json.loads(answer)
         except (ValueError, RecursionError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import signal
 import socket
 import threading
 import time
+from urllib.error import URLError
 
 import pytest
 from reward_server import Answer, lengths, scores, serving
@@ -168,6 +170,20 @@ def test_nobody_there():
     assert line.startswith(
         f"reward.url: {url} cannot be reached: [Errno 111] Connection refused, in 3 tries; start the"
     )
+
+
+def test_a_connection_that_the_system_gives_up_is_tried_again(monkeypatch):
+    tried = []
+
+    class Opener:
+        def open(self, request, timeout):
+            tried.append(timeout)
+            raise URLError(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+
+    monkeypatch.setattr(json_server, "build_opener", lambda *_: Opener())
+    line = failure("http://127.0.0.1:9/score", timeout_seconds=None)
+    assert "cannot be reached: [Errno 110] Connection timed out, in 3 tries" in line
+    assert tried == [None] * 3
 
 
 @pytest.mark.parametrize(

@@ -114,17 +114,6 @@ def test_nothing_of_machine_code_or_packages_is_recorded(tmp_path):
     assert sys.executable.encode() not in content
 
 
-def test_a_resumed_run_keeps_its_id(tmp_path):
-    for resumed in (False, True):
-        run = start(tmp_path, [], resumed=resumed)
-        run.log(1 + resumed, {"reward/mean": 1.0})
-        run.finish()
-        time.sleep(1.1 if not resumed else 0)  # wandb names its folders by the second
-    ids = {record.run.run_id for record in read_records(tmp_path) if record.WhichOneof("record_type") == "run"}
-    assert ids == {(tmp_path / "wandb" / "run-id").read_text()}
-    assert [row["iteration"] for row in read_history(tmp_path)] == [1, 2]
-
-
 def test_without_a_network_an_online_run_is_recorded_offline(tmp_path, monkeypatch, fresh_wandb):
     key = "0123456789" * 4
     monkeypatch.setenv("WANDB_API_KEY", key)
@@ -273,7 +262,7 @@ def test_a_finish_that_hangs_leaves_a_thread_that_the_command_knows_to_leave_beh
     assert not any_abandoned()
 
 
-def test_a_run_that_goes_on_repeats_no_step(tmp_path):
+def test_a_run_that_goes_on_keeps_its_id_and_repeats_no_step(tmp_path):
     """Killed after 4, taken up from a checkpoint of 2."""
     for resumed, iterations in ((False, (1, 2, 3, 4)), (True, (3, 4, 5, 6))):
         run = start(tmp_path, [], resumed=resumed)
@@ -282,6 +271,8 @@ def test_a_run_that_goes_on_repeats_no_step(tmp_path):
         run.finish()
         time.sleep(1.1 if not resumed else 0)  # wandb names its folders by the second
     assert [row["iteration"] for row in read_history(tmp_path)] == [1, 2, 3, 4, 5, 6]
+    ids = {record.run.run_id for record in read_records(tmp_path) if record.WhichOneof("record_type") == "run"}
+    assert ids == {(tmp_path / "wandb" / "run-id").read_text()}
 
 
 def test_a_new_run_in_the_folder_begins_its_own_steps(tmp_path, monkeypatch):

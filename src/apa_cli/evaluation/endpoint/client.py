@@ -203,5 +203,9 @@ def _text(answer: Any) -> str | None:
 def _usage(answer: Any) -> tuple[int, int] | None:
     """Tokens in and out; None if the server does not say."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else []
-    return (counts[0], counts[1]) if counts and all(isinstance(n, int) and n >= 0 for n in counts) else None
+    read, written = (
+        (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (-1, -1)
+    )
+    if isinstance(read, int) and isinstance(written, int) and min(read, written) >= 0:
+        return read, written
+    return None
