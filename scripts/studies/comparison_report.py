@@ -26,6 +26,7 @@ from studies.comparison import (
 )
 from studies.comparison_figures import draw
 from studies.comparison_study import OURS, Study
+from studies.page import table
 
 MARK = "<!-- written by scripts/reproduce_paper.py from the runs; changes by hand are lost -->"
 CLAIMS = {
@@ -157,7 +158,7 @@ def _choices(study: Study) -> list[str]:
         f"Collapsed is entropy under {COLLAPSED_ENTROPY:g} of its first value, or fewer than {COLLAPSED_UNIQUE:.0%} "
         "different responses. The last three columns are of fresh seeds, on which everything below is judged.",
         "",
-        *_table(header, rows),
+        *table(header, rows),
     ]
     for choice in study.choices.values():
         if not choice.collapse_free:
@@ -189,7 +190,7 @@ def _claim_table(study: Study, claim: str) -> list[str]:
             difference = compare(study.tuned[OURS], rival, measure)
             row.append(f"{spread(difference.value, measure.digits)}: {difference.verdict}")
         rows.append(row)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _counted(value: Estimate | None, measure: Measure, runs: int) -> str:
@@ -203,7 +204,7 @@ def _knobs(study: Study) -> list[str]:
          spread(s.final("eval/reward"), 2), _share(s.counted)]
         for s in study.knobs
     ]  # fmt: skip
-    return _table(["", "knob", "seeds", "KL", "evaluator", "training reward", "collapsed"], rows)
+    return table(["", "knob", "seeds", "KL", "evaluator", "training reward", "collapsed"], rows)
 
 
 def _collapse(study: Study) -> list[str]:
@@ -213,7 +214,7 @@ def _collapse(study: Study) -> list[str]:
         gone = [f"{learning_rate(s.runs[0]):g} with {s.knob}" for s in grid if any(map(collapsed, s.counted))]
         tried = [run for s in grid for run in s.counted]
         rows.append([tuned.line, _share(tuned.counted), _share(tried), ", ".join(gone) or "none"])
-    return _table(["", "collapsed, tuned", "collapsed, tuning grid", "where (learning rate with knob)"], rows)
+    return table(["", "collapsed, tuned", "collapsed, tuning grid", "where (learning rate with knob)"], rows)
 
 
 def _grid(study: Study) -> list[str]:
@@ -225,7 +226,7 @@ def _grid(study: Study) -> list[str]:
         values = [run.last(f"eval/{name}") for name in ("evaluator", "kl", "entropy", "unique_fraction")]
         numbers = [format_number(value, 2) for value in values]
         rows.append([name, f"{learning_rate(run):g}", setting.knob, *numbers, "yes" if collapsed(run) else "no"])
-    return _table(["", "learning rate", "knob", "evaluator", "KL", "entropy", "different", "collapsed"], rows)
+    return table(["", "learning rate", "knob", "evaluator", "KL", "entropy", "different", "collapsed"], rows)
 
 
 def _limits(study: Study) -> list[str]:
@@ -266,7 +267,3 @@ def _seeds(setting: Setting) -> str:
 
 def _share(runs: Sequence[Run]) -> str:
     return f"{sum(map(collapsed, runs))} of {len(runs)}"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
