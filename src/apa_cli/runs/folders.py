@@ -20,7 +20,7 @@ from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
 from apa_cli.tracking.jsonl import read_json_lines
 from apa_cli.tracking.metrics import METRICS_FILE, read_metrics
-from apa_cli.tracking.samples import SAMPLES_FILE
+from apa_cli.tracking.samples import SAMPLES_FILE, SamplePair
 
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"  # the run's last act: there is one only where the run finished
@@ -41,17 +41,6 @@ _STAND_IN = {
 }
 LARGEST = 1e100  # beyond it pictures cannot be drawn
 _DEPTH = 2  # sweeps/ holds sweeps, which hold runs
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What the policy wrote to one prompt before training and at the end."""
-
-    prompt: str
-    before: str
-    after: str
-    score_before: float
-    score_after: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +88,20 @@ class Run:
     def evaluation_names(self) -> list[str]:
         return [name for name in dict.fromkeys(key for row in self.rows for key in row) if name.startswith("eval/")]
 
-    def pairs(self, count: int = 2) -> list[Pair]:
+    def pairs(self, count: int = 2) -> list[SamplePair]:
         """The first prompts that were answered both before training and at the newest evaluation."""
         answers: dict[str, list[Mapping[str, Any]]] = {}
         for sample in _lenient_lines(self.folder / SAMPLES_FILE):
             if sample.get("source") == "evaluation":
                 answers.setdefault(str(sample.get("prompt")), []).append(sample)
         return [
-            Pair(prompt, str(first["response"]), str(last["response"]), _number(first), _number(last))
+            SamplePair(
+                prompt=prompt,
+                before=str(first["response"]),
+                after=str(last["response"]),
+                score_before=_number(first),
+                score_after=_number(last),
+            )
             for prompt, (first, *_, last) in ((p, a) for p, a in answers.items() if len(a) > 1)
         ][:count]
 

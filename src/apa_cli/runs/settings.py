@@ -15,6 +15,7 @@ from typing import Any
 from apa_cli.config.components import short_name
 from apa_cli.config.objectives import knob_of, unread
 from apa_cli.runs.folders import FINISHED, Run
+from apa_cli.tracking.pages import shortened
 
 FOOTNOTE = "± is half of a 95 % interval over seeds by Student's t; a setting with one seed has none."
 
@@ -138,12 +139,6 @@ def _tails(paths: Sequence[str]) -> list[str]:
         if len(set(tails)) == len(paths):
             return tails
     return list(paths)
-
-
-def shortened(text: str, width: int) -> str:
-    """Cut in the middle: the beginning and the end of a name say most."""
-    end = (width - 1) // 2
-    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -26,6 +26,12 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def shortened(text: str, width: int) -> str:
+    """Cut in the middle: the beginning and the end of a name say most."""
+    end = (width - 1) // 2
+    return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> list[str]:
     """Lines of a table whose cells are in Markdown already; columns after the first are aligned as numbers."""
     rule = f"|---|{('---:|' if numbers else '---|') * (len(header) - 1)}"

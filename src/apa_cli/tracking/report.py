@@ -10,6 +10,7 @@ from pathlib import Path
 from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import printable
 from apa_cli.tracking.pages import cell, format_number, format_seconds, markdown_table
+from apa_cli.tracking.samples import SamplePair
 
 REPORT_FILE = "report.md"
 UNMEASURED = "how the policy does was not measured"  # responses were logged, and nothing was evaluated
@@ -50,17 +51,6 @@ class Outcome:
             response_length=metrics.get("policy/response_length"),
             eos_rate=metrics.get("policy/eos_rate"),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplePair:
-    """Responses of the initial and of the final policy to one prompt."""
-
-    prompt: str
-    before: str
-    after: str
-    score_before: float
-    score_after: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,17 @@ class Sample:
     parts: dict[str, float] = field(default_factory=dict)  # of several rewards, each without its weight
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplePair:
+    """Responses of the initial and of the final policy to one prompt, and their scores."""
+
+    prompt: str
+    before: str
+    after: str
+    score_before: float
+    score_after: float
+
+
 class SamplesFile(JsonLines):
     """One line a response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
 

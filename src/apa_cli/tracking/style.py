@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from apa_cli.tracking.pages import shortened
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -50,10 +52,10 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     columns = max(1, min(most, room // (max(map(len, texts)) + 8)))
     if columns * LEGEND_ROWS < len(texts):
         columns = min(most, math.ceil(len(texts) / LEGEND_ROWS))
-    cut = [_cut(text, room // columns - 8) for text in texts]
+    cut = [shortened(text, room // columns - 8) for text in texts]
     while columns > 1 and len(set(cut)) < len(set(texts)):  # rather fewer than alike
         columns -= 1
-        cut = [_cut(text, room // columns - 8) for text in texts]
+        cut = [shortened(text, room // columns - 8) for text in texts]
     texts = cut
     shown = list(handles)
     if (left := len(texts) - columns * LEGEND_ROWS) > 0:
@@ -62,10 +64,6 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     legend = figure.legend(shown, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     for text in legend.get_texts():
         text.set_parse_math(False)  # a $ is a $
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width // 2]}…{text[1 - width // 2 :]}"
 
 
 def drawable(text: str) -> str:

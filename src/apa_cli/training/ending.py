@@ -17,7 +17,8 @@ from apa_cli.errors import SaveError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.files import json_value, write_text
 from apa_cli.runs.folders import SUMMARY_FILE
-from apa_cli.tracking.report import Outcome, SamplePair, Summary
+from apa_cli.tracking.report import Outcome, Summary
+from apa_cli.tracking.samples import SamplePair
 from apa_cli.training.loop import Run, judge
 from apa_cli.training.state import TrainingState
 

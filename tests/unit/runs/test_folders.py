@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from run_folders import row, write_run
 
-from apa_cli.runs.folders import FAILED, FINISHED, UNFINISHED, Pair, find_runs, is_finished, read_run
+from apa_cli.runs.folders import FAILED, FINISHED, UNFINISHED, find_runs, is_finished, read_run
+from apa_cli.tracking.samples import SamplePair
 
 ROWS = [
     row(0, eval_reward=1.0, eval_kl=0.0),
@@ -67,7 +68,9 @@ def test_samples_pair_the_first_answer_with_the_newest(tmp_path: Path):
     keys = ("iteration", "source", "prompt", "response", "score")
     lines = [json.dumps(dict(zip(keys, sample, strict=True))) for sample in samples]
     (folder / "samples.jsonl").write_text("\n".join(lines))
-    assert read_run(folder).pairs() == [Pair("p", "one", "three", 1.0, 3.0)]
+    assert read_run(folder).pairs() == [
+        SamplePair(prompt="p", before="one", after="three", score_before=1.0, score_after=3.0)
+    ]
 
 
 def test_what_a_user_may_name(tmp_path: Path):

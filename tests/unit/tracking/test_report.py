@@ -6,12 +6,12 @@ import pytest
 from apa_cli.tracking.pages import format_seconds
 from apa_cli.tracking.report import (
     Outcome,
-    SamplePair,
     Summary,
     measured_rows,
     summary_lines,
     write_report,
 )
+from apa_cli.tracking.samples import SamplePair
 
 
 @pytest.fixture
