@@ -54,42 +54,55 @@ class ObjectiveConfig:
     name: str = choice("apa", "policy objective", choices=tuple(objectives()))
     kl_lambda: Optional[float] = number(
         None,
-        "apa, awr: the KL knob, in whitened advantages; smaller moves further (the first value if steered); "
-        "null = 0.3 for apa, 2 for awr",
+        "apa, awr: λ, the KL knob, in units of whitened advantages; smaller moves further (if steered: the initial "
+        "value); null = 0.3 for apa, 2 for awr",
         above=0,
     )
     target_bound: Optional[float] = number(
-        None, "apa: the log-ratio asked of a token, advantage / λ, is clipped to ± this, nats; null = off", above=0
+        None,
+        "apa: limit on the log-ratio asked of a token, advantage / λ is clipped to ± this, in nats; null = off",
+        above=0,
     )
     huber_delta: Optional[float] = number(
-        None, "apa: beyond this distance from its target, nats, a token's error counts linearly; null = off", above=0
+        None,
+        "apa: distance from its target, in nats, beyond which a token's error counts linearly; null = off",
+        above=0,
     )
     clip_range: float = number(0.2, "ppo: the ratio is clipped to 1 ± this", above=0, below=1)
-    value_clip_range: Optional[float] = number(0.2, "ppo: value clipped around the rollout's; null = off", above=0)
-    kl_coef: float = number(0.05, "ppo: β of the KL-shaped reward (the first value if adaptive)", minimum=0)
+    value_clip_range: Optional[float] = number(
+        0.2, "ppo: values are clipped to ± this around the rollout's values; null = off", above=0
+    )
+    kl_coef: float = number(
+        0.05, "ppo: β, the coefficient of the KL-shaped reward (if adaptive: the initial value)", minimum=0
+    )
     kl_target: Optional[float] = number(
-        None, "KL that λ (apa, awr) or β (ppo) is steered to, nats a response; null = the knob stays as it is", above=0
+        None,
+        "KL to which λ (apa, awr) or β (ppo) is steered, in nats per response; null = λ or β stays constant",
+        above=0,
     )
     kl_lambda_min: Optional[float] = number(
-        None, "apa, awr: a steered λ goes no lower; null = 0.05 for apa, 1 for awr", above=0
+        None, "apa, awr: lower limit of a steered λ; null = 0.05 for apa, 1 for awr", above=0
     )
-    kl_lambda_max: float = number(20.0, "apa, awr: a steered λ goes no higher", above=0)
+    kl_lambda_max: float = number(20.0, "apa, awr: upper limit of a steered λ", above=0)
     kl_gain: float = number(
         0.3,
-        "apa, awr: a steered λ is multiplied by exp of this an iteration, at e times the target",
+        "apa, awr: how strongly a steered λ reacts; a KL of e times the target multiplies λ by exp(kl_gain) per "
+        "iteration",
         above=0,
         maximum=1,
     )
     kl_damping: float = number(
-        1.5, "apa, awr: a steered λ answers a change of log KL by this power; 0 swings about the target", minimum=0
+        1.5, "apa, awr: how strongly a steered λ reacts to changes of log KL; 0 oscillates about the target", minimum=0
     )
-    kl_horizon: int = number(10_000, "ppo: responses over which β adapts", minimum=1)
+    kl_horizon: int = number(10_000, "ppo: number of responses over which β adapts", minimum=1)
     value_coef: float = number(1.0, "weight of the value loss", minimum=0)
     missing_eos_penalty: Optional[float] = number(
-        None, "subtracted from the score of a response cut at max_new_tokens; null = off", minimum=0
+        None, "subtracted from the score of a response that is cut at max_new_tokens; null = off", minimum=0
     )
-    score_scaling: str = choice("running", "divide scores by their running deviation", choices=("none", "running"))
-    score_clip: Optional[float] = number(100.0, "scaled scores are clipped at ± this; null = off", above=0)
+    score_scaling: str = choice(
+        "running", "running = divide scores by their running standard deviation", choices=("none", "running")
+    )
+    score_clip: Optional[float] = number(100.0, "scaled scores are clipped to ± this; null = off", above=0)
 
     @property
     def resolved(self) -> dict[str, Any]:
@@ -107,40 +120,44 @@ class ObjectiveConfig:
 @dataclass(kw_only=True)
 class AdvantageConfig:
     name: str = choice(
-        "gae", "from the critic, token by token, or from the other responses to the prompt", choices=("gae", "group")
+        "gae",
+        "from the critic, per token (gae), or relative to the other responses to the prompt (group)",
+        choices=("gae", "group"),
     )
-    gamma: float = number(1.0, "gae: discount", above=0, maximum=1)
-    gae_lambda: float = number(0.95, "GAE's λ: 0 trusts the critic, 1 the returns", minimum=0, maximum=1)
-    group_scale: bool = switch(False, "group: divide by the deviation of the prompt's scores, as GRPO does")
-    whiten: bool = switch(True, "give the objective advantages of deviation 1 over the rollout, and for gae of mean 0")
+    gamma: float = number(1.0, "gae: discount factor", above=0, maximum=1)
+    gae_lambda: float = number(0.95, "gae: λ; 0 relies on the critic, 1 on the observed returns", minimum=0, maximum=1)
+    group_scale: bool = switch(False, "group: divide by the standard deviation of the prompt's scores, as GRPO does")
+    whiten: bool = switch(True, "scale advantages to unit deviation over the rollout; for gae, also to zero mean")
 
 
 @dataclass(kw_only=True)
 class StopIfConfig:
     """Limits at which a run saves, evaluates and ends by itself."""
 
-    kl_above: Optional[float] = number(None, "end the run at more KL than this, nats a response; null = off", above=0)
-    entropy_below: Optional[float] = number(
-        None, "end the run at less entropy than this, nats a token; null = off", above=0
+    kl_above: Optional[float] = number(
+        None, "end the run if KL exceeds this, in nats per response; null = off", above=0
     )
-    reward_below: Optional[float] = number(None, "end the run at a mean reward below this; null = off")
-    patience: int = number(3, "iterations in a row that must be beyond such a limit", minimum=1)
+    entropy_below: Optional[float] = number(
+        None, "end the run if entropy falls below this, in nats per token; null = off", above=0
+    )
+    reward_below: Optional[float] = number(None, "end the run if the mean reward falls below this; null = off")
+    patience: int = number(3, "consecutive iterations beyond a limit before the run ends", minimum=1)
 
 
 @dataclass(kw_only=True)
 class TrainingConfig:
-    iterations: int = number(100, "rollouts and updates", minimum=1)
+    iterations: int = number(100, "number of iterations, each a rollout and its update", minimum=1)
     epochs_per_rollout: int = number(2, "passes over each rollout", minimum=1)
-    minibatch_size: int = number(16, "responses an optimizer step", minimum=1)
+    minibatch_size: int = number(16, "responses per optimizer step", minimum=1)
     microbatch_tokens: int = number(
-        16_384, "tokens (padding included) in one forward and backward; memory only, same gradient", minimum=1
+        16_384, "tokens, including padding, per forward and backward pass; changes memory, not the gradient", minimum=1
     )
     compile: bool = switch(
-        False, "torch.compile of the update's transformers; takes a minute or more at the start, same gradient"
+        False, "torch.compile the transformers in the update; takes a minute or more at the start, same gradient"
     )
     max_skipped: int = number(
         10,
-        "minibatches skipped in a row, as numbers of the models are not finite, before the run saves and stops",
+        "consecutive minibatches with non-finite numbers after which the run saves and stops",
         minimum=1,
     )
     stop_if: StopIfConfig = field(default_factory=StopIfConfig)
@@ -150,41 +167,43 @@ class TrainingConfig:
 class OptimizerConfig:
     name: str = choice(
         "adamw",
-        "AdamW with states in the weights' dtype, or in 8 bits through bitsandbytes: apa-cli[8bit]",
+        "AdamW with states in the weights' dtype, or in 8 bits through bitsandbytes (apa-cli[8bit])",
         choices=("adamw", "adamw_8bit"),
     )
-    learning_rate: float = number(1e-6, "AdamW, policy", above=0)
-    value_learning_rate: Optional[float] = number(None, "AdamW, critic; null = learning_rate", above=0)
-    betas: list[float] = items([0.9, 0.95], "AdamW's two decay rates")
+    learning_rate: float = number(1e-6, "learning rate of the policy", above=0)
+    value_learning_rate: Optional[float] = number(None, "learning rate of the critic; null = learning_rate", above=0)
+    betas: list[float] = items([0.9, 0.95], "AdamW's decay rates")
     eps: float = number(1e-8, "AdamW's ε", above=0)
     weight_decay: float = number(1e-6, "decoupled weight decay", minimum=0)
-    max_grad_norm: float = number(1.0, "gradient norm clip, policy and critic apart", above=0)
-    schedule: str = choice("constant", "learning rate after warm-up", choices=("constant", "linear", "cosine"))
+    max_grad_norm: float = number(1.0, "limit on the gradient norm, applied to policy and critic separately", above=0)
+    schedule: str = choice("constant", "learning rate after the warm-up", choices=("constant", "linear", "cosine"))
     warmup_iterations: int = number(0, "iterations over which the learning rate rises to its value", minimum=0)
 
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
     every: int = number(50, "iterations between checkpoints; 0 = only at the end", minimum=0)
-    keep: int = number(2, "how many of the newest to keep; 0 = all", minimum=0)
-    grace_seconds: float = number(25.0, "time to save and end after a signal, seconds", above=0)
+    keep: int = number(2, "number of newest checkpoints to keep; 0 = all", minimum=0)
+    grace_seconds: float = number(25.0, "time to save and exit after a signal, in seconds", above=0)
     best_metric: Optional[str] = text(
-        None, "also keep the checkpoint that is best by this, such as eval/evaluator; null = off"
+        None, "also keep the checkpoint with the best value of this metric, such as eval/evaluator; null = off"
     )
-    best_mode: str = choice("max", "whether more or less of best_metric is better", choices=("max", "min"))
+    best_mode: str = choice("max", "whether a higher or a lower best_metric is better", choices=("max", "min"))
     final_dtype: str = choice(
         "trained",
-        "weights in final/: as they were trained, or rounded to what policy.path is in (source), bf16 or fp16",
+        "weights in final/: as trained, or rounded to the dtype of policy.path (source), to bf16 or to fp16",
         choices=("trained", "source", "bf16", "fp16"),
     )
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
-    every: int = number(20, "iterations between evaluations on held-out prompts; 0 = before and after only", minimum=0)
-    prompts: int = number(64, "held-out prompts; 0 = no evaluation", minimum=0)
-    decoding: str = choice("sampled", "how the judged responses are drawn", choices=("sampled", "greedy"))
-    resamples: int = number(1000, "bootstrap resamples behind each 95 % interval", minimum=1)
+    every: int = number(
+        20, "iterations between evaluations on held-out prompts; 0 = only before and after training", minimum=0
+    )
+    prompts: int = number(64, "number of held-out prompts; 0 = no evaluation", minimum=0)
+    decoding: str = choice("sampled", "how the evaluated responses are generated", choices=("sampled", "greedy"))
+    resamples: int = number(1000, "bootstrap resamples for each 95 % interval", minimum=1)
     reward: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
@@ -193,7 +212,7 @@ class EvaluationConfig:
 class WandbConfig:
     mode: str = choice(
         "auto",
-        "auto = online when a key is configured, otherwise offline in the run's folder",
+        "auto = online if a key is configured, otherwise offline in the run's folder",
         choices=("auto", "online", "offline", "disabled"),
     )
     project: str = text("apa-cli", "wandb project")
@@ -205,13 +224,13 @@ class WandbConfig:
 
 @dataclass(kw_only=True)
 class TrackingConfig:
-    samples: int = number(4, "responses an iteration that go to samples.jsonl", minimum=0)
+    samples: int = number(4, "responses per iteration written to samples.jsonl", minimum=0)
     console: str = choice(
         "auto",
-        "live table, plain lines, or only warnings (auto = live in a terminal)",
+        "terminal output: a live table, plain lines, or warnings only; auto = live in a terminal",
         choices=("auto", "live", "plain", "quiet"),
     )
-    tensorboard: bool = switch(False, "also write TensorBoard's files into the run's folder: apa-cli[tensorboard]")
+    tensorboard: bool = switch(False, "also write TensorBoard event files to the run's folder (apa-cli[tensorboard])")
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
@@ -219,20 +238,20 @@ class TrackingConfig:
 class TrainConfig:
     """What one run of apa-train is."""
 
-    seed: int = number(0, "seed of everything random", minimum=0, maximum=2**32 - 1)
-    device: str = choice("auto", "auto = cuda where there is one", choices=("auto", "cpu", "cuda"))
+    seed: int = number(0, "seed of all random numbers", minimum=0, maximum=2**32 - 1)
+    device: str = choice("auto", "auto = cuda if available", choices=("auto", "cpu", "cuda"))
     precision: str = choice(
         "fp32", "bf16 = frozen weights and arithmetic in bf16, trained weights in fp32", choices=("fp32", "bf16")
     )
-    output_dir: str = required("the run's folder (of a sweep: the folder of its runs)")
+    output_dir: str = required("the run's folder (for a sweep: the folder of its runs)")
     resume: Optional[str] = text(
-        None, "go on with a run: auto = with output_dir's, where there is one; DIR = a run or one of its checkpoints"
+        None, "resume a run: auto = the one in output_dir, if there is one; DIR = a run or one of its checkpoints"
     )
     resume_allow_changes: bool = switch(
-        False, "resume although keys that change the numbers, or the files and rows behind them, differ from the run's"
+        False, "resume even if keys that change the numbers, or the files and rows behind them, differ from the run's"
     )
     plan_only: bool = switch(
-        False, "print each model's size, the memory it all needs and the first prompt as each reads it, and stop"
+        False, "print each model's size, the memory needed and the first prompt as each model reads it, then stop"
     )
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)

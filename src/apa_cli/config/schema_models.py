@@ -15,12 +15,12 @@ class AdapterConfig:
     r: int = number(0, "LoRA rank; 0 trains all weights", minimum=0)
     alpha: float = number(16.0, "LoRA scale: the update is multiplied by alpha / r", above=0)
     dropout: float = number(
-        0.0, "dropout inside the adapter, a trained one too, active in the update only", minimum=0, below=1
+        0.0, "dropout inside the adapter, including a loaded one; active in the update only", minimum=0, below=1
     )
     target_modules: Optional[list[str]] = items(
-        None, "layers to adapt, by name; null = peft's choice for the model, or all linear layers"
+        None, "names of the layers to adapt; null = PEFT's choice for the model, or all linear layers"
     )
-    path: Optional[str] = text(None, "start from this trained PEFT adapter, which is then the reference too")
+    path: Optional[str] = text(None, "trained PEFT adapter to start from; it also becomes the reference")
     revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.adapter.path")
 
     @property
@@ -34,20 +34,23 @@ class PolicyConfig:
     revision: Optional[str] = text(None, "Hub branch, tag or commit of policy.path")
     dtype: str = choice(
         "auto",
-        "policy's and critic's weights: auto = trained fp32, frozen as precision says; bf16 = Adam's states too",
+        "weights of policy and critic: auto = trained weights in fp32, frozen weights as set by precision; bf16 = "
+        "also Adam's states",
         choices=("auto", "fp32", "bf16"),
     )
-    gradient_checkpointing: bool = switch(False, "recompute activations in backward: less memory, about a third slower")
+    gradient_checkpointing: bool = switch(
+        False, "recompute activations in the backward pass: less memory, about a third slower"
+    )
     attn_implementation: Optional[str] = choice(
         None, "attention kernel; null = the library's choice for this model", choices=ATTENTION
     )
-    trust_remote_code: bool = switch(False, "run Python code that the model's repository carries")
+    trust_remote_code: bool = switch(False, "run Python code from the model's repository")
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
 
 
 @dataclass(kw_only=True)
 class ReferenceConfig:
-    path: Optional[str] = text(None, "frozen model that KL is measured from; null = the policy as it starts")
+    path: Optional[str] = text(None, "frozen model from which KL is measured; null = the initial policy")
     revision: Optional[str] = text(None, "Hub branch, tag or commit of reference.path")
 
 
@@ -55,10 +58,12 @@ class ReferenceConfig:
 class ValueConfig:
     kind: str = choice(
         "separate",
-        "critic: its own network, a head on the policy's trunk, its own adapter on the policy's base, or no critic",
+        "critic: a network of its own, a head on the policy's trunk, an adapter on the policy's base, or none",
         choices=("separate", "shared", "adapter", "none"),
     )
-    path: Optional[str] = text(None, "where a separate critic starts, may be a reward model; null = from the policy")
+    path: Optional[str] = text(
+        None, "initial weights of a separate critic, such as a reward model; null = the policy's"
+    )
     revision: Optional[str] = text(None, "Hub branch, tag or commit of value.path")
-    warmup_iterations: int = number(0, "first iterations, in which the critic alone learns", minimum=0)
-    keep: bool = switch(False, "write the trained critic to final/value/ too")
+    warmup_iterations: int = number(0, "first iterations, in which only the critic is trained", minimum=0)
+    keep: bool = switch(False, "also write the trained critic to final/value/")

@@ -19,41 +19,46 @@ class ScorerConfig:
         choices=("model", "function", "http"),
     )
     path: Optional[str] = text(
-        None, "reward model, or PEFT adapter of one: local folder, Hub id, or builtin:reviews/reward"
+        None, "reward model, or a PEFT adapter of one: local folder, Hub id, or builtin:reviews/reward"
     )
     revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
     function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
-    url: Optional[str] = text(None, "http: what takes prompts and responses and answers scores: http://HOST:PORT/PATH")
-    api_key_env: Optional[str] = text(
-        None, "http: environment variable with a bearer token (not the token itself); null = none is sent"
+    url: Optional[str] = text(
+        None, "http: endpoint that receives prompts and responses and returns scores: http://HOST:PORT/PATH"
     )
-    batch_size: int = number(64, "http: responses a request", minimum=1)
-    concurrency: int = number(2, "http: requests at a time", minimum=1, maximum=64)
-    retries: int = number(8, "http: further tries after 429, 5xx or a lost connection", minimum=0, maximum=20)
+    api_key_env: Optional[str] = text(
+        None, "http: environment variable that holds a bearer token (not the token itself); null = send none"
+    )
+    batch_size: int = number(64, "http: responses per request", minimum=1)
+    concurrency: int = number(2, "http: simultaneous requests", minimum=1, maximum=64)
+    retries: int = number(8, "http: retries after 429, 5xx or a lost connection", minimum=0, maximum=20)
     timeout_seconds: Optional[float] = number(
         1800.0,
-        "longest wait for a call of the reward function, or for an answer over HTTP with all tries, seconds; "
-        "null = for ever, the function in the main thread",
+        "longest wait for a call of the reward function, or for an HTTP answer including retries, in seconds; null = "
+        "no limit, with the function in the main thread",
         above=0,
     )
     label: Optional[int] = number(
         None,
-        "which output is the score, for a model with several; of classes it is the label's log-odds against the others",
+        "index of the output that is the score, for a model with several; for a classifier, the score is the label's "
+        "log-odds",
         minimum=0,
     )
     format: str = choice(
         "auto",
-        "what it reads: chat (its own template), policy (the policy's very text, template and all), "
-        "text (prompt + response), pair (two segments); auto = chat if it has a template",
+        "what the model reads: chat (its own template), policy (exactly the policy's text, template included), text "
+        "(prompt + response), pair (two segments); auto = chat if it has a template",
         choices=("auto", "text", "pair", "chat", "policy"),
     )
     eos: str = choice(
         "auto",
-        "EOS behind what it reads: auto = where the response ended (not where its tokenizer or template writes an end "
-        "by itself), always, never",
+        "EOS after the text: auto = if the response ended (and the tokenizer or template does not add an end itself), "
+        "always, never",
         choices=("auto", "always", "never"),
     )
-    max_tokens: Optional[int] = number(None, "longest text scored, cut on the left; null = the model's own", minimum=1)
+    max_tokens: Optional[int] = number(
+        None, "longest text that is scored, in tokens, truncated on the left; null = the model's limit", minimum=1
+    )
 
     @property
     def source(self) -> str:
@@ -67,7 +72,7 @@ class ScorerConfig:
 class ComponentConfig(ScorerConfig):
     """One of several rewards."""
 
-    weight: float = number(1.0, "what its score is multiplied by; not 0")
+    weight: float = number(1.0, "factor of its score; not 0")
 
 
 @dataclass(kw_only=True)
@@ -76,7 +81,8 @@ class SeveralConfig(ScorerConfig):
 
     components: dict[str, ComponentConfig] = mapping(
         {},
-        "several rewards in place of one, by name: weight (1), and kind, path, function, url … as above, of each",
+        "several rewards instead of one, by name: each has a weight (1) and the keys above: kind, path, function, "
+        "url, …",
     )
 
     @property
@@ -88,8 +94,10 @@ class SeveralConfig(ScorerConfig):
 
 @dataclass(kw_only=True)
 class RewardConfig(SeveralConfig):
-    length_penalty: float = number(0.0, "taken from the score for each token beyond length_target; 0 = off", minimum=0)
-    length_target: Optional[int] = number(None, "longest response that costs nothing, tokens", minimum=0)
+    length_penalty: float = number(
+        0.0, "subtracted from the score for each token beyond length_target; 0 = off", minimum=0
+    )
+    length_target: Optional[int] = number(None, "longest response without a penalty, in tokens", minimum=0)
 
 
 @dataclass(kw_only=True)
@@ -98,7 +106,7 @@ class EvaluatorConfig(SeveralConfig):
 
     kind: str = choice(
         "none",
-        "separate evaluator that training never sees: a model, a function, or served over HTTP",
+        "separate evaluator that training never sees: a model, a function, or one served over HTTP",
         choices=("none", "model", "function", "http"),
     )
 
@@ -114,7 +122,7 @@ class JudgeConfig:
     base_url: Optional[str] = text(
         None, "OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; null = no judge"
     )
-    model: Optional[str] = text(None, "name of the judging model at that endpoint")
+    model: Optional[str] = text(None, "name of the judge model at that endpoint")
     api_key_env: str = text(
         "OPENAI_API_KEY",
         "environment variable that holds the key (not the key itself); may be unset for a local server",
@@ -122,20 +130,20 @@ class JudgeConfig:
     criterion: str = text(
         "The better response serves the prompt better: it is helpful, correct, harmless and well written. "
         "Being longer is no merit by itself.",
-        "what better means, in the words that the judge is told",
+        "definition of a better response, as given to the judge",
     )
-    prompts: int = number(0, "how many of the evaluation prompts are judged, the first ones; 0 = all", minimum=0)
+    prompts: int = number(0, "number of evaluation prompts to judge, counted from the first; 0 = all", minimum=0)
     temperature: Optional[float] = number(0.0, "the judge's sampling temperature; null = not sent", minimum=0)
-    seed: Optional[int] = number(0, "the judge's sampling seed, where the server heeds it; null = not sent", minimum=0)
+    seed: Optional[int] = number(0, "the judge's sampling seed, if the server supports it; null = not sent", minimum=0)
     max_answer_tokens: Optional[int] = number(
-        1024, "longest answer, tokens, a reasoning model's thoughts included; null = not sent", minimum=1
+        1024, "longest answer, in tokens, including a reasoning model's thoughts; null = not sent", minimum=1
     )
-    timeout_seconds: float = number(60.0, "longest wait for the server, seconds, each try", above=0)
-    retries: int = number(4, "further tries after 429, 5xx, a timeout or a lost connection", minimum=0, maximum=20)
-    concurrency: int = number(4, "requests at a time", minimum=1, maximum=256)
+    timeout_seconds: float = number(60.0, "longest wait for the server, in seconds per attempt", above=0)
+    retries: int = number(4, "retries after 429, 5xx, a timeout or a lost connection", minimum=0, maximum=20)
+    concurrency: int = number(4, "simultaneous requests", minimum=1, maximum=256)
     max_tokens_total: Optional[int] = number(
-        None, "cost cap: stop before this many tokens, as the server counts them; null = none", minimum=1
+        None, "cost cap: stop before this many tokens, as counted by the server; null = none", minimum=1
     )
     max_cost: Optional[float] = number(None, "cost cap, in the currency of the prices; null = none", above=0)
-    price_per_million_input: Optional[float] = number(None, "price of a million tokens read", minimum=0)
-    price_per_million_output: Optional[float] = number(None, "price of a million tokens written", minimum=0)
+    price_per_million_input: Optional[float] = number(None, "price of a million input tokens", minimum=0)
+    price_per_million_output: Optional[float] = number(None, "price of a million output tokens", minimum=0)

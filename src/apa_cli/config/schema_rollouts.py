@@ -11,59 +11,64 @@ from apa_cli.config.fields import choice, items, mapping, number, required, text
 @dataclass(kw_only=True)
 class DataConfig:
     path: str = required(
-        "prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a pattern or a folder of such files, a folder of "
-        "save_to_disk, a Hub id, or builtin:…"
+        "prompts: .jsonl .json .csv .tsv .parquet .txt (also .gz), a pattern or a folder of such files, a "
+        "save_to_disk folder, a Hub id, or builtin:…"
     )
     max_rows: Optional[int] = number(
-        200_000, "rows that are read of a larger data set, chosen by the seed; null = all, in memory", minimum=1
+        200_000, "rows read from a larger data set, chosen by the seed; null = all, in memory", minimum=1
     )
     revision: Optional[str] = text(
-        None, "Hub branch, tag or commit of data.path, and of data.eval_path where it is the same data set"
+        None, "Hub branch, tag or commit of data.path, and of data.eval_path if it is the same data set"
     )
-    subset: Optional[str] = text(None, "Hub data set's configuration name")
-    split: str = text("train", "split of a Hub data set, or of a folder of save_to_disk")
+    subset: Optional[str] = text(None, "configuration name of a Hub data set")
+    split: str = text("train", "split of a Hub data set or of a save_to_disk folder")
     prompt_column: str = text(
         "prompt",
-        "column with the prompt (format text) or the messages (format chat; messages and conversations are found too)",
+        "column with the prompt (format text) or the messages (format chat, which also finds messages and "
+        "conversations)",
     )
     format: str = choice(
         "auto",
-        "text, chat (messages through the policy's template), hh (prompt = up to the last Assistant:) or hh_chat "
-        "(its turns as messages); auto looks at the rows",
+        "text, chat (messages through the policy's template), hh (the prompt is everything up to the last Assistant:) "
+        "or hh_chat (its turns as messages); auto = found from the rows",
         choices=("auto", "text", "chat", "hh", "hh_chat"),
     )
     prompt_template: Optional[str] = text(
         None,
-        "text: what is read of each prompt, {prompt} where it stands, such as an answer cue; null = the prompt alone",
+        "text: template of the text that is read, with {prompt} as the placeholder, such as an answer cue; null = the "
+        "prompt alone",
     )
-    system_prompt: Optional[str] = text(None, "chat: system message of dialogues that have none; null = none")
+    system_prompt: Optional[str] = text(None, "chat: system message for dialogues without one; null = none")
     template_arguments: dict[str, Any] = mapping(
-        {}, "chat: further arguments of the policy's template, such as {enable_thinking: false}; null = not given"
+        {}, "chat: extra arguments for the policy's template, such as {enable_thinking: false}; null = not given"
     )
     response_column: Optional[str] = text(
         None,
-        "offline: column with the response; null = chosen and rejected where there are both, otherwise response, "
-        "otherwise the answer that a row's messages end with",
+        "offline: column with the response; null = chosen and rejected if both exist, otherwise response, otherwise "
+        "the answer that ends a row's messages",
     )
     score_column: Optional[str] = text(
-        None, "offline: column with the response's score (of pairs: NAME_chosen, NAME_rejected); null = the reward's"
+        None,
+        "offline: column with the response's score (for pairs: NAME_chosen, NAME_rejected); null = scores come from "
+        "the reward",
     )
-    max_prompt_tokens: int = number(512, "longest prompt, tokens", minimum=1)
+    max_prompt_tokens: int = number(512, "longest prompt, in tokens", minimum=1)
     overlong: str = choice(
         "cut",
-        "longer prompts are cut on the left (chat: the oldest turns are left out whole), or dropped",
+        "what to do with longer prompts: cut them on the left (chat: leave out whole turns, the oldest first), or "
+        "drop them",
         choices=("cut", "drop"),
     )
     empty: str = choice(
         "stop",
-        "rows whose prompt, or logged response, is null or empty: stop there, or drop and count them",
+        "what to do with rows whose prompt or logged response is null or empty: stop, or drop and count them",
         choices=("stop", "drop"),
     )
     eval_path: Optional[str] = text(
         None,
-        "held-out prompts, evaluation.prompts rows of them drawn by the seed; null = as many set aside from data.path",
+        "held-out prompts, of which the seed draws evaluation.prompts rows; null = set aside as many rows of data.path",
     )
-    eval_split: str = text("test", "the same of data.eval_path")
+    eval_split: str = text("test", "split of data.eval_path")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -73,26 +78,29 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class GenerationConfig:
-    max_new_tokens: int = number(128, "longest response, tokens", minimum=1)
-    min_new_tokens: int = number(0, "no end of text before this many tokens", minimum=0)
-    temperature: float = number(1.0, "sampling temperature; log-probs are taken at the same one", above=0)
-    top_k: int = number(0, "sample among the k likeliest tokens; 0 = all", minimum=0)
-    top_p: float = number(1.0, "sample within this probability mass; 1 = all", above=0, maximum=1)
-    stop: list[str] = items([], "strings that end a response; the response counts up to and including them")
-    stop_tokens: list[str] = items([], "tokens that end a response, besides EOS and the template's end of turn")
+    max_new_tokens: int = number(128, "longest response, in tokens", minimum=1)
+    min_new_tokens: int = number(0, "number of tokens before which a response cannot end", minimum=0)
+    temperature: float = number(1.0, "sampling temperature, also applied to log-probs", above=0)
+    top_k: int = number(0, "sample among the k most likely tokens; 0 = all", minimum=0)
+    top_p: float = number(
+        1.0, "sample among the most likely tokens with this total probability; 1 = all", above=0, maximum=1
+    )
+    stop: list[str] = items([], "strings that end a response and count as part of it")
+    stop_tokens: list[str] = items([], "tokens that end a response, in addition to EOS and the template's end of turn")
     backend: str = choice(
         "hf",
-        "what runs the policy to sample: hf = a growing cache; static = a cache of fixed size, CUDA graphs on a GPU; "
-        "vllm = vLLM in this process",
+        "how responses are sampled: hf = growing cache; static = fixed-size cache, CUDA graphs on a GPU; vllm = vLLM "
+        "in the same process",
         choices=("hf", "static", "vllm"),
     )
     rows: Optional[int] = number(
         None,
-        "hf: responses decoded at once, which bounds the KV cache; same tokens; null = 64 on a CPU, all on a GPU",
+        "hf: responses decoded at a time, which bounds the KV cache and does not change the tokens; null = 64 on a "
+        "CPU, all on a GPU",
         minimum=1,
     )
     gpu_memory_fraction: float = number(
-        0.4, "vllm: share of the GPU that vLLM may fill while it samples", above=0, below=1
+        0.4, "vllm: fraction of the GPU's memory that vLLM may use while it samples", above=0, below=1
     )
 
 
@@ -100,14 +108,14 @@ class GenerationConfig:
 class RolloutConfig:
     source: str = choice(
         "online",
-        "responses sampled from the policy, or offline: logged ones, of data.path (response, or chosen and rejected)",
+        "online = sampled from the policy; offline = logged responses in data.path (response, or chosen and rejected)",
         choices=("online", "offline"),
     )
     reference_cache: Optional[str] = text(
         None, "offline: folder that keeps reference log-probs; null = apa-cli in the user's cache folder"
     )
-    batch_size: int = number(64, "responses an iteration", minimum=1)
-    responses_per_prompt: int = number(1, "responses to each prompt; batch_size is a multiple of it", minimum=1)
+    batch_size: int = number(64, "responses per iteration", minimum=1)
+    responses_per_prompt: int = number(1, "responses per prompt; must divide batch_size", minimum=1)
 
     @property
     def prompts(self) -> int:
