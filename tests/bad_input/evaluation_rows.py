@@ -84,7 +84,7 @@ ROWS = [
     evaluate("an unknown option", "checkpoint=run --prompts 3", "--prompts: unknown option; see apa-eval --help"),
     evaluate("an unknown key", "checkpoint=run evaluation.promts=3", "evaluation.promts: unknown key; did you mean evaluation.prompts?"),
     evaluate("no prompts", "checkpoint=run", "evaluation.prompts: 0, so there is nothing to evaluate on; set it, for instance to 128"),
-    evaluate("an output folder that is a file", "checkpoint=run evaluation.prompts=2 output_dir=base.yaml", "output_dir: base.yaml is a file; choose another folder: output_dir=DIR"),
+    evaluate("an output folder that is a file", "checkpoint=run evaluation.prompts=2 output_dir=base.yaml", "output_dir: base.yaml is a file; name a folder: output_dir=DIR"),
     evaluate("a model of no run", "checkpoint={policy} evaluation.prompts=2", "config: … belongs to no run, so nothing says what to compare it with; …"),
     evaluate("a reward model", "checkpoint={reward} config=base.yaml evaluation.prompts=2", "checkpoint: …/reward is a GPTNeoXForSequenceClassification, which writes no text; …"),
     evaluate("a run's critic", f"checkpoint=run/{LATEST}/value evaluation.prompts=2 config=base.yaml", "checkpoint: …/value is a critic (value_head.safetensors lies in it), which writes no text; …"),

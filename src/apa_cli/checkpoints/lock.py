@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 from apa_cli.files import missing_folders, remove_empty
 
@@ -25,12 +26,25 @@ def run_lock(run_dir: Path) -> Iterator[None]:
     A file system without locks is left unguarded. Folders made for the lock go again where nothing else came into them.
     """
     made = missing_folders(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     try:
         with _locked(run_dir, run_dir / LOCK_FILE):
             yield
     finally:
         remove_empty(made)
+
+
+def make_folder(folder: Path) -> None:
+    """Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise no_folder(str(error.filename or folder), error.strerror) from error
+
+
+def no_folder(name: str, reason: str | None) -> UserError:
+    problem = f"no folder {shown(name)!r} can be made: {reason}"
+    return UserError("output_dir", problem, "name another: output_dir=DIR")
 
 
 @contextmanager

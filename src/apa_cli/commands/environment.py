@@ -1,4 +1,4 @@
-"""What a command sets in its process before torch is imported, and how it leaves it."""
+"""What a command sets in its process before torch is imported, says on the terminal, and how it leaves both."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 
-from apa_cli.commands.messages import report_error, say, traceback_wanted
-from apa_cli.errors import UserError
+from apa_cli.checkpoints.lock import no_folder
+from apa_cli.config.sources import refuse_variables, shown
+from apa_cli.errors import RunError, UserError
 from apa_cli.watchdog import STOPPING
 from apa_cli.watched_thread import any_abandoned
 
@@ -118,3 +121,76 @@ def flush_output() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         except ValueError:
             setattr(sys, name, None)
+
+
+def check_folder(output_dir: str) -> None:
+    """Raise UserError where no folder of this name can be made or written in. Creates nothing."""
+    refuse_variables(output_dir)
+    there = Path(output_dir).absolute()
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+    except OSError as error:  # a name too long
+        raise no_folder(output_dir, error.strerror) from error
+    if "\0" in output_dir:
+        raise no_folder(output_dir, "a NUL in its name")
+    if not there.is_dir():
+        raise UserError("output_dir", f"{shown(str(there))} is a file", "name a folder: output_dir=DIR")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError("output_dir", f"no permission to write in {there}", "name another folder: output_dir=DIR")
+
+
+def say(program: str, line: str) -> None:
+    """One line on stderr, with the program's name before it."""
+    from apa_cli.secrets import printable  # its package imports more than a command needs to begin
+
+    with suppress(OSError, ValueError):  # nobody can read it: a reward function may have closed the stream
+        print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def traceback_wanted() -> bool:
+    """APA_TRACEBACK=1, or Hydra's own name for it: the whole traceback, of user errors too."""
+    return "1" in (os.environ.get("APA_TRACEBACK"), os.environ.get("HYDRA_FULL_ERROR"))
+
+
+def exit_code(error: BaseException) -> int:
+    """2 where it is the user's to mend, 130 where a signal was behind it, otherwise 1."""
+    return 2 if isinstance(error, UserError) else 130 if _of_an_interrupt(error) else 1
+
+
+def _of_an_interrupt(error: BaseException) -> bool:
+    """Whether a library met a signal in the middle of its work, and then failed to tidy up."""
+    if isinstance(error, (UserError, RunError)):
+        return False
+    before = error.__context__
+    return isinstance(before, KeyboardInterrupt) or (before is not None and _of_an_interrupt(before))
+
+
+def one_line(error: BaseException) -> str:
+    """The error without its traceback."""
+    if isinstance(error, (UserError, RunError)):
+        return str(error)
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}{f': {message}' if message else ''}"
+
+
+def report_error(
+    program: str, error: BaseException, *, run: str = "", run_dir: Path | None = None, full: bool = False
+) -> int:
+    """One line on stderr, and the traceback where it is asked for. The exit code."""
+    if (code := exit_code(error)) == 130:
+        say(program, "interrupted")
+        return code
+    explained = isinstance(error, (UserError, RunError))
+    if full:
+        from apa_cli.secrets import printable
+
+        with suppress(OSError, ValueError):
+            print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    hint = ""
+    if not (explained or full):
+        log = (run_dir or Path()) / "run.log"
+        logged = run_dir is not None and log.is_file()
+        hint = f" (traceback in {shown(str(log))})" if logged else " (APA_TRACEBACK=1 shows the traceback)"
+    say(program, f"{'' if explained else 'internal '}error: {f'{run}: ' if run else ''}{one_line(error)}{hint}")
+    return code

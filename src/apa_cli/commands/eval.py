@@ -1,13 +1,15 @@
-"""apa-eval: judge checkpoints against the initial policy on held-out prompts. Imports torch only once it evaluates."""
+"""apa-eval, and `evaluate` for Python: judge checkpoints against the initial policy on held-out prompts.
+
+Imports torch only once it evaluates.
+"""
 
 from __future__ import annotations
 
 import glob
-import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +20,11 @@ from omegaconf import OmegaConf
 
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import EVALUATION, EVALUATION_NAMES, check_free, check_place, inputs_of, record
-from apa_cli.commands.environment import command, share_the_processor
-from apa_cli.commands.messages import say
+from apa_cli.commands.environment import check_folder, command, say, share_the_processor
 from apa_cli.config import compose, sources
-from apa_cli.config.literal import escaped
-from apa_cli.config.overrides import check_overrides
+from apa_cli.config.overrides import repeated
 from apa_cli.config.schema import TrainConfig
+from apa_cli.config.yaml_files import escaped
 from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint, find_checkpoints
 from apa_cli.secrets import redact
@@ -83,31 +84,82 @@ def main(arguments: list[str]) -> None:
             raise UserError("--cfg", "shows the job alone", "write --cfg job")
         arguments = [*arguments[:place], *arguments[place + 2 :]]
     places, overrides = read_arguments(arguments)
-    checkpoints = find_checkpoints(places, lambda line: say(PROGRAM, f"warning: {line}"))
-    config = compose_evaluation(checkpoints, overrides)
+    for line in repeated(overrides):
+        say(PROGRAM, line)
     if show:
+        _, config = _composed(places, overrides)
         print(OmegaConf.to_yaml(OmegaConf.create(escaped(redact(config)))), end="")
         return
-    folder = _output_folder(checkpoints, config, overrides)
-    _check_writable(folder)
-    evaluated = [Path(place) for c in checkpoints for place in (c.policy, c.run_dir) if place and Path(place).is_dir()]
-    check_place(folder, EVALUATION, [*inputs_of(config), *((KEY, place) for place in evaluated)])
-    check_free(folder, EVALUATION, EVALUATION_NAMES)
-    _warn(config)
-    from apa_cli.evaluation.eval_report import write_evaluation
-    from apa_cli.evaluation.evaluate_checkpoints import evaluate_checkpoints
-
-    with listening(config.checkpoint.grace_seconds), _progress() as progress, warnings.catch_warnings():
-        if not sys.warnoptions:  # the libraries' own, which training keeps in its log; python -W shows them
-            warnings.simplefilter("ignore")
-        evaluation = evaluate_checkpoints(checkpoints, config, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    record(folder, EVALUATION, EVALUATION_NAMES)
-    files = write_evaluation(evaluation, folder)
+    checkpoints, config = _composed(places, overrides)
+    with listening(config.checkpoint.grace_seconds), _progress() as progress:
+        evaluation, files = _evaluated(checkpoints, config, overrides, progress)
     _print_table(evaluation)
     for file in files:
         print(f"{file.name:<20}{sources.shown(str(file))}")
-    _log_to_wandb(checkpoints, config, evaluation, folder)
+
+
+def evaluate(checkpoint: str | Path | Sequence[str | Path], *overrides: str) -> Evaluation:
+    """Judge checkpoints as `apa-eval checkpoint=CHECKPOINT OVERRIDES...` does, and return what eval.json holds.
+
+    `checkpoint` is a run's folder, a checkpoint in one, a pattern with `*`, a model, or a list of such. All that the
+    command writes is written, to the `folder` that is returned, and nothing is printed.
+
+    Returns `policies`, the initial one first, each with its `figures` by name: `value`, `low` and `high`.
+
+    Raises UserError for what the user can mend.
+
+    >>> from apa_cli import evaluate
+    >>> judged = evaluate("runs/mine", "evaluation.prompts=256")  # doctest: +SKIP
+    >>> judged.policies[-1].figures["reward"].value, judged.folder  # doctest: +SKIP
+    """
+    places = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
+    for line in repeated(overrides):
+        warnings.warn(line, stacklevel=2)
+    checkpoints, config = _composed(list(map(str, places)), list(overrides), warnings.warn)
+    evaluation, _ = _evaluated(checkpoints, config, list(overrides), lambda name, done, total: None, warnings.warn)
+    return evaluation
+
+
+def _say(line: str) -> None:
+    say(PROGRAM, line)
+
+
+def _composed(
+    places: list[str], overrides: list[str], note: Callable[[str], None] = _say
+) -> tuple[list[EvaluatedCheckpoint], TrainConfig]:
+    checkpoints = find_checkpoints(places, lambda line: note(f"warning: {line}"))
+    return checkpoints, compose_evaluation(checkpoints, overrides)
+
+
+def _evaluated(
+    checkpoints: list[EvaluatedCheckpoint],
+    config: TrainConfig,
+    overrides: list[str],
+    progress: Progress,
+    note: Callable[[str], None] = _say,
+) -> tuple[Evaluation, list[Path]]:
+    """The evaluation and the files that it has written. Raises UserError before the work begins."""
+    folder = _output_folder(checkpoints, config, overrides)
+    check_folder(str(folder))
+    evaluated = [Path(place) for c in checkpoints for place in (c.policy, c.run_dir) if place and Path(place).is_dir()]
+    check_place(folder, EVALUATION, [*inputs_of(config), *((KEY, place) for place in evaluated)])
+    check_free(folder, EVALUATION, EVALUATION_NAMES)
+    if config.evaluation.decoding == "greedy":
+        note("note: KL and its estimates are those along the greedy responses, not of what the policy samples")
+    elif config.generation.top_k or config.generation.top_p < 1:
+        note("note: generation.top_k / top_p truncate sampling, while KL and entropy are of the full softmax")
+    from apa_cli.evaluation.eval_report import write_evaluation
+    from apa_cli.evaluation.evaluate_checkpoints import evaluate_checkpoints
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:  # the libraries' own, which training keeps in its log; python -W shows them
+            warnings.simplefilter("ignore")
+        evaluation = replace(evaluate_checkpoints(checkpoints, config, progress), folder=folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    record(folder, EVALUATION, EVALUATION_NAMES)
+    files = write_evaluation(evaluation, folder)
+    _log_to_wandb(checkpoints, config, evaluation, folder, note)
+    return evaluation, files
 
 
 def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -138,8 +190,6 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         places = value.split(",")
     if not places or not all(places):
         raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
-    for line in check_overrides(rest):
-        say(PROGRAM, line)
     return places, rest
 
 
@@ -185,23 +235,6 @@ def _output_folder(checkpoints: list[EvaluatedCheckpoint], config: TrainConfig, 
         return Path("evaluations") / time.strftime("%Y-%m-%d_%H-%M-%S")
     name = checkpoints[0].name if len(checkpoints) == 1 else "checkpoints"
     return run / "evaluation" / (name if config.evaluation.decoding == "sampled" else f"{name}-greedy")
-
-
-def _check_writable(folder: Path) -> None:
-    """Raise UserError before hours of work rather than after them. Creates nothing."""
-    sources.refuse_variables(str(folder))
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        problem = f"{sources.shown(str(there))} is {'not writable' if there.is_dir() else 'a file'}"
-        raise UserError("output_dir", problem, "choose another folder: output_dir=DIR")
-
-
-def _warn(config: TrainConfig) -> None:
-    """KL of whole responses is that of the policy only where responses are drawn from it, and from all of it."""
-    if config.evaluation.decoding == "greedy":
-        say(PROGRAM, "note: KL and its estimates are those along the greedy responses, not of what the policy samples")
-    elif config.generation.top_k or config.generation.top_p < 1:
-        say(PROGRAM, "note: generation.top_k / top_p truncate sampling, while KL and entropy are of the full softmax")
 
 
 @contextmanager
@@ -250,7 +283,11 @@ def _print_table(evaluation: Evaluation) -> None:
 
 
 def _log_to_wandb(
-    checkpoints: list[EvaluatedCheckpoint], config: TrainConfig, evaluation: Evaluation, folder: Path
+    checkpoints: list[EvaluatedCheckpoint],
+    config: TrainConfig,
+    evaluation: Evaluation,
+    folder: Path,
+    note: Callable[[str], None],
 ) -> None:
     """The figures as a summary of the run that the checkpoints come from, if that run was logged."""
     from apa_cli.tracking.wandb_run import RUN_ID_FILE, WandbRun
@@ -266,7 +303,7 @@ def _log_to_wandb(
         run_config={},
         resumed=True,
         note=lambda _: None,
-        warn=lambda line: say(PROGRAM, line),
+        warn=note,
     )
     logged.summarise(
         {

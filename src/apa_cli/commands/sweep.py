@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, ValueType
 from omegaconf import DictConfig, OmegaConf
 
+from apa_cli.checkpoints.lock import make_folder
 from apa_cli.checkpoints.ownership import SWEEP_NAMES, TABLES, check_free, check_place, record
-from apa_cli.commands.messages import exit_code, one_line, report_error, say
+from apa_cli.commands.environment import exit_code, one_line, report_error, say
 from apa_cli.config import compose, sources
+from apa_cli.config.overrides import parse
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
@@ -107,7 +108,7 @@ def sweeping(
     folder = _settle_folder(arguments)
     check_place(folder, TABLES, inputs)
     check_free(folder, TABLES, SWEEP_NAMES)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     record(folder, TABLES, SWEEP_NAMES)
     member = Member(sweep=uuid.uuid4().hex, process=os.getpid(), full_error=full_error)
     print(f"sweep in {sources.shown(str(folder))}", flush=True)
@@ -175,7 +176,7 @@ def _settle_folder(arguments: argparse.Namespace) -> Path:
         folder = Path(f"sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
     else:
         folder = Path(str(composed.output_dir)).absolute()
-    arguments.overrides.append("hydra.sweep.dir='{}'".format(str(folder).replace("'", "\\'")))
+    arguments.overrides.append(f"hydra.sweep.dir={sources.quoted(str(folder))}")
     return folder
 
 
@@ -213,10 +214,7 @@ def first_choices(overrides: list[str]) -> list[str]:
 
 
 def _parsed(overrides: list[str]) -> list[Override]:
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except Exception as error:
-        compose.raise_translated(error)
+    parsed = [parse(word) for word in overrides]
     runs = 1
     for override in parsed:
         runs *= (count := _count(override))

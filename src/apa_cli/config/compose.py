@@ -1,27 +1,44 @@
-"""From the command line's overrides to one checked TrainConfig, with Hydra in between. Imports no torch."""
+"""From the command line's words to one checked TrainConfig, with Hydra in between. Imports no torch."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
 from functools import cache
-from typing import NoReturn
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
 from apa_cli.config import members, sources
 from apa_cli.config.checks import check_config
 from apa_cli.config.help_text import register as register_help
-from apa_cli.config.hydra_code import refuse_code
-from apa_cli.config.keys import COMPONENTS, SWEEP, all_keys, find_key, groups, is_component, not_set, sections
+from apa_cli.config.keys import SWEEP, all_keys, nearest, not_set
 from apa_cli.config.overrides import prepared
 from apa_cli.config.schema import TrainConfig
-from apa_cli.config.sources import PRIMARY, config_dir
-from apa_cli.config.translate import translate, unknown_key
+from apa_cli.config.sources import PRIMARY, config_dir, recipes, shown
 from apa_cli.errors import UserError
 
 VERSION_BASE = "1.3"
+
+# Hydra's plugins: the choice of ours that asks for each, and the extra that brings it.
+_EXTRAS = {
+    "hydra/launcher/joblib": ("joblib", "joblib"),
+    "hydra/launcher/submitit_local": ("submitit_local", "submitit"),
+    "hydra/launcher/submitit_slurm": ("submitit", "submitit"),
+    "hydra/sweeper/optuna": ("optuna", "optuna"),
+    "hydra/sweeper/sampler/tpe": ("optuna", "optuna"),
+}
+# What in Hydra's own section is no code: launchers, sweepers and samplers, as Hydra and its plugins bring them.
+_PLUGINS = ("hydra._internal.", "hydra_plugins.", "optuna.samplers.")
+_LOGGING = ("logging.", "colorlog.")
+_LOGS = ("hydra.job_logging.", "hydra.hydra_logging.")
+_COMMANDS = ("hydra.launcher.setup", "hydra.launcher.python", "hydra.job.env_set")  # run or obeyed by new processes
 
 
 @cache
@@ -53,47 +70,28 @@ def compose_raw(
 ) -> DictConfig:
     """Hydra's composition, before it is checked. `folder` and `extra_folder` are --config-path and --config-dir."""
     register()
-    overrides = prepared(overrides)
+    overrides = prepared(overrides, folders=[place for place in (folder, extra_folder) if place])
     if extra_folder is not None:
         overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(extra_folder)}']"]
     try:
         with initialize_config_dir(folder or str(config_dir()), job_name=PRIMARY, version_base=VERSION_BASE):
             composed = compose(name, overrides, return_hydra_config=True)
-        refuse_code(composed.hydra, overrides)
+        _refuse_code(composed.hydra, overrides)
+        run_dir = composed.hydra.run._get_node("dir")._value()
         with open_dict(composed):
+            if run_dir != "${output_dir}":  # hydra.run.dir=DIR
+                composed.output_dir = run_dir
             del composed["hydra"]
         return composed
     except RecursionError as error:
         remedy = "let one of them name a recipe"
         raise UserError("config", "files that extend one another in a circle", remedy) from error
-    except ValueError as error:  # what Hydra raises for odd choices of a group and odd defaults lists
-        for override in overrides:
-            if _chooses_no_name(override):
-                remedy = "GROUP=CHOICE takes the name of a choice, which apa-train --help lists"
-                raise UserError(override, "not the name of a choice", remedy) from error
-        raise UserError("", str(error), "see apa-train --help") from error
     except Exception as error:
-        raise_translated(error)
-
-
-def _chooses_no_name(override: str) -> bool:
-    key, _, value = override.partition("=")
-    if key == "config" and sources.is_path(value):
-        return False
-    return key in (*groups(), "config", SWEEP) and (value == "null" or not value[:1].isalpha())
-
-
-def raise_translated(error: Exception) -> NoReturn:
-    """Raise the UserError that this error amounts to, or the error itself."""
-    wrong = translate(error)
-    if wrong is None or wrong is error:
-        raise error
-    raise wrong from error
+        raise explained(error) from error
 
 
 def to_train_config(composed: DictConfig) -> TrainConfig:
     """The composed tree as a dataclass, every interpolation resolved, every rule checked. Raises UserError."""
-    _check_names(composed)
     try:
         missing = OmegaConf.missing_keys(composed)
         for key in all_keys():
@@ -101,7 +99,7 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
                 raise not_set(key)
         config = OmegaConf.to_object(composed)
     except Exception as error:
-        raise_translated(error)
+        raise explained(error) from error
     if not isinstance(config, TrainConfig):
         raise UserError("--config-name", "this configuration is not typed", "begin its defaults with train_schema")
     check_config(config)
@@ -109,25 +107,81 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
     return config
 
 
-def _check_names(composed: DictConfig) -> None:
-    """+new.key=1 and ~key get past the schema; nothing here reads the one or can do without the other."""
-    names = set(_names(composed, ""))
-    for name in sorted(names - set(all_keys()) - set(sections())):
-        if not is_component(name) and find_key(name) is None:
-            raise unknown_key(name)
-    for name in all_keys():
-        if name not in names:
-            raise UserError(name, "cannot be deleted", "leave out the ~; set it to null where it may be null")
+def explained(error: Exception) -> Exception:
+    """What Hydra or OmegaConf raises as a UserError, `key: first line of the message`; any other error as it is."""
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, UserError):
+            return link
+    if not isinstance(error, HydraException | OmegaConfBaseException | ValueError):
+        return error
+    file = re.match(r"In '(?:config/)?([^']+)': ", str(error))
+    where = file and shown(file[1]) if file and file[1].startswith("/") else ""
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error, where)
+    cause = next((link for link in chain if isinstance(link, OmegaConfBaseException)), error)
+    key = str(getattr(cause, "full_key", None) or "")
+    message = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+    remedy = "see apa-train --help"
+    if isinstance(cause, InterpolationResolutionError | GrammarParseError):
+        remedy = "mend the ${...}, or put it in single quotes with a backslash before $ to mean it literally"
+    parts = [part for part in (where, key) if part]
+    return UserError(": ".join(parts), re.sub(r"^In '[^']+': ", "", message).strip().rstrip("."), remedy)
 
 
-def _names(node: DictConfig, prefix: str) -> list[str]:
-    found: list[str] = []
-    for key in node:
-        name = f"{prefix}{key!s}"
-        found.append(name)
-        if name in all_keys() and name not in COMPONENTS:  # a mapping, whose names are its own
-            continue
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not isinstance(child, ListConfig) and not child._is_missing():
-            found += [] if child._is_none() or child._is_interpolation() else _names(child, f"{name}.")
-    return found
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # an error raised from its own consequence makes a circle
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _missing_file(error: MissingConfigException, file: str) -> UserError:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return UserError("--config-name", f"no {name}.yaml", "leave it out, or name a file of --config-path")
+    if plugin := _EXTRAS.get(f"{group}/{name}"):
+        choice, extra = plugin
+        remedy = f"pip install 'apa-cli[{extra}]'"
+        return UserError(f"{SWEEP}={choice}", f"needs the extra {extra}, which is not installed", remedy)
+    options = list(error.options or (recipes() if group == "config" else ()))
+    kind = "no such recipe" if group == "config" else "no such choice"
+    near = nearest(name, options)
+    if group == "config" and Path(f"{name}.yaml").is_file():
+        near = f"did you mean the file config={name}.yaml?"
+    remedy = " ".join(filter(None, [near, f"choose one of {', '.join(options)}" if options else ""]))
+    if file:
+        return UserError(f"{file}: defaults", f"{kind}: {name}", remedy)
+    return UserError(f"{group}={name}", kind, remedy)
+
+
+def _refuse_code(hydra: DictConfig, overrides: list[str]) -> None:
+    """Raise UserError for the first value in Hydra's section that would run code and was not typed by the user."""
+    for key, value in _leaves(OmegaConf.to_container(hydra, resolve=False), "hydra"):
+        if _is_code(key, value) and not any(override.lstrip("+~").startswith(key) for override in overrides):
+            text = " ".join(str(value).split())[:80]
+            remedy = "take it out of the YAML, which runs no code, or give it on the command line"
+            raise UserError(key, f"names code or a command to run ({text})", remedy)
+
+
+def _is_code(key: str, value: Any) -> bool:
+    name, text = key.rpartition(".")[2], str(value)
+    if key.startswith("hydra.callbacks."):
+        return True
+    if key.startswith(_LOGS) and (name in ("()", "class") or "://" in text):
+        return not text.startswith((*_LOGGING, "ext://sys.std"))
+    if name == "_target_":
+        return not text.startswith(_PLUGINS)
+    return key.startswith(_COMMANDS) and bool(value)
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _leaves(child, f"{key}.{name}")
+    elif isinstance(node, list) and any(isinstance(child, (dict, list)) for child in node):
+        for number, child in enumerate(node):
+            yield from _leaves(child, f"{key}.{number}")
+    else:
+        yield key, node

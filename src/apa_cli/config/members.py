@@ -11,8 +11,6 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
-from apa_cli.config import components
-
 LONGEST = 120  # characters; file systems end at 255 bytes
 ELSEWHERE = (
     "output_dir",
@@ -21,6 +19,7 @@ ELSEWHERE = (
     "sweep",
     "tracking",
 )  # say where or how a member runs, not what it is
+_BEGINS = re.compile(r"^(?:evaluation\.)?reward\.components=\{[^{}:]+:\{\}\}$")  # what `prepared` has put there
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
 
@@ -38,7 +37,7 @@ def member_name(overrides: Sequence[str]) -> str:
     for override in overrides:
         key, _, value = override.partition("=")
         key = key.lstrip("+")
-        if components.only_begins(override):
+        if _BEGINS.match(override):
             continue
         if key not in ELSEWHERE and not key.startswith(("hydra.", "hydra/", "tracking.")):
             chosen[key] = value.strip("'\"")
@@ -48,8 +47,13 @@ def member_name(overrides: Sequence[str]) -> str:
     name = ",".join(f"{key}={value}" for key, value in parts)
     if len(name) <= LONGEST:
         return name
-    short = ",".join(f"{components.short_name(key)}={value}" for key, value in parts)
+    short = ",".join(f"{short_name(key)}={value}" for key, value in parts)
     return f"{short[: LONGEST - 9].rstrip('_,.=-')}-{_hash(name)}"
+
+
+def short_name(key: str) -> str:
+    """The last part of a key, of a component's with its name: form.weight."""
+    return key.rpartition(".components.")[2] if ".components." in key else key.rpartition(".")[2]
 
 
 def _readable(value: str) -> str:

@@ -22,7 +22,8 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from apa_cli.config.keys import NAMING_KEY, SWEEP, all_keys, expected, groups, nearest, not_set, sections
+from apa_cli.config.keys import SWEEP, all_keys, groups, nearest, not_set
+from apa_cli.config.values import check_value
 from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
 
@@ -53,22 +54,7 @@ def is_path(name: str) -> bool:
     return name.endswith(ENDINGS) or "/" in name or name.startswith("~")
 
 
-def absolute_paths(overrides: list[str]) -> list[str]:
-    """Write the files in `config=a.yaml,NAME` in full, so that a job started elsewhere finds them too."""
-    return [_absolute(override) if override.startswith("config=") else override for override in overrides]
-
-
-def _absolute(override: str) -> str:
-    names = override.removeprefix("config=")
-    if not names or names[0] in "[{" or "(" in names:  # a list or a function of Hydra's grammar: left as it is
-        return override
-    if is_path(names) and Path(_full(names)).is_file():  # a sweep's folders have commas in their names
-        return f"config={quoted(_full(names))}"
-    parts = [part.strip().strip("'\"") for part in names.split(",")]
-    return "config=" + ",".join(quoted(_full(part)) if is_path(part) else part for part in parts)
-
-
-def _full(path: str, folder: str = "") -> str:
+def absolute_path(path: str, folder: str = "") -> str:
     return os.path.abspath(os.path.join(folder, os.path.expanduser(path)))
 
 
@@ -112,15 +98,16 @@ class UserFileSource(ConfigSource):
         return []
 
     def load_config(self, config_path: str) -> ConfigResult:
-        path = _full(config_path.removeprefix(_GROUP))
+        path = absolute_path(config_path.removeprefix(_GROUP))
         content = read_yaml(path)
         if isinstance(content.get("output_dir"), str):
             content["output_dir"] = os.path.expanduser(content["output_dir"])
         defaults = content.pop("defaults", None)
-        body = _unset(spread(content, shown(path)))
+        body = spread(content, shown(path))
         for key, value in body.items():
-            _refuse_group_as_value(shown(path), key, value)
-        _refuse_other_shapes(shown(path), body)
+            if key != "hydra":
+                check_value(key, value, shown(path))
+        body = _unset(body)
         body["defaults"] = complete_defaults(defaults, path)
         return ConfigResult(
             provider=self.provider,
@@ -215,30 +202,6 @@ def _put(node: dict[str, Any], leaf: str, new: Any, where: str) -> None:
         raise UserError(where, "set twice", "keep one of the two")
 
 
-def _refuse_group_as_value(where: str, key: str, value: Any) -> None:
-    if key == SWEEP:
-        raise UserError(f"{where}: {key}", "a choice of files, not a key", f"write `defaults: [{{{key}: {value}}}]`")
-    if key not in groups() or isinstance(value, dict):
-        return
-    naming = NAMING_KEY.get(key)
-    remedy = f"write `{naming}: {value}`" if naming else f"write `{key}:` with keys below it"
-    raise UserError(f"{where}: {key}", f"{value!r} stands where a group of keys belongs", remedy)
-
-
-def _refuse_other_shapes(where: str, body: dict[str, Any], parent: str = "") -> None:
-    """Keys below a list, and a list where keys belong: OmegaConf says of neither where it stands."""
-    for key, value in body.items():
-        name = f"{parent}{key}"
-        known = all_keys().get(name)
-        if known is not None and known.type is list and isinstance(value, dict):
-            raise UserError(f"{where}: {name}", "a list, and holds no keys", f"give {expected(name)}")
-        if isinstance(value, list) and (name in sections() or (known is not None and known.type is dict)):
-            remedy = f"give {expected(name)}" if known is not None else f"write `{name}:` with keys below it"
-            raise UserError(f"{where}: {name}", "holds keys, and is no list", remedy)
-        if isinstance(value, dict) and known is None:
-            _refuse_other_shapes(where, value, f"{name}.")
-
-
 def complete_defaults(defaults: Any, path: str) -> list[Any]:
     """A full Hydra defaults list: what the file extends, the file itself, then its group choices."""
     where = shown(path)
@@ -260,7 +223,7 @@ def _base(entry: str, path: str) -> str:
         return entry
     name = entry.removeprefix("/").removeprefix(_GROUP) if entry.startswith(f"/{_GROUP}") else entry
     if is_path(name):
-        name = _full(name, os.path.dirname(path))
+        name = absolute_path(name, os.path.dirname(path))
         if name == path:
             raise UserError(f"{shown(path)}: defaults", "the file extends itself", "name another recipe or file")
     return f"/{_GROUP}{name}"

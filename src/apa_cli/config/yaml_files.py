@@ -1,4 +1,4 @@
-"""A YAML file as plain values, read as it is written: no bomb of aliases, and no number that only YAML 1.1 sees.
+"""YAML as plain values, read and written as meant: no bomb of aliases, no number of YAML 1.1 alone, no stray reference.
 
 OmegaConf's own loader does the parsing. Before it builds anything, the nodes are looked through. Imports no torch.
 """
@@ -76,11 +76,18 @@ def _read_as_written(node: yaml.Node, key: str, where: str) -> None:
         for item in node.value:
             _read_as_written(item, key, where)
     elif node.style is None and node.tag.startswith(_TAG):
-        kind, wanted = node.tag.removeprefix(_TAG), value_type(key)
-        if wanted is str and kind in ("int", "float", "bool"):
+        kind = node.tag.removeprefix(_TAG)
+        if value_type(key) is str and kind in ("int", "float", "bool"):
             node.tag = f"{_TAG}str"
-        elif wanted is bool and kind in ("int", "float"):
-            raise UserError(f"{where}: {key}", f"{node.value!r} is not true or false", "give true or false")
         elif kind in ("int", "float") and _ODD_NUMBER.fullmatch(node.value):
             problem = f"line {node.start_mark.line + 1}: YAML 1.1 reads {node.value} as another number"
             raise UserError(f"{where}: {key}", problem, f"write it plainly, or '{node.value}' for text")
+
+
+def escaped(value: Any) -> Any:
+    """The same (mappings, sequences, plain values), with every `${` in its text read back as text, and no reference."""
+    if isinstance(value, dict):
+        return {key: escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", lambda found: found[1] * 2 + r"\${", value) if isinstance(value, str) else value

@@ -60,6 +60,7 @@ class Evaluation:
     decoding: str
     seed: int
     seconds: float
+    folder: Path | None = None  # where it was written
 
 
 @dataclass(frozen=True, kw_only=True)

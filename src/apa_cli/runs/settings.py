@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from apa_cli.config.components import short_name
+from apa_cli.config.members import short_name
 from apa_cli.config.objectives import knob_of, unread
 from apa_cli.runs.folders import FINISHED, Run
 from apa_cli.tracking.pages import shortened

@@ -22,8 +22,8 @@ from apa_cli.checkpoints.lock import run_lock
 from apa_cli.checkpoints.manifest import listed_only
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, check_run_folder, is_run, record, recover
 from apa_cli.checkpoints.store import CheckpointStore
-from apa_cli.config.literal import escaped
 from apa_cli.config.schema import TrainConfig
+from apa_cli.config.yaml_files import escaped
 from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room
 from apa_cli.errors import RunError, UserError
@@ -76,9 +76,10 @@ TRIED = 64  # prompts that reward models are shown before training
 QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
 
 
-def train(config: TrainConfig, overrides: list[str]) -> None:
+def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) -> None:
     """Run `config` in its output_dir and leave there all that DESIGN.md's run folder holds.
 
+    `signals`: they stop the run in good order, and in the end this process; otherwise Ctrl-C raises wherever it comes.
     The folder becomes a run when everything is loaded; a start that fails before leaves nothing. Raises UserError for
     what the user can mend, SaveError where the end could not be saved, Interrupted after a signal; the traceback of
     anything else is in run.log.
@@ -94,7 +95,7 @@ def train(config: TrainConfig, overrides: list[str]) -> None:
     if config.training.compile:
         check_compiler(runtime)
     check_run_folder(config)
-    with Interrupts(config.checkpoint.grace_seconds) as interrupts, run_lock(run_dir):
+    with Interrupts(config.checkpoint.grace_seconds, listen=signals) as interrupts, run_lock(run_dir):
         if is_run(run_dir):
             recover(run_dir)
         damaged: list[str] = []

@@ -156,10 +156,7 @@ def test_an_output_folder_that_cannot_be_is_refused_before_any_work(workdir, cap
     (workdir / "run" / "final" / "config.json").write_text("{}", encoding="utf-8")
     (workdir / "taken").write_text("a file", encoding="utf-8")
     assert main(["checkpoint=run", "output_dir=taken/deeper"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "apa-eval: error: output_dir: taken is a file; choose another folder: output_dir=DIR\n"
-    )
+    assert capsys.readouterr().err == "apa-eval: error: output_dir: taken is a file; name a folder: output_dir=DIR\n"
 
 
 def test_cfg_job_shows_what_would_run_and_judges_nothing(workdir, monkeypatch, capsys):

@@ -12,7 +12,7 @@ import pytest
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Should a check be lost, the test fails at once instead of training."""
     module = types.ModuleType("apa_cli.training.run")
-    module.train = lambda config, overrides: pytest.fail("training began")  # type: ignore[attr-defined]
+    module.train = lambda config, overrides, **_: pytest.fail("training began")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "apa_cli.training.run", module)
 
 
@@ -26,7 +26,7 @@ BAD = [
     (["++training.iteratons=1"], "training.iteratons: unknown key; did you mean training.iterations?"),
     (["+objective.kl_coef=1"], "objective.kl_coef: exists already; leave out the +"),
     (["~objective.kl_lambda"], "objective.kl_lambda: cannot be deleted; leave out the ~"),
-    (["seed.x=1"], "seed: a value, and holds no keys; write seed=VALUE"),
+    (["seed.x=1"], "seed: a value, and holds no keys; give a whole number"),
     # choices and files
     (["objective=pp0"], "objective=pp0: no such choice; did you mean ppo? choose one of apa, awr, ppo"),
     (["objective=null"], "objective=null: not the name of a choice"),
@@ -42,7 +42,7 @@ BAD = [
     (["seed=null"], "seed: cannot be null; give a whole number"),
     (["policy.trust_remote_code=maybe"], "policy.trust_remote_code: 'maybe' is not true or false"),
     (["policy.adapter=lora"], "policy.adapter: a group of keys, not a value (lora); write policy.adapter.r=VALUE"),
-    (["generation.stop=a"], "generation.stop: the value is not a list; give a list such as [a,b]"),
+    (["generation.stop=a"], "generation.stop: 'a' is not a list; give a list such as [a,b]"),
     (["optimizer.betas=[0.9,b]"], "optimizer.betas: holds 'b', of the wrong type"),
     (["objective.kl_lambda=-1"], "objective.kl_lambda: -1 is out of range; give a number greater than 0"),
     (["objective.kl_lambda=nan"], "objective.kl_lambda: nan is not a finite number"),

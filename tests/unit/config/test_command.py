@@ -20,7 +20,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, list[str]]]
     """Every call of train. Seeds 3 to 6 fail in a way of their own."""
     calls: list[tuple[TrainConfig, list[str]]] = []
 
-    def train(config: TrainConfig, overrides: list[str]) -> None:
+    def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) -> None:
         calls.append((config, overrides))
         match config.seed:
             case 3:
@@ -28,6 +28,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, list[str]]]
             case 4:
                 raise RuntimeError("no memory\nleft")
             case 5:
+                Path(config.output_dir).mkdir()
                 Path(config.output_dir, "run.log").write_text("Traceback ...")
                 raise RuntimeError("no memory left")
             case 6:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from apa_cli.config.components import begun, short_name
 from apa_cli.config.compose import compose_train
-from apa_cli.config.members import member_name
+from apa_cli.config.members import member_name, short_name
+from apa_cli.config.overrides import prepared
 from apa_cli.errors import UserError
 
 FREE = "reward.path=null"  # the built-in recipe has one
@@ -65,9 +65,9 @@ def test_what_a_run_writes_is_read_back(tmp_path: Path):
 
 def test_entries_are_begun_once_and_name_no_folder():
     words = ["seed=1", "reward.components.a.weight=1", "+reward.components.a.path=m", "reward.kind=model"]
-    once = begun(words)
+    once = prepared(words)
     assert once == ["seed=1", "reward.components={a:{}}", words[1], words[2][1:], words[3]]
-    assert begun(once) == once
+    assert prepared(once) == once
     assert member_name(once) == member_name(["seed=1", words[1], words[2], words[3]])
     assert "{" not in member_name(once)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from apa_cli.config.literal import escaped
+from apa_cli.config.yaml_files import escaped
 from apa_cli.runs.folders import read_run
 
 TEXTS = ["a ${x} b", r"\${x}", r"\\${x}", "${nowhere", r"a\b ${x", "x\\", "$x", r"\$ ${a:b} \\ ${c}", "${oc.env:HOME}"]

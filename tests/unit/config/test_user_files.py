@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apa_cli.config.compose import compose_train
-from apa_cli.config.sources import absolute_paths
+from apa_cli.config.overrides import prepared
 from apa_cli.errors import UserError
 
 
@@ -109,9 +109,10 @@ def test_places_a_file_can_be(workdir: Path, monkeypatch: pytest.MonkeyPatch):
 def test_overrides_name_files_in_full(workdir: Path):
     """A job that a launcher starts elsewhere has to find them."""
     here = os.getcwd()
-    assert absolute_paths(["config=a.yaml,reviews_ppo", "seed=1"]) == [f"config={here}/a.yaml,reviews_ppo", "seed=1"]
-    assert absolute_paths(["config=reviews_ppo"]) == ["config=reviews_ppo"]
-    assert absolute_paths(["config=b c.yaml"]) == [f"config='{here}/b c.yaml'"]
+    words = ["config=a.yaml,reviews_ppo", "seed=1"]
+    assert prepared(words, several=True) == [f"config={here}/a.yaml,reviews_ppo", "seed=1"]
+    assert prepared(["config=reviews_ppo"]) == ["config=reviews_ppo"]
+    assert prepared(["config=b c.yaml"]) == [f"config='{here}/b c.yaml'"]
 
 
 def test_interpolation_reaches_other_keys(workdir: Path):

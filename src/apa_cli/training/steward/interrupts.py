@@ -37,10 +37,11 @@ class Interrupts:
     """A context manager that listens to these signals in the main thread; afterwards handlers are as they were.
 
     A signal that is ignored, as nohup has it of SIGHUP, stays so. A second signal, or `grace_seconds` without an end,
-    exits at once with what is on disk; where Python cannot, the watchdog ends it.
+    exits at once with what is on disk; where Python cannot, the watchdog ends it. With `listen` off handlers stay.
     """
 
-    def __init__(self, grace_seconds: float) -> None:
+    def __init__(self, grace_seconds: float, *, listen: bool = True) -> None:
+        self.listen = listen and threading.current_thread() is threading.main_thread()
         self.grace_seconds = grace_seconds
         self._received: str | None = None
         self._deadline = 0.0
@@ -50,7 +51,7 @@ class Interrupts:
         self._watched = contextlib.ExitStack()
 
     def __enter__(self) -> Interrupts:
-        if threading.current_thread() is threading.main_thread():
+        if self.listen:
             heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
             self._before = {number: signal.signal(number, self._handle) for number in heard}
             self._watched.enter_context(listening(self.grace_seconds))
