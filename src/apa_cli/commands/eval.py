@@ -127,6 +127,8 @@ def _say(line: str) -> None:
 def _composed(
     places: list[str], overrides: list[str], note: Callable[[str], None] = _say
 ) -> tuple[list[EvaluatedCheckpoint], TrainConfig]:
+    if not places or not all(places):
+        raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
     checkpoints = find_checkpoints(places, lambda line: note(f"warning: {line}"))
     return checkpoints, compose_evaluation(checkpoints, overrides)
 
@@ -188,8 +190,6 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         places = [value]  # whole: a sweep's folders have commas in their names
     else:
         places = value.split(",")
-    if not places or not all(places):
-        raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
     return places, rest
 
 

@@ -95,8 +95,8 @@ def _prepared(word: str, several: bool, folders: Sequence[str]) -> str:
         if own or is_component(name):
             return word
         raise UserError(name, "cannot be deleted", "leave out the ~; set it to null where it may be null")
-    key = all_keys().get(name)
-    if override.is_add() and (name in sections() or (key is not None and key.type is not dict)):
+    known = all_keys().get(name)
+    if override.is_add() and (name in sections() or (known is not None and known.type is not dict)):
         raise UserError(name, "exists already", "leave out the + before it")
     if override.is_sweep_override():
         return word
