@@ -112,10 +112,11 @@ def evaluate(checkpoint: str | Path | Sequence[str | Path], *overrides: str) -> 
     >>> judged = evaluate("runs/mine", "evaluation.prompts=256")  # doctest: +SKIP
     >>> judged.policies[-1].figures["reward"].value, judged.folder  # doctest: +SKIP
     """
-    places = [checkpoint] if isinstance(checkpoint, (str, Path)) else list(checkpoint)
+    places = [str(place) for place in ([checkpoint] if isinstance(checkpoint, (str, Path)) else checkpoint)]
+    _check_given(places)
     for line in repeated(overrides):
         warnings.warn(line, stacklevel=2)
-    checkpoints, config = _composed(list(map(str, places)), list(overrides), warnings.warn)
+    checkpoints, config = _composed(places, list(overrides), warnings.warn)
     evaluation, _ = _evaluated(checkpoints, config, list(overrides), lambda name, done, total: None, warnings.warn)
     return evaluation
 
@@ -127,8 +128,6 @@ def _say(line: str) -> None:
 def _composed(
     places: list[str], overrides: list[str], note: Callable[[str], None] = _say
 ) -> tuple[list[EvaluatedCheckpoint], TrainConfig]:
-    if not places or not all(places):
-        raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
     checkpoints = find_checkpoints(places, lambda line: note(f"warning: {line}"))
     return checkpoints, compose_evaluation(checkpoints, overrides)
 
@@ -190,7 +189,13 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
         places = [value]  # whole: a sweep's folders have commas in their names
     else:
         places = value.split(",")
+    _check_given(places)
     return places, rest
+
+
+def _check_given(places: list[str]) -> None:
+    if not places or not all(places):
+        raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
 
 
 def compose_evaluation(checkpoints: list[EvaluatedCheckpoint], overrides: list[str]) -> TrainConfig:

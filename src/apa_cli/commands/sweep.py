@@ -36,6 +36,16 @@ def is_sweep(arguments: argparse.Namespace) -> bool:
     return bool(arguments.multirun) or "hydra.mode=MULTIRUN" in arguments.overrides
 
 
+def composed_with(arguments: argparse.Namespace, overrides: list[str]) -> DictConfig:
+    """One run's configuration, with the options of the command line. Raises UserError."""
+    return compose.compose_raw(
+        overrides,
+        name=arguments.config_name or sources.PRIMARY,
+        folder=arguments.config_path,
+        extra_folder=arguments.config_dir,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Member:
     """What Hydra calls for each run of a sweep: in the command's process, or in one that a launcher started.
@@ -165,12 +175,7 @@ def _settle_folder(arguments: argparse.Namespace) -> Path:
     given = [word for word in arguments.overrides if word.lstrip("+").startswith("hydra.sweep.dir=")]
     if given:
         return Path(os.path.abspath(given[-1].partition("=")[2].strip("'\"")))
-    composed = compose.compose_raw(
-        first_choices(arguments.overrides),
-        name=arguments.config_name or sources.PRIMARY,
-        folder=arguments.config_path,
-        extra_folder=arguments.config_dir,
-    )
+    composed = composed_with(arguments, first_choices(arguments.overrides))
     plain = OmegaConf.load(sources.config_dir() / f"{sources.PRIMARY}.yaml")
     if _unresolved(composed) == _unresolved(plain):
         folder = Path(f"sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()

@@ -31,7 +31,7 @@ from apa_cli.commands.environment import (
     share_the_processor,
     traceback_wanted,
 )
-from apa_cli.commands.sweep import PROGRAM, first_choices, is_sweep, planned, sweeping
+from apa_cli.commands.sweep import PROGRAM, composed_with, first_choices, is_sweep, planned, sweeping
 from apa_cli.config import compose, help_text, sources
 from apa_cli.config.overrides import prepared, repeated
 from apa_cli.config.schema import TrainConfig
@@ -115,20 +115,20 @@ def main(argv: list[str]) -> int:
     full_error = traceback_wanted()
     if any(getattr(arguments, name) for name in ("hydra_help", "cfg", "info", "shell_completion")):
         if arguments.cfg or arguments.info:
-            _compose(arguments, first_choices(arguments.overrides))  # refuses code before Hydra would run it
+            composed_with(arguments, first_choices(arguments.overrides))  # refuses code before Hydra would run it
         _hydra(arguments, lambda config: None)
         return 0
     if not is_sweep(arguments):
-        config = compose.to_train_config(_compose(arguments, arguments.overrides))
+        config = compose.to_train_config(composed_with(arguments, arguments.overrides))
         try:
             _run(config, arguments.overrides, signals=True)
         except Exception as error:
             return report_error(PROGRAM, error, run_dir=Path(config.output_dir), full=full_error)
         return 0
-    _compose(arguments, first_choices(arguments.overrides))
+    composed_with(arguments, first_choices(arguments.overrides))
     inputs: list[tuple[str, Path]] = []
     for overrides in planned(arguments):
-        config = compose.to_train_config(_compose(arguments, overrides))
+        config = compose.to_train_config(composed_with(arguments, overrides))
         check_folder(config.output_dir)
         inputs += inputs_of(config)
         if config.plan_only:
@@ -137,15 +137,6 @@ def main(argv: list[str]) -> int:
     with sweeping(arguments, inputs, full_error=full_error, codes=codes) as member:
         _hydra(arguments, member)
     return min(codes, default=0)  # 1 outranks 2
-
-
-def _compose(arguments: argparse.Namespace, overrides: list[str]) -> DictConfig:
-    return compose.compose_raw(
-        overrides,
-        name=arguments.config_name or sources.PRIMARY,
-        folder=arguments.config_path,
-        extra_folder=arguments.config_dir,
-    )
 
 
 def _hydra(arguments: argparse.Namespace, task: Callable[[DictConfig], object]) -> None:
