@@ -12,6 +12,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import GrammarParseError, InterpolationResolutionError, OmegaConfBaseException
 
@@ -77,6 +78,8 @@ def compose_raw(
         with initialize_config_dir(folder or str(config_dir()), job_name=PRIMARY, version_base=VERSION_BASE):
             composed = compose(name, overrides, return_hydra_config=True)
         _refuse_code(composed.hydra, overrides)
+        if composed.hydra.mode == RunMode.MULTIRUN and not any("hydra.mode=" in word for word in overrides):
+            raise UserError("hydra.mode", "set in a file, where it begins no sweep", "leave it out, and add -m")
         run_dir = composed.hydra.run._get_node("dir")._value()
         with open_dict(composed):
             if run_dir != "${output_dir}":  # hydra.run.dir=DIR

@@ -69,6 +69,8 @@ BAD = [
     (["-m", "objective.kl_lambda=0.1,-1"], "objective.kl_lambda: -1 is out of range"),
     (["-m", "objective=apa,pp0"], "objective=pp0: no such choice"),
     (["config=reviews_apa,nope.yaml", "-m"], "config=nope.yaml: no such file"),
+    (["hydra.job.chdir=true"], "hydra.job.chdir: has no effect on a single run; leave it out, or add -m"),
+    (["--experimental-rerun", "x"], "--experimental-rerun: unknown option"),
     # asked to show it, not to run it
     (["--cfg", "job", "objective.kl_lamda=1"], "objective.kl_lamda: unknown key"),
 ]
