@@ -56,7 +56,7 @@ class Difference:
         """What was measured; the verdict stands beside it."""
         measure, value = self.measure, self.value
         if value is None or value.half is None:
-            return f"{measure.name}: fewer than two seeds where {self.ours} and {self.theirs} both get there."
+            return f"{measure.name}: fewer than two seeds in which {self.ours} and {self.theirs} both reach it."
         pairs = f"over {value.count} pairs of seeds"
         if value.lowest == value.highest == 0:
             return f"{measure.name}: the same for {self.ours} and {self.theirs} {pairs}."

@@ -26,14 +26,14 @@ from studies.comparison import (
 )
 from studies.comparison_figures import draw
 from studies.comparison_study import OURS, Study
-from studies.page import table
+from studies.page import DETAILS, table, with_details
 
 MARK = "<!-- written by scripts/reproduce_paper.py from the runs; changes by hand are lost -->"
 CLAIMS = {
     "a": ("Reward at equal KL", "at the same KL from the initial policy, APA earns more of the evaluator's reward."),
     "b": ("KL over training", "APA stays closer to the initial policy, and moves away from it more steadily."),
     "c": ("Collapse", "APA keeps more entropy and more different responses."),
-    "d": ("Reward per rollout", "APA gets further with the same number of sampled responses."),
+    "d": ("Reward per rollout", "APA reaches a higher reward with the same number of sampled responses."),
 }
 _JUDGE = "evaluation.reward"
 _PICTURES = {"b": "kl", "c": "collapse", "d": "rollouts"}
@@ -47,16 +47,17 @@ _EXPECTED = (
 
 
 def write_results(study: Study, page: Path) -> Path:
-    """The page, and its pictures in images/ beside it."""
+    """The page, its pictures in images/ and its long tables in tables/ beside it."""
     tuned, levels = list(study.tuned.values()), study.experiment.reward_levels
     pictures = draw(page.parent / "images", tuned, study.knobs, stem=page.stem, reward_levels=levels)
     links = {name: Path(os.path.relpath(path, page.parent)).as_posix() for name, path in pictures.items()}
-    page.write_text("\n".join(results(study, links)) + "\n", "utf-8")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(with_details(page, page.stem, results(study, links))) + "\n", "utf-8")
     return page
 
 
 def results(study: Study, pictures: Mapping[str, str]) -> list[str]:
-    lines = ["# APA beside PPO and AWR: what was measured", "", MARK, ""]
+    lines = ["# APA compared with PPO and AWR", "", MARK, ""]
     if study.experiment.quick:
         lines += ["**A quick run, to see that the script works. Nothing on this page is evidence.**", ""]
     lines += [*_setup(study), "", "## In short", "", *_short(study), ""]
@@ -72,7 +73,8 @@ def results(study: Study, pictures: Mapping[str, str]) -> list[str]:
             lines += ["At the end of training, for each KL knob at the chosen learning rate:", "", *_knobs(study), ""]
         if claim == "c":
             lines += [*_collapse(study), ""]
-    return [*lines, "## The tuning grid", "", *_grid(study), "", "## Limits", "", *_limits(study)]
+    lines += ["## Limits", "", *_limits(study), "", DETAILS, "## The tuning grid", "", *_grid(study)]
+    return [*lines, "", f"## Comparisons that are {UNDECIDED}", "", *_listed(study, UNDECIDED)]
 
 
 def _setup(study: Study) -> list[str]:
@@ -90,10 +92,10 @@ def _setup(study: Study) -> list[str]:
         f"({format_seconds(seconds)} of runs, {about['jobs']} at a time) on a machine with {about['cores']} cores "
         f"({about['machine']}); {_versions(study)}. Command: `{about['command']}`",
         "",
-        "Each ± is half of a 95 % interval over seeds (Student's t). A difference is APA's value minus the rival's "
-        f"with the same seed. A claim is *{SUPPORTED}* where the interval of these differences lies wholly on its "
-        f"side of zero, *{CONTRADICTED}* where it lies wholly on the other side, and otherwise *{UNDECIDED}*. KL is "
-        "the k1 estimate, in nats a response.",
+        "± is half the width of a 95 % interval over seeds (Student's t). A difference is APA's value minus the "
+        f"rival's with the same seed. A claim is *{SUPPORTED}* if the interval of these differences is entirely on its "
+        f"side of zero, *{CONTRADICTED}* if it is entirely on the other side, and otherwise *{UNDECIDED}*. KL is the "
+        "k1 estimate, in nats per response.",
     ]
     if study.failures:
         failed = "; ".join(f"`{name}` ({reason})" for name, reason in study.failures)
@@ -127,7 +129,11 @@ def _short(study: Study) -> list[str]:
 
 
 def _unsupported(study: Study) -> list[str]:
-    return ["Contradicted:", "", *_listed(study, CONTRADICTED), "", "Not decided:", "", *_listed(study, UNDECIDED)]
+    undecided = sum(d.verdict == UNDECIDED for d in study.differences)
+    return [
+        *("Contradicted:", "", *_listed(study, CONTRADICTED), ""),
+        f"{undecided} of {len(study.differences)} comparisons are {UNDECIDED}; the tables below have their figures.",
+    ]
 
 
 def _listed(study: Study, verdict: str) -> list[str]:
@@ -153,16 +159,16 @@ def _choices(study: Study) -> list[str]:
         fresh = [spread(tuned.final("eval/evaluator"), 2), spread(tuned.final("eval/kl"), 2), _seeds(tuned)]
         rows.append([tuned.line, *setting, format_number(value.mean if value else None, 2), *fresh])
     lines = [
-        "Rule, fixed before the runs: of the tuning grid at the end of this page (one seed, the same learning rates "
-        "for every objective), the highest evaluator reward at the end among settings that did not collapse. "
-        f"Collapsed is entropy under {COLLAPSED_ENTROPY:g} of its first value, or fewer than {COLLAPSED_UNIQUE:.0%} "
-        "different responses. The last three columns are of fresh seeds, on which everything below is judged.",
+        "Rule, fixed before the runs: of the tuning grid (one seed, the same learning rates for every objective), the "
+        "setting with the highest evaluator reward at the end that did not collapse. Collapsed means an entropy below "
+        f"{COLLAPSED_ENTROPY:g} of its initial value, or fewer than {COLLAPSED_UNIQUE:.0%} different responses. The "
+        "last three columns are of fresh seeds, on which everything below is judged.",
         "",
         *table(header, rows),
     ]
     for choice in study.choices.values():
         if not choice.collapse_free:
-            lines += ["", f"Every {choice.setting.line} setting of the grid collapsed; the best of them all was taken."]
+            lines += ["", f"Every {choice.setting.line} setting of the grid collapsed; the best of them was taken."]
     return lines
 
 
@@ -233,16 +239,15 @@ def _limits(study: Study) -> list[str]:
     count, policy = len(study.differences), study.tuned[OURS].runs[0].config.get("policy.path")
     seeds = [len(setting.counted) for setting in study.tuned.values()]
     lines = [
-        f"- One task and one policy (`{policy}`): nothing here says how the objectives compare on other models, "
-        "prompts or rewards.",
-        "- The separate evaluator is a stand-in too: it is not people's judgement.",
-        f"- {min(seeds)} seeds a setting at least, and {count} comparisons at 95 % each, without correction: were all "
-        f"true differences zero, about {count / 20:.1g} of them would still be called supported or contradicted.",
+        f"- One task and one policy (`{policy}`): the results say nothing about other models, prompts or rewards.",
+        "- The separate evaluator is a proxy too: it does not replace human judgement.",
+        f"- At least {min(seeds)} seeds per setting, and {count} comparisons at 95 % each, without correction: if all "
+        f"true differences were zero, about {count / 20:.1g} of them would still be called supported or contradicted.",
         "- Settings were chosen with one seed from a small grid. Fresh seeds keep that luck out of the figures, not "
         "out of the choice. Knobs of different objectives have no common scale.",
-        "- Reward at equal KL is read on a straight line between two evaluations, at the first crossing. Seeds that do "
+        "- Reward at equal KL is interpolated linearly between two evaluations, at the first crossing. Seeds that do "
         "not reach a level are left out there, and only pairs in which both reach it are compared.",
-        "- Less KL is not better in itself: (b) is to be read with (a).",
+        "- Less KL is not better in itself: read (b) together with (a).",
     ]
     if different := _differing(study):
         lines.append(f"- Besides the objective, learning rate and knob, the recipes differ in: {'; '.join(different)}.")

@@ -15,7 +15,7 @@ from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy
 from studies import steer
 from studies.beside import common_level, draw_lines, measure, paired, same, save, sentences, tail, typical
 from studies.comparison import Measure, mean_height, reward_at_kl, reward_over_rollouts
-from studies.page import table
+from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
 TITLE = "where a critic starts: policy, reward model, warm-up, shared trunk"
@@ -73,19 +73,20 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
     if level:
         judged.append(measure(f"evaluator at {level:g} nats", partial(reward_at_kl, level=level)))
     header = ["critic", *(f"explained variance, iterations {a} to {b}" for a, b in EARLY), f"last {LATE}",
-              *(each.name for each in judged), "KL, last third", "CPU seconds an iteration"]  # fmt: skip
+              *(each.name for each in judged), "KL, last third", "CPU seconds per iteration"]  # fmt: skip
     rows = [_row(start, mine, judged) for start, mine in found.items()]
     return [
         *_best(found),
-        "",
-        *_beside_the_usual(found, judged),
         "",
         f"![Explained variance and evaluator](images/{draw(found, pictures / 'methods_critic.png').name})",
         "",
         *table(header, rows),
         "",
         f"APA at λ {KL_LAMBDA:g}. Each run has the same number of rollouts, so that a warm-up of {WARMUP} iterations "
-        f"leaves the policy {WARMUP} fewer. ± is half of a 95 % interval over seeds.",
+        f"leaves {WARMUP} fewer to the policy. ± is half the width of a 95 % interval over seeds.",
+        "",
+        DETAILS,
+        *_beside_the_usual(found, judged),
     ]
 
 
@@ -108,11 +109,11 @@ def _best(found: Mapping[str, Sequence[Run]]) -> list[str]:
     rest = {start: paired((best, found[best]), (start, found[start]), OVER_TRAINING) for start in order[1:]}
     worse = [start for start, difference in rest.items() if same(difference) is False]
     near = [start for start in rest if start not in worse]
-    words = [f"Over training the evaluator's mean is highest with the critic *{best}* ({means[best]:.2f})."]
+    words = [f"The evaluator's mean over training is highest with the critic *{best}* ({means[best]:.2f})."]
     if worse:
-        words.append(f"Lower beyond the interval: {'; '.join(f'*{s}* ({means[s]:.2f})' for s in worse)}.")
+        words.append(f"Significantly lower: {'; '.join(f'*{s}* ({means[s]:.2f})' for s in worse)}.")
     if near:
-        words.append(f"Not told apart from it: {'; '.join(f'*{s}* ({means[s]:.2f})' for s in near)}.")
+        words.append(f"No significant difference: {'; '.join(f'*{s}* ({means[s]:.2f})' for s in near)}.")
     return [" ".join(words)]
 
 

@@ -29,7 +29,7 @@ from studies.beside import (
     typical,
 )
 from studies.comparison import Difference
-from studies.page import table
+from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
 TITLE = "APA, AWR and PPO without a critic, beside themselves with one"
@@ -96,22 +96,23 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
             said += [f"- {found.sentence()}" for found in at_levels if found.value and found.value.half is not None]
             said += _at_the_end_and_cost(objective, baseline, mine, critic)
     header = ["objective", "baseline", "evaluator, last third", "KL, last third", "reward, last third",
-              "different responses", "CPU seconds an iteration", "wall seconds", "models", "at the most"]  # fmt: skip
+              "different responses", "CPU seconds per iteration", "wall seconds", "models", "peak"]  # fmt: skip
     return [
         _summary(verdicts),
-        "",
-        *said,
         "",
         f"![Evaluator against KL](images/{draw(runs, pictures / 'methods_group.png').name})",
         "",
         *table(header, rows),
         "",
-        f"Levels of KL: {LOW:g} nats, and the highest half nat that every run of the two comes to. Last third: means "
-        "over the evaluations of the last third of training. ± is half of a 95 % interval over seeds. Seconds are "
-        "medians over iterations, evaluations left out; wall seconds are of a machine that does other work too. Memory "
-        "is planned, not measured (`apa-train plan_only=true`): models are weights, gradients and optimizer states, "
-        "and at the most adds what sampling or the update needs. Measured speed and memory of larger models are in "
-        "[performance.md](performance.md).",
+        f"Levels of KL: {LOW:g} nats, and the highest multiple of half a nat that all runs of both settings reach. "
+        "Last third: means over the evaluations in the last third of training. ± is half the width of a 95 % interval "
+        "over seeds. Seconds are medians over iterations, without evaluations; the machine also did other work, which "
+        "affects wall seconds. Memory is planned, not measured (`apa-train plan_only=true`): *models* are weights, "
+        "gradients and optimizer states, and *peak* adds what sampling or the update needs. "
+        "[performance.md](performance.md) has the measured speed and memory of larger models.",
+        "",
+        DETAILS,
+        *said,
     ]
 
 
@@ -145,7 +146,8 @@ def _at_the_end_and_cost(objective: Objective, baseline: str, mine: Sequence[Run
     if seconds and before:
         share = f"{seconds.mean / before.mean:.0%}"
         words.append(
-            f"- {objective.title}, {baseline}: an iteration takes {share} of the critic version's CPU seconds."
+            f"- {objective.title}, {baseline}: an iteration takes {share} of the CPU seconds that it takes with a "
+            "critic."
         )
     return words
 
@@ -159,13 +161,13 @@ def _named(
 def _summary(verdicts: Sequence[tuple[str, bool | None]]) -> str:
     known = [(name, verdict) for name, verdict in verdicts if verdict is not None]
     if not known:
-        return "Whether the evaluator's reward is the same at equal KL, these runs cannot say: too few seeds."
+        return "Too few seeds to say whether the evaluator's reward differs at equal KL."
     other = [name for name, verdict in known if not verdict]
     words = (
-        f"At equal KL the evaluator's reward without a critic is the same within intervals as with one in "
+        "At equal KL, the evaluator's reward with and without a critic does not differ significantly in "
         f"{len(known) - len(other)} of {len(known)} comparisons"
     )
-    return f"{words}; not in: {'; '.join(other)}." if other else f"{words}."
+    return f"{words}; it does in: {'; '.join(other)}." if other else f"{words}."
 
 
 def draw(runs: Found, path: Path) -> Path:

@@ -26,12 +26,12 @@ from studies.beside import (
 )
 from studies.comparison import Measure, Points, at_level, mean_height, reward_over_rollouts, rollouts_until
 from studies.contestants import APA, CONTESTANTS, GRPO, PPO, RATES, TUNING_SEED, Chosen, Contestant, choices
-from studies.page import table
+from studies.page import DETAILS, table
 from studies.runs import Found, Size
 
 QUESTIONS = {
     "evaluator per rollout": "Per rollout (mean over training)",
-    "evaluator after": "per second (after the CPU seconds that the quickest run took in all)",
+    "evaluator after": "per second (after as many CPU seconds as the fastest run took)",
     "evaluator at ": "at equal KL",
 }
 LEVELS = (1.0, 1.5)  # evaluator rewards up to which rollouts and seconds are counted
@@ -62,9 +62,10 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     if not fresh:
         return ["Only the tuning runs are there: nothing to compare yet."]
     near = _fresh(found, {title: each.nearest for title, each in chosen.items()})
-    said = [] if GRPO in fresh else ["TRL's GRPO was not run: trl is not installed here. What stands below is ours."]
+    short = ["TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone.", ""]
     if GRPO in fresh:
-        said += _in_short(fresh, near)
+        short = _in_short(fresh, near)
+    said: list[str] = []
     for ours in (APA, PPO):
         if ours in fresh and GRPO in fresh:
             said += sentences((ours.title, fresh[ours]), (GRPO.title, fresh[GRPO]), measures(fresh[ours], fresh[GRPO]))
@@ -72,13 +73,15 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
             said += sentences((_named(ours, chosen), near[ours]), (GRPO.title, near[GRPO]), _at_equal_kl(near, ours))
     picture = draw(fresh, near, pictures / "methods_grpo.png")
     return [
-        *said,
-        "",
+        *short,
         f"![Evaluator against rollouts, seconds and KL](images/{picture.name})",
         "",
         *table(*_table(found, chosen)),
         "",
         *CIRCUMSTANCES,
+        "",
+        DETAILS,
+        *said,
         "",
         *table(*_tuning(found, size)),
     ]
@@ -100,7 +103,7 @@ def _named(contestant: Contestant, chosen: Mapping[str, Chosen]) -> str:
 
 
 def _in_short(fresh: Mapping[Contestant, Sequence[Run]], near: Mapping[Contestant, Sequence[Run]]) -> list[str]:
-    """Higher, lower, or not told apart: what is asked of each of ours beside TRL's."""
+    """Higher, lower, or not significantly different: what is asked of each of ours beside TRL's."""
     asked: dict[str, list[str]] = {}
     for ours in (APA, PPO):
         pairs = [(fresh, each) for each in measures(fresh[ours], fresh[GRPO])] if ours in fresh else []
@@ -110,10 +113,10 @@ def _in_short(fresh: Mapping[Contestant, Sequence[Run]], near: Mapping[Contestan
             difference = paired((ours.title, runs[ours]), (GRPO.title, runs[GRPO]), what)
             if question is None or difference.value is None or (equal := same(difference)) is None:
                 continue
-            way = "not told apart" if equal else "higher" if difference.value.mean > 0 else "lower"
+            way = "not significantly different" if equal else "higher" if difference.value.mean > 0 else "lower"
             asked.setdefault(question, []).append(f"{ours.title} is {way}")
     words = [f"{question}: {', '.join(answers)}" for question, answers in asked.items()]
-    return [f"The evaluator's reward beside TRL's GRPO. {'; '.join(words)}.", ""] if words else []
+    return [f"The evaluator's reward compared with TRL's GRPO. {'; '.join(words)}.", ""] if words else []
 
 
 def measures(ours: Sequence[Run], theirs: Sequence[Run]) -> list[Measure]:
@@ -127,7 +130,7 @@ def measures(ours: Sequence[Run], theirs: Sequence[Run]) -> list[Measure]:
         *(measure(f"CPU seconds until evaluator {level:g}", partial(seconds_until, level=level), digits=1)
           for level in LEVELS),
         measure("evaluator, last third", lambda run: tail(run, "eval/evaluator")),
-        measure("CPU seconds an iteration", lambda run: typical(run, "time/cpu")),
+        measure("CPU seconds per iteration", lambda run: typical(run, "time/cpu")),
     ]  # fmt: skip
 
 
@@ -140,7 +143,7 @@ def _table(found: Found, chosen: Mapping[str, Chosen]) -> tuple[list[str], list[
     header = ["", "learning rate", "knob", "evaluator, last third", "KL, last third", "reward, last third",
               *(f"responses until {level:g}" for level in LEVELS),
               *(f"CPU seconds until {level:g}" for level in LEVELS),
-              "CPU seconds an iteration", "wall seconds", "different responses"]  # fmt: skip
+              "CPU seconds per iteration", "wall seconds", "different responses"]  # fmt: skip
     rows = []
     settings = [(each, cell) for each in CONTESTANTS if each.title in chosen for cell in chosen[each.title].cells]
     for contestant, cell in settings:
@@ -183,21 +186,20 @@ def _tuning(found: Found, size: Size) -> tuple[list[str], list[list[str]]]:
 
 
 CIRCUMSTANCES = [
-    "How it was compared. All train `builtin:reviews/policy` in full, in fp32 and one thread, on the same "
-    "prompts in the same order: 64 responses an iteration, 4 to a prompt, at most 32 tokens, temperature 1, no "
-    "top-k and no top-p; 2 passes in minibatches of 16; AdamW with β₂ 0.95, gradients clipped at 1, a constant "
-    "learning rate. The reward is the same function of the sampled tokens, the end of text among them, which "
-    "TRL's own way with a reward model would have left out. The rest is TRL's default: loss type dapo, rewards "
-    "scaled by the group's deviation, ε 0.2. Learning rate and KL knob were chosen by one rule from grids of the "
-    "same size, on seed 0, which is not counted afterwards: the highest evaluator reward at the end among "
-    "settings that did not collapse. For the comparison at equal KL ours are run again with the setting of the "
-    "grid that ended nearest to the KL of TRL's choice on seed 0. All are judged by apa-cli's evaluation, on the "
-    "same held-out prompts.",
+    "How it was compared. All train `builtin:reviews/policy` in full, in fp32 and with one thread, on the same prompts "
+    "in the same order: 64 responses per iteration, 4 per prompt, at most 32 tokens, temperature 1, no top-k and no "
+    "top-p; 2 passes in minibatches of 16; AdamW with β₂ 0.95, gradients clipped at 1, a constant learning rate. The "
+    "reward is the same function of the sampled tokens, including the end of text, which TRL's own handling of a "
+    "reward model would leave out. Everything else is TRL's default: loss type dapo, rewards scaled by the group's "
+    "deviation, ε 0.2. One rule chose learning rate and KL knob from grids of the same size on seed 0, which is not "
+    "counted afterwards: the highest evaluator reward at the end among settings that did not collapse. For the "
+    "comparison at equal KL, our runs are repeated with the setting of the grid whose KL at the end was nearest to "
+    "that of TRL's choice on seed 0. All policies are judged by apa-cli's evaluation on the same held-out prompts.",
     "",
-    "Seconds are processor seconds of the process, evaluations and start left out: what else the machine does "
-    "adds nothing to them but what caches lose. Wall seconds of an iteration (medians) stand beside them. The "
-    "model has half a million weights, so that much of an iteration is overhead: larger models are in "
-    "[performance.md](performance.md). ± is half of a 95 % interval over seeds.",
+    "Seconds are processor seconds of the process, without the start and evaluations, so that other work on the "
+    "machine affects them little. Wall seconds per iteration (medians) are shown beside them. The model has half a "
+    "million weights, so that much of an iteration is overhead: [performance.md](performance.md) has larger models. ± "
+    "is half the width of a 95 % interval over seeds.",
 ]
 
 

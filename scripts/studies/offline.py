@@ -64,15 +64,15 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
                 judged += 1
                 better += gained.mean > gained.half
     for difference in _apa_beside_awr(runs):
-        sentences.append(f"- {difference.sentence()}{' The interval holds 0.' if same(difference) else ''}")
+        sentences.append(f"- {difference.sentence()}{' No significant difference.' if same(difference) else ''}")
     header = ["objective", "λ", "evaluator before", "last third", "gain", "KL, last third", "entropy, last third",
               "different responses"]  # fmt: skip
     picture = draw(runs, pictures / "methods_offline.png")
     said = (
-        f"Learning from the pairs improves the separate evaluator over the initial policy in {better} of {judged} "
-        "settings (a 95 % interval over seeds above 0)."
+        "Learning from the pairs significantly raises the separate evaluator's reward above the initial policy's in "
+        f"{better} of {judged} settings."
         if judged
-        else "Whether the pairs improve the evaluator, these runs cannot say: too few seeds."
+        else "Too few seeds to say whether the pairs raise the evaluator's reward."
     )
     return [
         said,
@@ -83,9 +83,9 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         "",
         *table(header, rows),
         "",
-        "Of APA and AWR those λ are compared whose gain is the largest, at KL that every run of the two comes to. Last "
-        "third: means over the evaluations of the last third of training, which sample from the policy. ± is half of a "
-        "95 % interval over seeds; KL is in nats a response, entropy in nats a token.",
+        "APA and AWR are compared at the λ with the largest gain of each, and at a KL that all runs of both reach. "
+        "Last third: means over the evaluations in the last third of training, which sample from the policy. ± is half "
+        "the width of a 95 % interval over seeds; KL is in nats per response, entropy in nats per token.",
     ]
 
 

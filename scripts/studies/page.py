@@ -11,6 +11,8 @@ from pathlib import Path
 from apa_cli.errors import UserError
 from studies.runs import Found, Size
 
+DETAILS = "<!-- details -->"  # a line: what follows is not for the page itself
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
@@ -26,13 +28,31 @@ def circumstances(runs: Found, size: Size, *, planned: int) -> str:
     return words + (" A quick run, to see that the script works: nothing here is evidence." if size.quick else "")
 
 
+def with_details(page: Path, name: str, lines: Sequence[str]) -> list[str]:
+    """`lines` with a link in place of what follows DETAILS, which goes to tables/NAME.md beside the page."""
+    if DETAILS not in lines:
+        return list(lines)
+    cut = lines.index(DETAILS)
+    file = page.parent / "tables" / f"{name}.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = [
+        f"# All figures: {name}",
+        "",
+        f"Written by the same script as [{page.name}](../{page.name}), which explains them.",
+        "",
+    ]
+    file.write_text("\n".join([*head, *lines[cut + 1 :]]) + "\n", "utf-8")
+    return [*lines[:cut], f"All figures: [tables/{file.name}](tables/{file.name})."]
+
+
 def write(page: Path, study: str, lines: Sequence[str]) -> None:
-    """Put `lines` in place of what stands between the study's markers. Raises UserError where there are none."""
+    """Put `lines` between the study's markers, and what follows DETAILS on a page of its own. Raises UserError."""
     begin, end = f"<!-- {study}: written by scripts/measure_methods.py {study} -->\n", f"<!-- end of {study} -->"
     text = page.read_text("utf-8")
     if begin not in text or end not in text.split(begin)[1]:
         raise UserError(
             str(page), f"no place for {study} in it", f"put {begin.strip()} and {end} where it should stand"
         )
+    lines = with_details(page, study, lines)
     before, rest = text.split(begin)
     page.write_text(before + begin + "\n".join(lines) + "\n" + end + rest.split(end, 1)[1], "utf-8")

@@ -51,13 +51,13 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         changes = [spread(difference(mine, plain, name), digits) for name, digits in LOST] if penalty else ["–", "–"]
         own = [spread(first, 1), spread(length, 1), spread(evaluator, 2), spread(kl, 1)]
         rows.append([f"{penalty:g}", *own, spread(paid, 2) if penalty else "–", *changes])
-    header = ["penalty a token", "length before", "length after", "evaluator after", "KL", "paid at the end",
+    header = ["penalty per token", "length before", "length after", "evaluator after", "KL", "penalty at the end",
               "length, change", "evaluator, change"]  # fmt: skip
     picture = draw(runs, pictures / "methods_rewards.png")
     return [
-        f"`reward.length_target={TARGET}`, λ {KL_LAMBDA:g}, on held-out prompts. Length is in tokens, the end token "
-        "included; the changes are from the runs without a penalty, paired by seed. The evaluator knows nothing of "
-        "length: more friendly sentences are worth more to it. ± is half of a 95 % interval over seeds.",
+        f"`reward.length_target={TARGET}`, λ {KL_LAMBDA:g}, on held-out prompts. Length is in tokens, including the "
+        "end token; changes are relative to the runs without a penalty, paired by seed. The evaluator ignores length "
+        "as such: more friendly sentences score higher. ± is half the width of a 95 % interval over seeds.",
         "",
         *table(header, rows),
         "",

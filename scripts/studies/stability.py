@@ -15,7 +15,7 @@ from apa_cli.tracking.style import new_figure
 from studies import steer
 from studies.beside import measure, paired, same
 from studies.comparison import COLLAPSED_ENTROPY, COLLAPSED_UNIQUE, collapsed
-from studies.page import table
+from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
 TITLE = "which (λ, learning rate) collapse, without and with a bound or Huber's form"
@@ -83,26 +83,29 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
             cell: value.mean for cell in stable if (value := estimate(r.last("eval/evaluator") for r in cells[cell]))
         }
         best = max(means, key=lambda cell: means[cell], default=None)
-        where = f"the best of them {means[best]:.2f} at λ {best[0]:g}, learning rate {best[1]:g}" if best else "none"
+        where = (
+            f"; the best of them reaches {means[best]:.2f} at λ {best[0]:g}, learning rate {best[1]:g}" if best else ""
+        )
         summary.append(
-            f"- {TITLES[variant]}: no seed is lost in {len(stable)} of {len(cells)} cells; {where}{_cut(cells)}."
+            f"- {TITLES[variant]}: no seed is lost in {len(stable)} of {len(cells)} cells{where}{_cut(cells)}."
         )
     summary += [line for variant in list(VARIANTS)[1:] if (line := _beside_plain(runs, variant))]
     picture = draw(runs, pictures / "methods_stability.png")
     return [
-        f"A run is lost where it collapsed (at the end entropy under {COLLAPSED_ENTROPY:g} of its first value, or "
-        f"fewer than {COLLAPSED_UNIQUE:.0%} different responses) or its evaluator is no better than before training.",
+        f"A run counts as lost if it collapsed (entropy at the end below {COLLAPSED_ENTROPY:g} of its initial value, "
+        f"or fewer than {COLLAPSED_UNIQUE:.0%} different responses) or if the evaluator's reward did not rise.",
         "",
         *summary,
         "",
         f"![Share of seeds lost](images/{picture.name})",
         "",
-        f"At λ {OPTIONS_BELOW:g} the options were not run: a target is seldom beyond 3 nats there. The highest "
-        "learning rate, of those that were run, up to which no seed is lost:",
+        f"The options were not run at λ {OPTIONS_BELOW:g}, where a target is rarely beyond 3 nats. The highest "
+        "learning rate up to which no seed is lost:",
         "",
         *table(["λ", *TITLES.values()], _limits(runs)),
         "",
-        "All cells; evaluator and KL are at the end of training, ± half of a 95 % interval over seeds:",
+        DETAILS,
+        "Evaluator and KL are those at the end of training; ± is half the width of a 95 % interval over seeds.",
         "",
         *table(header, rows),
     ]
@@ -141,14 +144,14 @@ def _beside_plain(runs: Found, variant: str) -> str | None:
     if not (saved or broken or both):
         return None
     return (
-        f"- {TITLES[variant]} beside the squared error: keeps every seed where that loses some in {_named(saved)}, "
-        f"loses some where that keeps all in {_named(broken)}. Where both keep all, the evaluator at the end is higher "
-        f"beyond the interval in {higher} of {both} cells, lower in {lower}."
+        f"- {TITLES[variant]} compared with the squared error: it alone loses no seed in {_named(saved)}, and it alone "
+        f"loses some in {_named(broken)}. Where neither loses any, the evaluator's reward at the end is significantly "
+        f"higher in {higher} of {both} cells, lower in {lower}."
     )
 
 
 def _named(cells: Sequence[str]) -> str:
-    return f"{len(cells)} ({'; '.join(cells)})" if cells else "no cell"
+    return f"{len(cells)} cell{'s' * (len(cells) > 1)} ({'; '.join(cells)})" if cells else "no cell"
 
 
 def _cut(cells: dict[tuple[float, float], list[Run]]) -> str:
@@ -158,7 +161,7 @@ def _cut(cells: dict[tuple[float, float], list[Run]]) -> str:
         shares = [run.rows[-1].get("objective/bounded_fraction") for run in runs]
         found.setdefault(kl_lambda, []).extend(share for share in shares if share is not None)
     words = [f"{sum(shares) / len(shares):.0%} at λ {kl_lambda:g}" for kl_lambda, shares in found.items() if shares]
-    return f"; targets cut in the last iteration: {', '.join(words)}" if words else ""
+    return f"; share of targets clipped in the last iteration: {', '.join(words)}" if words else ""
 
 
 def draw(runs: Found, path: Path) -> Path:

@@ -85,14 +85,14 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         last = [spread(difference, 2), format_number(_lowest_diversity(mine), 2)]
         own = [spread(kl, 2), off, spread(level, 2), spread(reward, 2)]
         rows.append([f"{target:g}", f"{start:g}, {way}", *own, *other, *last])
-    header = ["target", "λ at first", "KL, last third", "off by", "KL at the end", "evaluator",
-              "best fixed λ's at that KL", "which λ", "difference", "different responses"]  # fmt: skip
+    header = ["target", "initial λ", "KL, last third", "deviation", "KL at the end", "evaluator",
+              "evaluator, best fixed λ at that KL", "that λ", "difference", "different responses"]  # fmt: skip
     picture = draw(runs, pictures / "methods_steer.png")
     return [
-        f"KL over the last third is within ±{TOLERANCE:.0%} of its target in {within} of {len(rows)} settings. The "
-        f"evaluator at the end is lower than the best fixed λ's at the same KL in {worse} of {compared} that can be "
-        "compared (a 95 % interval over seeds on the wrong side of 0). ± is half of such an interval; KL is in nats a "
-        "response.",
+        f"KL over the last third of training is within ±{TOLERANCE:.0%} of its target in {within} of {len(rows)} "
+        "settings. At the same KL, the evaluator's reward at the end is significantly lower than with the best fixed λ "
+        f"in {worse} of {compared} comparable settings. ± is half the width of a 95 % interval over seeds; KL is in "
+        "nats per response.",
         "",
         *table(header, rows),
         "",

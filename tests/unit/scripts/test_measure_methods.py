@@ -82,7 +82,7 @@ def test_steering_is_judged_by_the_last_third_and_beside_the_best_fixed_lambda(t
         found[steer.fixed(0.3).name] = [*found[steer.fixed(0.3).name], best]
     lines = steer.lines(found, SIZE, tmp_path)
     assert "within ±15% of its target in 1 of 2 settings" in lines[0]
-    assert "in 0 of 1 that can be compared" in lines[0]  # 20 nats no fixed λ reaches
+    assert "in 0 of 1 comparable settings" in lines[0]  # 20 nats no fixed λ reaches
     high, low = (cells(line) for line in lines if line.startswith("| 5 |"))
     assert high == ["5", "3, too high", "5.40 ± 0.00", "+8%", "5.00 ± 0.00", "1.60 ± 1.27", "1.50 ± 1.27", "0.3",
                     "0.10 ± 0.00", "1.00"]  # fmt: skip
@@ -125,18 +125,18 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
     put("bound3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
     lines = stability.lines(found, SIZE, tmp_path)
     assert (
-        "- squared error: no seed is lost in 1 of 2 cells; the best of them 1.00 at λ 0.3, learning rate 0.0003."
-        in lines
+        "- squared error: no seed is lost in 1 of 2 cells; the best of them reaches 1.00 at λ 0.3, learning rate "
+        "0.0003." in lines
     )
     assert (
-        "- target_bound 3: no seed is lost in 1 of 1 cells; the best of them 2.00 at λ 0.1, learning rate 0.0003; "
-        "targets cut in the last iteration: 40% at λ 0.1."
+        "- target_bound 3: no seed is lost in 1 of 1 cells; the best of them reaches 2.00 at λ 0.1, learning rate "
+        "0.0003; share of targets clipped in the last iteration: 40% at λ 0.1."
     ) in lines
-    assert "- huber_delta 1: no seed is lost in 0 of 0 cells; none." in lines
+    assert "- huber_delta 1: no seed is lost in 0 of 0 cells." in lines
     assert (
-        "- target_bound 3 beside the squared error: keeps every seed where that loses some in 1 (λ 0.1 with 0.0003), "
-        "loses some where that keeps all in no cell. Where both keep all, the evaluator at the end is higher beyond "
-        "the interval in 0 of 0 cells, lower in 0."
+        "- target_bound 3 compared with the squared error: it alone loses no seed in 1 cell (λ 0.1 with 0.0003), and "
+        "it alone loses some in no cell. Where neither loses any, the evaluator's reward at the end is significantly "
+        "higher in 0 of 0 cells, lower in 0."
     ) in lines
     assert "| 0.1 | none | 0.0003 | – |" in lines
     row = next(cells(line) for line in lines if line.startswith("| 0.1 | 0.0003 |"))
@@ -178,8 +178,8 @@ def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Pat
     assert "- evaluator at 5 nats: APA with group of 4 − APA with critic = -0.12 ± 1.59 over 2 pairs of seeds." in lines
     lower = "APA with group of 4, scaled is lower than APA with critic by 1.00 ± 0.00 over 2 pairs of seeds."
     assert f"- evaluator at 5 nats: {lower}" in lines
-    assert "- APA, group of 4: an iteration takes 50% of the critic version's CPU seconds." in lines
-    assert "in 2 of 4 comparisons; not in: APA, evaluator at 2 nats, group of 4, scaled; APA" in lines[0]
+    assert "- APA, group of 4: an iteration takes 50% of the CPU seconds that it takes with a critic." in lines
+    assert "in 2 of 4 comparisons; it does in: APA, evaluator at 2 nats, group of 4, scaled; APA" in lines[0]
     row = next(cells(line) for line in lines if line.startswith("| APA") and "| group of 4 |" in line)
     assert row[2:4] == ["4.75 ± 9.53", "10.00 ± 0.00"]
     assert row[6] == "1.00 ± 0.00"
@@ -208,8 +208,8 @@ def test_the_best_start_of_a_critic_is_told_from_those_that_are_lower(tmp_path: 
     put(warm, (2.0, 7.0), [0.0] * 12)  # 1 and -0.5 less than the best
     lines = critic.lines(found, SIZE, tmp_path)
     assert lines[0] == (
-        f"Over training the evaluator's mean is highest with the critic *{reward}* (2.50). Lower beyond the interval: "
-        f"*{usual}* (1.50). Not told apart from it: *{warm}* (2.25)."
+        f"The evaluator's mean over training is highest with the critic *{reward}* (2.50). Significantly lower: "
+        f"*{usual}* (1.50). No significant difference: *{warm}* (2.25)."
     )
     assert (
         f"- evaluator, mean over training: {reward} is higher than {usual} by 1.00 ± 0.00 over 2 pairs of seeds."
@@ -263,8 +263,9 @@ def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Pa
     assert chosen["TRL's GRPO"].cells == [(3e-4, 0.0)]
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0] == (
-        "The evaluator's reward beside TRL's GRPO. Per rollout (mean over training): APA is lower; per second (after "
-        "the CPU seconds that the quickest run took in all): APA is not told apart; at equal KL: APA is lower."
+        "The evaluator's reward compared with TRL's GRPO. Per rollout (mean over training): APA is lower; per second "
+        "(after as many CPU seconds as the fastest run took): APA is not significantly different; at equal KL: APA is "
+        "lower."
     )
     # Ours took 2 CPU seconds in all and TRL's 8: after 2 s ours are at 2 (3), TRL's a quarter of the way, at 1 (1.25).
     told = [line for line in lines if line.startswith("- evaluator after")]
@@ -348,11 +349,9 @@ def test_offline_is_compared_with_the_start_and_apa_with_awr_at_equal_kl(tmp_pat
     lines = offline.lines(found, SIZE, tmp_path)
     # The t interval of two seeds is wide: 12.7 times the standard error. APA 1: 0.05 × 12.7 = 0.64 < 1.05; AWR 0.5:
     # 0.1 × 12.7 = 1.27 > 1.1.
-    assert "over the initial policy in 2 of 4 settings" in lines[0]
-    level = (
-        "- evaluator at 1 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.10 ± 1.27 over 2 pairs of seeds. The interval holds 0."
-    )
-    assert level in lines
+    assert "above the initial policy's in 2 of 4 settings" in lines[0]
+    level = "- evaluator at 1 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.10 ± 1.27 over 2 pairs of seeds."
+    assert f"{level} No significant difference." in lines
     assert any(line.startswith("- evaluator at 0.5 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.05 ±") for line in lines)
     assert any(line.startswith("- evaluator, last third: APA (λ 0.3) − AWR (λ 0.5) = +0.90 ±") for line in lines)
     row = next(cells(line) for line in lines if line.startswith("| APA | 0.3 |"))
@@ -408,3 +407,11 @@ def test_what_a_length_penalty_costs(tmp_path: Path):
     assert mild == ["0.05", "20.0 ± 0.0", "12.5 ± 6.4", "1.50 ± 0.00", "5.0 ± 0.0", "0.38 ± 1.59", "-5.5 ± 6.4",
                     "-0.60 ± 1.27"]  # fmt: skip
     assert (tmp_path / "methods_rewards.png").stat().st_size > 5000
+
+
+def test_details_go_to_a_page_of_their_own_with_a_link(tmp_path: Path):
+    file = tmp_path / "methods.md"
+    file.write_text("<!-- steer: written by scripts/measure_methods.py steer -->\n<!-- end of steer -->\n", "utf-8")
+    page.write(file, "steer", ["In short.", "", page.DETAILS, "| a |", "| --- |"])
+    assert "In short.\n\nAll figures: [tables/steer.md](tables/steer.md).\n<!-- end" in file.read_text("utf-8")
+    assert (tmp_path / "tables" / "steer.md").read_text("utf-8").endswith("explains them.\n\n| a |\n| --- |\n")

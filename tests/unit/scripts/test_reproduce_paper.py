@@ -197,7 +197,7 @@ def test_a_claim_holds_only_where_the_interval_lies_on_its_side(shift, direction
 def test_too_few_pairs_or_no_difference_decide_nothing() -> None:
     alone = pair({1: 5.0}, {1: 0.0, 2: 0.0})
     assert alone.verdict == UNDECIDED
-    assert alone.sentence().startswith("reward: fewer than two seeds where APA and PPO both get there")
+    assert alone.sentence().startswith("reward: fewer than two seeds in which APA and PPO both reach it")
     nobody = pair({1: 5.0}, {2: 0.0})
     assert nobody.value is None
     assert nobody.verdict == UNDECIDED
@@ -303,17 +303,21 @@ def test_the_page_says_what_the_runs_say(experiment: Path, tmp_path: Path) -> No
     assert "(a) evaluator reward at 2 nats: APA is higher than PPO by 0.50 ± 0.00 over 3 pairs of seeds" in held
     assert "(c) entropy at the end: APA is higher than AWR by 0.600 ± 0.000 nats" in held
     unsupported = section(text, "What these runs do not support")
-    assert "(a) evaluator reward at 5 nats: fewer than two seeds where APA and PPO both get there" in unsupported
-    assert "(c) entropy at the end: the same for APA and PPO over 3 pairs of seeds" in unsupported
+    assert re.search(r"^\d+ of \d+ comparisons are not decided by these runs", unsupported, flags=re.MULTILINE)
+    assert text.endswith("[tables/results.md](tables/results.md).\n")
+    details = (page.parent / "tables" / "results.md").read_text("utf-8")
+    assert "(a) evaluator reward at 5 nats: fewer than two seeds in which APA and PPO both reach it" in details
+    assert "(c) entropy at the end: the same for APA and PPO over 3 pairs of seeds" in details
+    assert "| **APA**, chosen | 0.0003 | λ 0.3 |" in section(details, "The tuning grid")
     assert (
         "**(a) Reward at equal KL.** Against PPO: supported: at 2 nats; not decided by these runs: at 5 nats, at 10"
         in (section(text, "In short"))
     )
     assert "| APA | 0.0003 | λ 0.3 | learning rate, knob | 2.00 | 2.00 ± 0.00 |" in text
-    assert "Every AWR setting of the grid collapsed; the best of them all was taken." in text
+    assert "Every AWR setting of the grid collapsed; the best of them was taken." in text
     assert "| AWR | 3 of 3 | 2 of 2 | 0.0001 with λ 1, 0.0003 with λ 1 |" in text
     assert "| APA | 0 of 3 | 0 of 4 | none |" in text
-    assert "50.00" not in text  # runs that are not of this experiment
+    assert "50.00" not in text + details  # runs that are not of this experiment
     for link in re.findall(r"\]\((images/[^)]+)\)", text):
         assert (page.parent / link).stat().st_size > 5000
     assert text.count("](images/results_") == 4
