@@ -95,8 +95,8 @@ def _summary(run_dir: Path) -> Summary:
     from apa_cli.tracking.report import Outcome, Summary
 
     facts = json.loads((run_dir / SUMMARY_FILE).read_text(encoding="utf-8"))
-    outcomes = {when: Outcome(**facts.pop(when)) for when in ("before", "after")}
-    return Summary(**facts, **outcomes, run_dir=run_dir, final_dir=run_dir / "final")
+    before, after = (Outcome(**facts.pop(when)) for when in ("before", "after"))
+    return Summary(before=before, after=after, **facts, run_dir=run_dir, final_dir=run_dir / "final")
 
 
 @command(PROGRAM)

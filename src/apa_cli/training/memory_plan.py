@@ -298,7 +298,7 @@ def _state_bytes(weight: nn.Parameter, optimizer: str | None) -> int:
 
 def role_lines(plan: Plan) -> list[str]:
     """A table of the roles."""
-    rows = [("role", "parameters", "trained", "weights", "gradients", "optimizer", "whose")]
+    rows: list[tuple[str, ...]] = [("role", "parameters", "trained", "weights", "gradients", "optimizer", "whose")]
     for role in plan.roles.values():
         numbers = [f"{number:,}" if number else "–" for number in (role.parameters, role.trained)]
         numbers += [
