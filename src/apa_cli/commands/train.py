@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
-from unittest.mock import patch
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -146,12 +145,13 @@ def _hydra(arguments: argparse.Namespace, task: Callable[[DictConfig], object]) 
     )
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    argv, sys.argv = sys.argv, [PROGRAM, *_options(arguments), *arguments.overrides]
     try:
-        with patch.object(sys, "argv", [PROGRAM, *_options(arguments), *arguments.overrides]):
-            main(task)()
+        main(task)()
     except Exception as error:
         raise compose.explained(error) from error
     finally:
+        sys.argv = argv
         os.environ.pop("HYDRA_FULL_ERROR", None)  # a reward function may have taken it away
         if before is not None:
             os.environ["HYDRA_FULL_ERROR"] = before
