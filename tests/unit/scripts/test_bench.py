@@ -253,7 +253,7 @@ def test_one_job_measured_anew_leaves_the_others_as_they_were(
     words = ["--jobs", "hh", "--device", "cpu", "--page", str(page), "--output", str(tmp_path / "out")]
     assert bench.main(words) == 0
     assert asked == ["hh"]
-    text = page.read_text(encoding="utf-8")
+    text = (tmp_path / "tables" / "performance.md").read_text(encoding="utf-8")
     old = text.split("## 64 + 64 tokens, vocabulary 2,048")[1].split("##")[0]
     new = text.split("## HH prompts up to 384")[1].split("##")[0]
     assert "Measured 2019-05-06, commit abc1234, on hardware an abacus" in old and "versions torch older" in old
@@ -262,9 +262,10 @@ def test_one_job_measured_anew_leaves_the_others_as_they_were(
     assert records.load(page, before.job) == before
     assert bench.main(words) == 0  # nothing has changed since
     assert asked == ["hh"]
+    written = page.read_text(encoding="utf-8")
     page.unlink()
     assert bench.main([*words, "--rewrite"]) == 0
-    assert page.read_text(encoding="utf-8") == text and asked == ["hh"]
+    assert page.read_text(encoding="utf-8") == written and asked == ["hh"]
 
 
 def test_growth_is_not_read_across_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -299,13 +300,16 @@ def test_the_page_keeps_what_was_tried(tmp_path: Path, measured: dict[str, Any])
         return file.read_text(encoding="utf-8")
 
     first = write()
-    assert "an abacus" in first and "it broke" in first and page.NOTHING_TRIED in first
-    line = next(line for line in first.splitlines() if "HH: PPO, separate value" in line)
+    details = (tmp_path / "docs" / "tables" / "performance.md").read_text(encoding="utf-8")
+    assert "an abacus" in first and "it broke" in details and page.NOTHING_TRIED in first
+    assert "`ppo-separate` 2.50 × with" in first.split("## In short")[1]
+    assert (tmp_path / "docs" / "images" / "performance.png").stat().st_size > 5000
+    line = next(line for line in details.splitlines() if "HH: PPO, separate value" in line)
     assert [cell.strip() for cell in line.split("|")[2:5]] == ["≥ 2", "2.50", "met"]
     assert "- Pythia 1B shape" in first.split("## Not measured yet")[1]
     file.write_text(first.replace(page.NOTHING_TRIED, "A thing: 1.02 ×."), encoding="utf-8")
     second = write()
-    assert "A thing: 1.02 ×." in second.split("## Tried, and did not pay")[1]
+    assert "A thing: 1.02 ×." in second.split("## Tried without benefit")[1]
     assert page.NOTHING_TRIED not in second
 
 
