@@ -137,7 +137,8 @@ def _growth_in_short(growth: Mapping[str, Sequence[Point]]) -> list[str]:
 
 def _met(verdicts: Sequence[Verdict]) -> str:
     counts = {word: sum(v.word == word for v in verdicts) for word in ("met", "missed", "not measured")}
-    return f"- Of {len(verdicts)} [targets](tables/performance.md), {', '.join(f'{count} are {word}' for word, count in counts.items())}."
+    said = ", ".join(f"{count} are {word}" for word, count in counts.items())
+    return f"- Of {len(verdicts)} [targets](tables/performance.md), {said}."
 
 
 def draw(rows: Mapping[str, Sequence[Row]], path: Path) -> Path:
