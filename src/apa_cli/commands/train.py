@@ -82,9 +82,9 @@ def _run(config: TrainConfig, words: Sequence[str], *, signals: bool) -> None:
     config.output_dir = os.path.abspath(config.output_dir)
     if not config.plan_only:
         check_run_folder(config)
-    from apa_cli.training import run
+    from apa_cli.training.run import train as train_run
 
-    run.train(
+    train_run(
         config, [word for word in words if not word.lstrip("+~").startswith(("hydra.", "hydra/"))], signals=signals
     )
 
