@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from apa_cli.data.dialogues import hh_messages
+from apa_cli.data.messages import hh_messages
 
 LONGEST = 256
 CHATML = (

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apa_cli.checkpoints.manifest import MANIFEST, check_manifest, write_manifest
-from apa_cli.data.files import read_file
+from apa_cli.data.files import read_files
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.messages import ROLES
 from apa_cli.data.table import Table
@@ -48,7 +48,9 @@ def test_text_comes_back_as_written(tmp_path: Path, prompts: list[str], zipped: 
     content = "".join(f"{prompt}\n" for prompt in prompts).encode()
     path = tmp_path / ("a.txt.gz" if zipped else "a.txt")
     path.write_bytes(gzip.compress(content) if zipped else content)
-    assert read_file(str(path), source="a", prompt_column="prompt").rows == [{"prompt": prompt} for prompt in prompts]
+    assert read_files({"a": str(path)}, source="a", prompt_column="prompt").rows == [
+        {"prompt": prompt} for prompt in prompts
+    ]
 
 
 @often
@@ -60,7 +62,7 @@ def test_text_comes_back_as_written(tmp_path: Path, prompts: list[str], zipped: 
 def test_parquet_comes_back_as_written(tmp_path: Path, rows: list[dict[str, Any]]):
     schema = pyarrow.schema([("prompt", pyarrow.string()), ("n", pyarrow.int64())])
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), tmp_path / "a.parquet")
-    assert read_file(str(tmp_path / "a.parquet"), source="a", prompt_column="prompt").rows == rows
+    assert read_files({"a": str(tmp_path / "a.parquet")}, source="a", prompt_column="prompt").rows == rows
 
 
 @often
@@ -73,7 +75,7 @@ def test_a_damaged_parquet_file(tmp_path: Path, damage: st.DataObject):
         content[damage.draw(st.integers(0, len(content) - 1))] = damage.draw(st.integers(0, 255))
     path.write_bytes(content)
     try:
-        table = read_file(str(path), source="a", prompt_column="prompt")
+        table = read_files({"a": str(path)}, source="a", prompt_column="prompt")
         assert len(table.rows) == len(table.labels)
     except UserError as error:
         one_line(error)

@@ -19,7 +19,7 @@ from tiny_models import CPU, make_config, make_prompts, make_tokenizer, save_pol
 from apa_cli.checkpoints.export import save_policy as export_policy
 from apa_cli.config.compose import compose_train
 from apa_cli.config.schema import RewardConfig
-from apa_cli.data.formats import Row
+from apa_cli.data.prompts import Prompt
 from apa_cli.data.tokenization import encode
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
@@ -268,7 +268,7 @@ def test_chat_templates_stay_in_their_sandbox(escape, marker, tmp_path, policy_d
     tokenizer = make_tokenizer(chat=True)
     tokenizer.chat_template = escape.replace("MARKER", str(marker))
     messages = [{"role": "user", "content": "hello"}]
-    row = Row(place="prompts.jsonl, line 1", text="hello", messages=tuple(messages), columns={})
+    row = Prompt(place="prompts.jsonl, line 1", text="hello", messages=tuple(messages), columns={})
     with pytest.raises(UserError) as caught:
         encode([row], tokenizer)
     assert str(caught.value).startswith("prompts.jsonl, line 1: the chat template refuses the messages")

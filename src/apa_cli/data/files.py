@@ -1,7 +1,7 @@
-"""Prompt files to rows: JSON lines, JSON, CSV, TSV, text and Parquet.
+"""Rows from JSON lines, JSON, CSV, TSV, text and Parquet files.
 
-All but Parquet are read by the standard library: an error can then name the line, nothing is cached, a changed file is
-always noticed, and start-up does not pay for importing `datasets` (about a second). Text files are UTF-8.
+The standard library reads all of them but Parquet: errors can then name the line, nothing is cached, so that a changed
+file is always noticed, and start-up saves the second that importing `datasets` takes. Text files are UTF-8.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apa_cli.data.table import Draw, Table, kind_of
 from apa_cli.errors import UserError
+
+Labelled = Iterator[tuple[str, dict[str, Any]]]  # label and values of each row
 
 GZIP_MAGIC = b"\x1f\x8b"
 WITH_HEADER = (".csv", ".tsv", ".parquet")
@@ -23,7 +26,7 @@ JSON_EXAMPLE = 'write one object a line, such as {"prompt": "..."}'
 
 
 def file_suffix(path: str) -> str | None:
-    """The suffix that decides how `path` is read (".jsonl", ".csv.gz", ...), or None when it cannot be."""
+    """The suffix that decides how `path` is read (".jsonl", ".csv.gz", ...); None if no reader takes it."""
     name = Path(path).name.lower()
     return max((suffix for suffix in READERS if name.endswith(suffix)), key=len, default=None)
 
@@ -33,16 +36,11 @@ def known_suffixes() -> str:
     return f"{' '.join(plain)} (all but .parquet also with .gz)"
 
 
-def read_file(path: str, *, source: str, prompt_column: str) -> Table:
-    """All rows of a file; see `read_files`."""
-    return read_files({source: path}, source=source, prompt_column=prompt_column)
-
-
 def read_files(paths: Mapping[str, str], *, source: str, prompt_column: str, draw: Draw | None = None) -> Table:
-    """The rows of one file, or of several of a kind, one after the other.
+    """The rows of one file, or of several files of one kind, in order.
 
-    `paths` by their names in errors, `source` the name of them all; `prompt_column` is what a text file's only column
-    is called. Raises UserError, with the line or row where there is one, for whatever is wrong with a file.
+    Error messages call each file by its key in `paths`, and all of them `source`. The only column of a text file is
+    `prompt_column`. Raises UserError with the line or row at fault.
     """
     several = list(paths) != [source]
     kinds = {name: (file_suffix(path) or "").removesuffix(".gz") for name, path in paths.items()}
@@ -86,17 +84,13 @@ def _rows(path: str, source: str, prompt_column: str) -> Labelled:
         raise UserError(source, f"cannot be read: {error.strerror or error}", "check the file") from None
 
 
-Labelled = Iterator[tuple[str, dict[str, Any]]]
-
-
 def _lines(path: Path, source: str) -> Iterator[tuple[int, str]]:
-    """Lines with their endings, numbered from 1. Only a line feed ends one: JSON strings may hold U+2028 and such."""
+    """Lines with their endings, numbered from 1. Only a line feed ends a line: JSON strings may contain U+2028."""
+    zipped = path.suffix.lower() == ".gz"
     with open(path, "rb") as raw:
-        zipped = raw.read(2) == GZIP_MAGIC
-    if zipped and path.suffix.lower() != ".gz":
-        raise UserError(source, "is compressed with gzip", "add .gz to its name")
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rb") as stream:
+        if raw.read(2) == GZIP_MAGIC and not zipped:
+            raise UserError(source, "is compressed with gzip", "add .gz to its name")
+    with (gzip.open if zipped else open)(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -115,73 +109,61 @@ def _parse_json(text: str, where: str) -> Any:
         raise UserError(where, f"is not usable JSON: {error}", JSON_EXAMPLE) from None
 
 
-def _object(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise UserError(where, f"is {kind_of(value)}, not an object", JSON_EXAMPLE)
-    return value
+def _objects(values: Iterable[tuple[str, Any]], source: str) -> Labelled:
+    for label, value in values:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}, {label}", f"is {kind_of(value)}, not an object", JSON_EXAMPLE)
+        yield label, value
 
 
-def _json_row(line: str, source: str, number: int) -> tuple[str, dict[str, Any]]:
-    where = f"{source}, line {number}"
-    return f"line {number}", _object(_parse_json(line, where), where)
+def _json_lines(lines: Iterable[tuple[int, str]], source: str) -> Labelled:
+    filled = ((f"line {number}", line) for number, line in lines if line.strip())
+    return _objects(((label, _parse_json(line, f"{source}, {label}")) for label, line in filled), source)
 
 
 def _read_jsonl(path: Path, source: str, prompt_column: str) -> Labelled:
-    first = True
-    for number, line in _lines(path, source):
-        if not line.strip():
-            continue
-        if first and line.lstrip().startswith("["):
-            raise UserError(source, "holds a JSON array", "name it .json, or write one object a line")
-        first = False
-        yield _json_row(line, source, number)
+    first = next((line for _, line in _lines(path, source) if line.strip()), "")
+    if first.lstrip().startswith("["):
+        raise UserError(source, "holds a JSON array", "name it .json, or write one object a line")
+    return _json_lines(_lines(path, source), source)
 
 
 def _read_json(path: Path, source: str, prompt_column: str) -> Labelled:
-    """An array of objects, a single object, or, as many .json files are, an object a line."""
-    lines = [line for _, line in _lines(path, source)]
-    filled = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    """An array of objects, a single object, or, as in many .json files, one object a line."""
+    lines = list(_lines(path, source))
+    filled = [line for _, line in lines if line.strip()]
     if not filled:
-        return
-    if len(filled) > 1 and _is_object(filled[0][1]):
-        for number, line in filled:
-            yield _json_row(line, source, number)
-        return
-    value = _parse_json("".join(lines), source)
-    for number, row in enumerate(value if isinstance(value, list) else [value], start=1):
-        yield f"entry {number}", _object(row, f"{source}, entry {number}")
-
-
-def _is_object(text: str) -> bool:
+        return iter(())
     try:
-        return isinstance(json.loads(text), dict)
+        by_line = len(filled) > 1 and isinstance(json.loads(filled[0]), dict)
     except (ValueError, RecursionError):
-        return False
+        by_line = False
+    if by_line:
+        return _json_lines(lines, source)
+    value = _parse_json("".join(line for _, line in lines), source)
+    entries = enumerate(value if isinstance(value, list) else [value], start=1)
+    return _objects(((f"entry {number}", entry) for number, entry in entries), source)
 
 
 def _read_text(path: Path, source: str, prompt_column: str) -> Labelled:
-    """One prompt a line; blank lines are passed over."""
+    """One prompt a line; blank lines are skipped."""
     for number, line in _lines(path, source):
         if line.strip():
             yield f"line {number}", {prompt_column: line.rstrip("\r\n")}
 
 
-def _read_separated(path: Path, source: str, delimiter: str) -> Labelled:
-    """A header, then rows of as many fields; every value is a string. Rows are counted without the header."""
+def _read_separated(path: Path, source: str, prompt_column: str, *, delimiter: str) -> Labelled:
+    """A header, then rows with the same number of fields, all strings. The header does not count as a row."""
     csv.field_size_limit(2**31 - 1)
-    lines = (line for _, line in _lines(path, source))
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    reader = csv.reader((line for _, line in _lines(path, source)), delimiter=delimiter, strict=True)
     try:
         header = next((fields for fields in reader if fields), [])
-        repeated = sorted({name for name in header if header.count(name) > 1})
-        if repeated:
+        if repeated := sorted({name for name in header if header.count(name) > 1}):
             raise UserError(source, f"has two columns named {repeated[0]!r}", "rename one of them")
-        if len(header) == 1 and (
-            other := next((mark for mark in ",;\t|" if mark != delimiter and mark in header[0]), None)
-        ):
-            raise UserError(
-                source, f"separates its columns by {other!r}, not {delimiter!r}", "use commas, or tabs in .tsv"
-            )
+        others = [mark for mark in ",;\t|" if mark != delimiter and len(header) == 1 and mark in header[0]]
+        if others:
+            problem = f"separates its columns by {others[0]!r}, not {delimiter!r}"
+            raise UserError(source, problem, "use commas, or tabs in .tsv")
         for number, fields in enumerate((fields for fields in reader if fields), start=1):
             if len(fields) != len(header):
                 problem = f"has {len(fields)} fields, and the header {len(header)} (line {reader.line_num})"
@@ -191,26 +173,16 @@ def _read_separated(path: Path, source: str, delimiter: str) -> Labelled:
         raise UserError(f"{source}, line {reader.line_num}", f"is malformed: {error}", "check its quotes") from None
 
 
-def _read_csv(path: Path, source: str, prompt_column: str) -> Labelled:
-    return _read_separated(path, source, ",")
-
-
-def _read_tsv(path: Path, source: str, prompt_column: str) -> Labelled:
-    return _read_separated(path, source, "\t")
-
-
 def _read_parquet(path: Path, source: str, prompt_column: str) -> Labelled:
-    """Read by pyarrow, the engine of `datasets`, without its cache and its progress bars."""
+    """Reads with pyarrow, the engine of `datasets`, without the cache and the progress bars of `datasets`."""
     import pyarrow
     import pyarrow.parquet
 
-    number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
+            rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield f"row {number}", row
     except (pyarrow.ArrowException, ValueError) as error:
         problem = f"is not a readable Parquet file: {' '.join(str(error).split())[:200]}"
         raise UserError(source, problem, "write it again") from None
@@ -219,8 +191,8 @@ def _read_parquet(path: Path, source: str, prompt_column: str) -> Labelled:
 READERS: dict[str, Callable[[Path, str, str], Labelled]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": partial(_read_separated, delimiter=","),
+    ".tsv": partial(_read_separated, delimiter="\t"),
     ".txt": _read_text,
 }
 READERS.update({f"{suffix}.gz": reader for suffix, reader in READERS.items()})

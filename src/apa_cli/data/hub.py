@@ -1,4 +1,4 @@
-"""A data set of the Hugging Face Hub, or one that `save_to_disk` wrote, to rows: mapped into memory, read by number."""
+"""Rows of a data set on the Hugging Face Hub, or of one that `save_to_disk` wrote: memory-mapped, read by number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from apa_cli.data.table import Draw, Table
@@ -17,37 +18,30 @@ from apa_cli.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
-SECONDS = 5.0  # for the Hub to answer at all
+SECONDS = 5.0  # time limit for the Hub's first answer
 logger = logging.getLogger(__name__)
 
 
 def read_hub(
-    path: str,
-    *,
-    key: str,
-    subset: str | None,
-    split: str,
-    split_key: str,
-    revision: str | None = None,
-    draw: Draw | None = None,
+    path: str, *, key: str, subset: str | None, split: str, split_key: str, revision: str | None, draw: Draw
 ) -> Table:
-    """The rows of one split. Data only: `datasets` runs no code from a repository, and none is asked for here.
+    """The rows of one split. `datasets` runs no code from the repository.
 
-    Raises UserError, naming the key at fault, when the data set, subset or split is missing or cannot be reached.
+    Raises UserError, naming the key at fault, if the data set, subset or split is missing or cannot be reached.
     """
     import datasets
     from huggingface_hub import constants
 
     use_cache_if_unreachable()
     datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE
-    # A reader's own name ("json") would have it read every file of the working folder.
+    # Given the name of a reader ("json"), `datasets` would read every file of the working folder.
     if path.isidentifier() and importlib.util.find_spec(f"datasets.packaged_modules.{path}"):
         raise UserError(key, f"{path!r} is a reader of `datasets`, not a data set", "name a file or a data set")
     logger.info("reading %s, split %s, from the Hub", path, split)
     try:
         with _quiet():
             data = datasets.load_dataset(path, name=subset, split=split, revision=revision)
-            return _table(data, path, draw or Draw(), commit=_commit(data))
+            return _table(data, path, draw, commit=_commit(data))
     except Exception as error:  # network, authentication, format: each layer has its own types
         raise _as_user_error(error, path, key, split, split_key) from None
 
@@ -57,28 +51,25 @@ def is_saved(folder: str) -> bool:
     return any(os.path.isfile(os.path.join(folder, name)) for name in ("dataset_dict.json", "state.json"))
 
 
-def read_saved(folder: str, *, source: str, split: str, split_key: str, draw: Draw | None = None) -> Table:
+def read_saved(folder: str, *, source: str, split: str, split_key: str, draw: Draw) -> Table:
     """The rows of a Dataset, or of one split of a DatasetDict, that `save_to_disk` wrote. Raises UserError."""
     import datasets
 
+    place = Path(folder)
     try:
-        splits = os.path.join(folder, "dataset_dict.json")
-        if os.path.isfile(splits):
-            with open(splits, encoding="utf-8") as file:
-                names = json.load(file)["splits"]
+        if (place / "dataset_dict.json").is_file():
+            names = json.loads((place / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             if split not in names:
                 problem = f"{source} has no split {split!r} (it has {', '.join(names)})"
                 raise UserError(split_key, problem, f"set {split_key}")
-            folder = os.path.join(folder, split)
+            place /= split
         with _quiet():
-            return _table(datasets.Dataset.load_from_disk(folder), source, draw or Draw())
+            return _table(datasets.Dataset.load_from_disk(str(place)), source, draw)
     except UserError:
         raise
-    except Exception as error:  # a file that is missing or torn: each layer has its own types
-        problem = (
-            f"is not a whole data set of save_to_disk ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        )
-        raise UserError(source, problem, "save it again") from None
+    except Exception as error:  # missing or damaged files: each layer has its own types
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(source, f"is not a whole data set of save_to_disk ({reason})", "save it again") from None
 
 
 def _table(data: Any, source: str, draw: Draw, commit: str | None = None) -> Table:
@@ -96,9 +87,9 @@ def _table(data: Any, source: str, draw: Draw, commit: str | None = None) -> Tab
 
 @cache
 def use_cache_if_unreachable() -> None:
-    """Where nothing answers at the Hub's address, take what is cached, as with HF_HUB_OFFLINE=1.
+    """Behave as with HF_HUB_OFFLINE=1 if nothing answers at the Hub's address.
 
-    Asked once: without a network each file of a model would be tried for six times over.
+    Asks once: without a network, each file of a model would be tried six times.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -107,13 +98,13 @@ def use_cache_if_unreachable() -> None:
         return
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception as error:  # of whichever library carries the requests, and of its proxies
+    except Exception as error:  # from any HTTP library or proxy
         logger.info("%s cannot be reached (%s): only what is cached is used", constants.ENDPOINT, error)
         constants.HF_HUB_OFFLINE = True
 
 
 def _commit(data: Any) -> str | None:
-    """The commit that the files were read at: `datasets` notes addresses such as hf://datasets/NAME@COMMIT/FILE."""
+    """The commit that was read, from the addresses that `datasets` records: hf://datasets/NAME@COMMIT/FILE."""
     addresses = " ".join(getattr(data.info, "download_checksums", None) or ())
     commits = set(re.findall(r"hf://datasets/[^@\s]+@([0-9a-f]{40})/", addresses))
     return commits.pop() if len(commits) == 1 else None
@@ -140,19 +131,18 @@ def _as_user_error(error: Exception, path: str, key: str, split: str, split_key:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no warnings about retries: what matters ends up in the error."""
+    """Silence progress bars and warnings about retries; the error reports what matters."""
     import datasets
 
-    bars = datasets.are_progress_bars_disabled()
-    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
-    levels = [other.level for other in loggers]
+    bars = not datasets.are_progress_bars_disabled()
+    levels = {other: other.level for other in map(logging.getLogger, ("datasets", "huggingface_hub"))}
     datasets.disable_progress_bars()
-    for other in loggers:
+    for other in levels:
         other.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        for other, level in zip(loggers, levels, strict=True):
+        for other, level in levels.items():
             other.setLevel(level)
-        if not bars:
+        if bars:
             datasets.enable_progress_bars()

@@ -1,10 +1,10 @@
-"""Logged responses: the rows of a data set that hold answers, as if the policy had just given them.
+"""Logged responses: rows of a data set that contain answers, as if the policy had just given them.
 
-pairs      `chosen` and `rejected` are two answers. For the formats hh and hh_chat they are whole dialogues, of which
-           the answer is what follows the prompt.
-response   where rows have no such pair, or `data.response_column` is named, that column holds the answer.
-chat       an answer is text, one assistant message in a list, or the whole dialogue that ends with it. Where rows have
-           none of these columns, it is the assistant's message that the prompt's own dialogue ends with.
+pairs      `chosen` and `rejected` are two answers. With hh and hh_chat they are whole dialogues, and the answer is what
+           follows the prompt.
+response   without such a pair, or with `data.response_column`, that column contains the answer.
+chat       an answer is text, a list with one assistant message, or the whole dialogue that ends with it. Without any of
+           these columns, it is the assistant's message at the end of the prompt's own dialogue.
 """
 
 from __future__ import annotations
@@ -16,26 +16,24 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.data.formats import ASSISTANT
-from apa_cli.data.messages import CALLS, SYSTEM, Message, each_message
+from apa_cli.data.messages import ASSISTANT, CALLS, SYSTEM, Message, each_message
 from apa_cli.data.prompts import LoggedResponse, Prompt, PromptSet
 from apa_cli.data.response_tokens import ResponseEncoder
 from apa_cli.data.table import EmptyError, check_text, kind_of
 from apa_cli.errors import UserError
 
 PAIR = ("chosen", "rejected")
-IN_DIALOGUE = (None,)  # no column: the answer stands at the end of the prompt's messages
+IN_DIALOGUE = (None,)  # no column: the answer ends the prompt's messages
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedSet:
     rows: list[Prompt]  # with their logged response
-    prompts: int  # different ones that they answer
+    source: PromptSet
+    prompts: int  # distinct ones
     cut: int  # responses longer than generation.max_new_tokens
-    astray: int  # responses left out because their dialogue is not the prompt's
-    empty: tuple[str, ...]  # places of responses left out as null or empty, with data.empty=drop
-    source: str
-    prompt_notes: list[str]  # what became of rows before their responses were read
+    astray: int  # responses left out because they continue another dialogue
+    empty: tuple[str, ...]  # places of null or empty responses, left out with data.empty=drop
 
     def describe(self) -> str:
         """One line for the log."""
@@ -47,21 +45,21 @@ class LoggedSet:
             notes.append(f"{self.astray:,} left out that continue another dialogue")
         if self.empty:
             notes.append(f"{len(self.empty):,} left out as null or empty (the first: {self.empty[0]})")
-        if self.prompt_notes:
-            notes.append(f"of the prompts {', '.join(self.prompt_notes)}")
-        return f"{len(self.rows):,} logged responses to {self.prompts:,} prompts from {self.source}: {', '.join(notes)}"
+        if self.source.notes:
+            notes.append(f"of the prompts {', '.join(self.source.notes)}")
+        place = self.source.source
+        return f"{len(self.rows):,} logged responses to {self.prompts:,} prompts from {place}: {', '.join(notes)}"
 
 
 def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncoder) -> LoggedSet:
-    """The responses that the rows of `prompts` hold. Raises UserError, naming the row, for one without."""
-    names = _response_names(prompts, config)
-    dialogues = prompts.format in ("hh", "hh_chat")
+    """The logged responses to `prompts`. Raises UserError, naming the row, if one is missing."""
+    names, score_column = _response_names(prompts, config), config.data.score_column
     found: list[tuple[Prompt, str, float | None]] = []
     astray, empty = 0, []
     for prompt in prompts.prompts:
         for name in names:
             try:
-                text = _response(prompt, name, whole=dialogues and name in PAIR)
+                text = _response(prompt, name, whole=prompts.format in ("hh", "hh_chat") and name in PAIR)
             except EmptyError as error:
                 if config.data.empty == "stop":
                     raise
@@ -69,13 +67,11 @@ def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncode
                 continue
             if text is None:
                 astray += 1
-                continue
-            if config.data.empty == "drop" and not text.strip():
+            elif config.data.empty == "drop" and not text.strip():
                 empty.append(prompt.place)
-                continue
-            column = config.data.score_column
-            scored = column if column is None or names != PAIR else f"{column}_{name}"
-            found.append((prompt, text, None if scored is None else _score(prompt, scored)))
+            else:
+                scored = f"{score_column}_{name}" if score_column and names == PAIR else score_column
+                found.append((prompt, text, None if scored is None else _score(prompt, scored)))
     if not found:
         raise UserError(prompts.source, "no response continues its prompt", "correct the rows, or data.format")
     encoded = encoder([prompt for prompt, _, _ in found], [text for _, text, _ in found])
@@ -87,51 +83,46 @@ def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncode
         rows.append(replace(prompt, logged=logged))
     return LoggedSet(
         rows=rows,
+        source=prompts,
         prompts=len({row.token_ids for row in rows}),
         cut=sum(not ended for _, ended in encoded),
         astray=astray,
         empty=tuple(empty),
-        source=prompts.source,
-        prompt_notes=prompts.notes,
     )
 
 
 def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str | None, ...]:
+    """The columns with the responses. Raises UserError if they or those of the scores are missing."""
     names = dict.fromkeys(name for prompt in prompts.prompts for name in prompt.columns)
-    column, source = config.data.response_column, prompts.source
-    pair = column is None and all(name in names for name in PAIR)
-    found: tuple[str | None, ...] = PAIR if pair else (column or "response",)
-    if not pair and found[0] not in names:
-        if column is None and prompts.format == "chat" and prompts.answered:
-            found = IN_DIALOGUE
-        else:
-            raise _no_response(prompts, column, list(names))
-    score = config.data.score_column
-    for name in [] if score is None else [f"{score}_{name}" for name in PAIR] if pair else [score]:
+    column, score = config.data.response_column, config.data.score_column
+    chat = column is None and prompts.format == "chat"
+    found: tuple[str | None, ...] = (column or "response",)
+    if column is None and all(name in names for name in PAIR):
+        found = PAIR
+    elif found[0] not in names and chat and prompts.answered:
+        found = IN_DIALOGUE
+    elif found[0] not in names:
+        wanted = f"no column {column!r}" if column else "neither 'chosen' and 'rejected' nor 'response'"
+        problem = f"has {wanted} beside the prompt (it has {', '.join(list(names)[:8]) or 'nothing'})"
+        problem += ", and no messages that end with the assistant's" if chat else ""
+        raise UserError(prompts.source, problem, "set data.response_column, or rollout.source=online")
+    for name in [] if score is None else [f"{score}_{name}" for name in PAIR] if found == PAIR else [score]:
         if name not in names:
             remedy = "set data.score_column, or null for the reward's scores"
-            raise UserError(source, f"has no column {name!r}, of data.score_column={score}", remedy)
+            raise UserError(prompts.source, f"has no column {name!r}, of data.score_column={score}", remedy)
     return found
-
-
-def _no_response(prompts: PromptSet, column: str | None, names: list[str]) -> UserError:
-    wanted = f"no column {column!r}" if column else "neither 'chosen' and 'rejected' nor 'response'"
-    problem = f"has {wanted} beside the prompt (it has {', '.join(names[:8]) or 'nothing'})"
-    if prompts.format == "chat" and column is None:
-        problem += ", and no messages that end with the assistant's"
-    return UserError(prompts.source, problem, "set data.response_column, or rollout.source=online")
 
 
 def _score(prompt: Prompt, name: str) -> float:
     value = prompt.columns.get(name)
-    if isinstance(value, str):  # of a CSV file every value is one
+    if isinstance(value, str):  # as every value of a CSV file
         with contextlib.suppress(ValueError):
             value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(prompt.place, f"{name!r} is {kind_of(value)}, not a number", "correct it, or remove the row")
     try:
         score = float(value)
-    except OverflowError:  # a whole number beyond every float
+    except OverflowError:  # an integer beyond the range of floats
         score = math.inf
     if not math.isfinite(score):
         raise UserError(prompt.place, f"{name!r} is {score}", "give a finite score, or remove the row")
@@ -139,12 +130,12 @@ def _score(prompt: Prompt, name: str) -> float:
 
 
 def _response(prompt: Prompt, name: str | None, *, whole: bool) -> str | None:
-    """The answer in this column, of a `whole` dialogue its last turn; None where it continues another dialogue."""
+    """The answer in column `name`, the last turn of a `whole` dialogue; None if it continues another dialogue."""
     if name is None:
         if prompt.answer is None:
             problem = "its messages end without the assistant's answer, and those of other rows with one"
             raise UserError(prompt.place, problem, "add it, or remove the row")
-        return _said(prompt.answer, prompt.place)
+        return _content(prompt.answer, prompt.place)
     value = prompt.columns.get(name)
     if isinstance(value, list):
         return _last_message(prompt, name, value)
@@ -152,11 +143,11 @@ def _response(prompt: Prompt, name: str | None, *, whole: bool) -> str | None:
     if not whole:
         return value
     chosen = str(prompt.columns[PAIR[0]])
-    asked = chosen[: chosen.rfind(ASSISTANT) + len(ASSISTANT)]  # whole, of a prompt that was cut too
+    asked = chosen[: chosen.rfind(ASSISTANT) + len(ASSISTANT)]  # all of it, even if the prompt was cut
     answer = value.removeprefix(asked)
     if not value.startswith(asked) or ASSISTANT in answer:
         return None
-    return answer if prompt.messages is None else answer.strip()  # as hh_chat has every other turn
+    return answer if prompt.messages is None else answer.strip()  # stripped like the other turns of hh_chat
 
 
 def _last_message(prompt: Prompt, name: str, messages: Sequence[Any]) -> str | None:
@@ -169,15 +160,15 @@ def _last_message(prompt: Prompt, name: str, messages: Sequence[Any]) -> str | N
     if last["role"] != "assistant":
         problem = f"the last message of {name!r} is from {last['role']!r}, not from the assistant"
         raise UserError(prompt.place, problem, "end it with the response")
-    # of the dialogue before it the prompt may be the end alone, or have a system message of its own
-    said, asked = (
+    # the prompt may be only the end of this dialogue, or have a system message of its own
+    turns, asked = (
         [(m["role"], m["content"], m.get(CALLS)) for m in part if m["role"] not in SYSTEM]
         for part in (before, prompt.messages)
     )
-    return _said(last, prompt.place) if not said or said[len(said) - len(asked) :] == asked else None
+    return _content(last, prompt.place) if not turns or turns[len(turns) - len(asked) :] == asked else None
 
 
-def _said(answer: Message, place: str) -> str:
+def _content(answer: Message, place: str) -> str:
     if unread := [name for name in (CALLS, "reasoning_content") if answer.get(name)]:
         problem = f"the response holds {unread[0]!r}, and of a logged response only the content is learnt from"
         raise UserError(place, problem, "write it into the content, as the policy would, or remove the row")

@@ -1,13 +1,17 @@
-"""Dialogues as lists of messages: read from a row, shortened by whole turns, written for people."""
+"""Dialogues as lists of messages: read from a row or an HH prompt, shortened by whole turns, written as text."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from apa_cli.data.table import EmptyError, check_text, kind_of, listing
 from apa_cli.errors import UserError
+
+Message = dict[str, Any]  # role and content, strings; tool_calls, a list; any other field of the row's message
+Messages = tuple[Message, ...]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SYSTEM = ("system", "developer")
@@ -17,19 +21,19 @@ SHAREGPT_ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "model", "bot"), "assistant"),
     **dict.fromkeys(("tool", "observation"), "tool"),
 }
-
-TOOLS = "tools"  # the column beside a dialogue with the functions that its assistant may call
+TOOLS = "tools"  # column of the functions that the assistant may call
 CALLS = "tool_calls"
-
-Message = dict[str, Any]  # role and content, strings; tool_calls, a list; whatever else the row's message has
-Messages = tuple[Message, ...]
+ASSISTANT = "\n\nAssistant:"  # begins the assistant's turn in an HH dialogue
+_SHAPE = 'write each as {"role": "user", "content": "..."}'
+_HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def read_messages(value: object, place: str, column: str) -> tuple[Messages, Message | None]:
-    """The messages of one row up to the turn that is to be answered, and the answer to it where there is one.
+    """The messages of a row up to the turn to be answered, and the answer if the row has one.
 
-    A plain string is one user message. {"from", "value"} as in ShareGPT is read too. An assistant's message at the end
-    is the answer, in whose place a policy that samples writes its own. Raises UserError, naming the row.
+    A plain string is one user message; ShareGPT's {"from", "value"} is understood. An assistant's message at the end
+    is the answer, which a sampling policy writes anew. Raises UserError.
     """
     if isinstance(value, str):
         if value.lstrip().startswith(("[{", "{'role'", '{"role"')):
@@ -45,39 +49,82 @@ def read_messages(value: object, place: str, column: str) -> tuple[Messages, Mes
 
 
 def each_message(value: Sequence[object], place: str) -> Messages:
-    """Raises UserError for what is no message."""
+    """`value` as messages. Raises UserError."""
     return tuple(_message(message, place, number) for number, message in enumerate(value, start=1))
 
 
 def open_turn(messages: Messages, place: str) -> tuple[Messages, Message | None]:
-    """The dialogue up to the user's last word, or a tool's, and the answer to it where there is one.
-
-    Raises UserError.
-    """
+    """The messages up to the last one of the user or a tool, and the answer if there is one. Raises UserError."""
     answer = messages[-1] if messages[-1]["role"] == "assistant" else None
-    if answer is not None:
-        messages = messages[:-1]
+    messages = messages if answer is None else messages[:-1]
     if not messages:
         raise UserError(place, "there is no message before the assistant's", "begin with a user message")
     last = messages[-1]
     if last["role"] not in ("user", "tool"):
-        problem = f"the last message is from {last['role']!r}, not from the user"
-        if answer is not None:
-            problem = f"the message before the answer is from {last['role']!r}, not from the user"
+        which = "the last message" if answer is None else "the message before the answer"
+        problem = f"{which} is from {last['role']!r}, not from the user"
         raise UserError(place, problem, "end the prompt with a user message, or a tool's")
     check_text(last["content"], place, f"message {len(messages)}")
     return messages, answer
 
 
+def hh_messages(prompt: str, *, torn: bool = False) -> list[Message]:
+    """The turns of an HH prompt "\\n\\nHuman: …\\n\\nAssistant:" as messages, without the empty turn at its end.
+
+    Text before the first turn is a system message, or the user's if the assistant speaks next. If the prompt is `torn`
+    (cut on the left), that text is the rest of a turn; the rest of an assistant's turn is dropped, since templates
+    begin with the user. Consecutive turns of one speaker are joined, since templates expect roles to alternate. A
+    prompt without turns is one user message.
+    """
+    marks = list(_HH_TURN.finditer(prompt))
+    if not marks:
+        return [{"role": "user", "content": prompt.strip()}]
+    ends = [mark.start() for mark in marks[1:]] + [len(prompt)]
+    turns = [(_HH_ROLES[m[1]], prompt[m.end() : end].strip()) for m, end in zip(marks, ends, strict=True)]
+    preface = prompt[: marks[0].start()].strip()
+    if preface and turns[0][0] == "assistant":
+        turns.insert(0, ("user", preface))
+    elif preface and not torn:
+        turns.insert(0, ("system", preface))
+    if turns[-1] == ("assistant", ""):
+        turns.pop()
+    joined: list[Message] = []
+    for role, content in turns:
+        if joined and joined[-1]["role"] == role:
+            joined[-1]["content"] = "\n\n".join(part for part in (joined[-1]["content"], content) if part)
+        else:
+            joined.append({"role": role, "content": content})
+    return joined
+
+
 def with_system(messages: Messages, system_prompt: str | None) -> Messages:
-    """`system_prompt` in front, where the dialogue has no system message of its own."""
+    """`messages` with `system_prompt` in front, unless they have a system message of their own."""
     if system_prompt is None or any(message["role"] in SYSTEM for message in messages):
         return messages
     return ({"role": "system", "content": system_prompt}, *messages)
 
 
+def without_oldest_turn(messages: Sequence[Message]) -> Messages | None:
+    """The system message and everything from the second user message on; None if there is only one."""
+    start = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM), len(messages))
+    later = [i for i, message in enumerate(messages) if i > start and message["role"] == "user"]
+    return (*messages[:start], *messages[later[0] :]) if later else None
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """Messages for people and reward functions: a single one as it is, several as "role: content" with any calls."""
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+
+    def body(message: Message) -> str:
+        calls = [json.dumps(call, ensure_ascii=False, default=str) for call in message.get(CALLS, ())]
+        return "\n".join([*([message["content"]] if message["content"] or not calls else []), *calls])
+
+    return "\n\n".join(f"{message['role']}: {body(message)}" for message in messages)
+
+
 def read_tools(value: object, place: str) -> list[dict[str, Any]] | None:
-    """The functions of a row's column `tools`: a list of objects, or such a list as JSON; None where it is empty."""
+    """The functions in a row's `tools` column: a list of objects, or one written as JSON; None if empty."""
     tools = _from_json(value) if isinstance(value, str) and value.strip() else value
     if not tools:
         return None
@@ -87,52 +134,34 @@ def read_tools(value: object, place: str) -> list[dict[str, Any]] | None:
     return tools
 
 
-def without_oldest_turn(messages: Sequence[Message]) -> Messages | None:
-    """The system message, and the dialogue from its second user message on; None where it has one alone."""
-    start = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM), len(messages))
-    later = [i for i, message in enumerate(messages) if i > start and message["role"] == "user"]
-    return (*messages[:start], *messages[later[0] :]) if later else None
-
-
-def as_text(messages: Sequence[Message]) -> str:
-    """What people and reward functions read: one message as it is, of several each after its role."""
-    if len(messages) == 1:
-        return str(messages[0]["content"])
-    return "\n\n".join(f"{message['role']}: {_spoken(message)}" for message in messages)
-
-
-def _spoken(message: Message) -> str:
-    """What a message says, its calls as JSON."""
-    calls = [json.dumps(call, ensure_ascii=False, default=str) for call in message.get(CALLS, ())]
-    return "\n".join([*([message["content"]] if message["content"] or not calls else []), *calls])
-
-
 def _message(message: object, place: str, number: int) -> Message:
-    shape = 'write each as {"role": "user", "content": "..."}'
     if not isinstance(message, dict):
-        raise UserError(place, f"message {number} is {kind_of(message)}, not an object", shape)
+        raise UserError(place, f"message {number} is {kind_of(message)}, not an object", _SHAPE)
     if "role" not in message and {"from", "value"} <= message.keys():
-        role, content = _sharegpt_role(message["from"], place, number), message["value"]
-        names = {"from", "value"}
+        speaker, content, names = message["from"], message["value"], {"from", "value"}
+        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
+            problem = f"message {number} is from {speaker!r}"
+            raise UserError(place, problem, f"use one of {', '.join(SHAREGPT_ROLES)}")
+        role = SHAREGPT_ROLES[speaker]
     else:
-        calls = bool(message.get(CALLS))  # beside them content may be null, or be missing
+        calls = bool(message.get(CALLS))  # with calls, content may be null or missing
         for name in ("role", *(() if calls else ("content",))):
             if name not in message:
-                raise UserError(place, f"message {number} has no {name!r} ({listing(list(message))})", shape)
-        role, content = message["role"], message.get("content")
-        content, names = "" if calls and content is None else content, {"role", "content"}
+                raise UserError(place, f"message {number} has no {name!r} ({listing(list(message))})", _SHAPE)
+        role, content, names = message["role"], message.get("content"), {"role", "content"}
+        content = "" if calls and content is None else content
         if role not in ROLES:
             raise UserError(place, f"message {number} has the role {role!r}", f"use one of {', '.join(ROLES)}")
     what = f"the content of message {number}"
-    content = check_text(_parts_as_text(content, place, what), place, what, empty=True)
+    content = check_text(_joined_parts(content, place, what), place, what, empty=True)
     others = {name: value for name, value in message.items() if name not in names and value is not None}
     if own := others.pop(CALLS, None):
         others[CALLS] = _calls(own, place, number)
     return {"role": role, "content": content, **others}
 
 
-def _parts_as_text(content: object, place: str, what: str) -> object:
-    """The text of [{"type": "text", "text": ...}], in one; anything but a list as it is."""
+def _joined_parts(content: object, place: str, what: str) -> object:
+    """The text of [{"type": "text", "text": ...}, ...], joined; anything but a list unchanged."""
     if not isinstance(content, list):
         return content
     for part in content:
@@ -143,11 +172,10 @@ def _parts_as_text(content: object, place: str, what: str) -> object:
 
 
 def _calls(calls: object, place: str, number: int) -> list[dict[str, Any]]:
-    """Calls as templates expect them: arguments as an object, also where a row has them as JSON."""
+    """Calls as templates expect them: arguments are an object, even if the row stores them as JSON."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        raise UserError(
-            place, f"{CALLS!r} of message {number} is {kind_of(calls)}, not a list of objects", "correct it"
-        )
+        problem = f"{CALLS!r} of message {number} is {kind_of(calls)}, not a list of objects"
+        raise UserError(place, problem, "correct it")
     parsed = []
     for call in calls:
         function = call.get("function")
@@ -165,10 +193,3 @@ def _from_json(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
-
-
-def _sharegpt_role(speaker: Any, place: str, number: int) -> str:
-    if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-        known = ", ".join(SHAREGPT_ROLES)
-        raise UserError(place, f"message {number} is from {speaker!r}", f"use one of {known}")
-    return SHAREGPT_ROLES[speaker]

@@ -1,4 +1,4 @@
-"""Prompts as the training loop sees them, and the endless stream of batches it draws from."""
+"""Prompts as training sees them, batches of them, and the endless stream that batches are drawn from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import random
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,37 +14,44 @@ import torch
 from torch import Tensor
 
 from apa_cli.data.messages import Message, Messages
+from apa_cli.data.table import Findings
 from apa_cli.errors import UserError
+
+RENDERED = "text that holds the markers of the policy's chat template is read as it stands"  # a finding
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedResponse:
-    """A response that data holds, as the policy would have sampled it."""
+    """A response from the data, in the tokens that the policy would have sampled."""
 
-    index: int  # in the data set: where its reference log-probs are found
+    index: int  # position in the data set; identifies its reference log-probs
     token_ids: tuple[int, ...]  # at least one; EOS included
     ended: bool  # False = cut at generation.max_new_tokens
-    score: float | None  # None where the reward is to score it
+    score: float | None  # None = the reward scores it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """One prompt.
 
-    `token_ids` is what the policy reads, never more than data.max_prompt_tokens. `text` is what people and reward
-    functions read: the prompt itself for formats text and hh (of a prompt that was cut, the part that was kept, so that
-    nobody judges words the policy never saw); for chat the message, when there is one alone, otherwise "role: content"
-    of each. `messages` is for chat only; turns that were left out as too long stand in neither.
+    `text` is for people and reward functions: the prompt of formats text and hh; the only message of a chat, or
+    "role: content" for each of several. Whatever a cut removed is in none of `token_ids`, `text` and `messages`, so
+    that nobody judges words that the policy did not read.
     """
 
-    token_ids: tuple[int, ...]
     text: str
-    messages: Messages | None
-    columns: dict[str, Any]  # every other column of the row; None where the row leaves it out
-    place: str = ""  # of the row, for errors
-    answer: Message | None = None  # the assistant's message that the row's dialogue ends with
-    torn: bool = False  # cut on the left, where `text` may begin inside a turn
-    logged: LoggedResponse | None = None  # with rollout.source=offline
+    columns: dict[str, Any]  # every other column of the row; None for a missing value
+    token_ids: tuple[int, ...] = ()  # what the policy reads, at most data.max_prompt_tokens
+    messages: Messages | None = None  # chat only
+    place: str = ""  # of the row, in error messages
+    answer: Message | None = None  # the assistant's message at the end of the row's dialogue
+    cut: bool = False  # shortened: text on the left, a chat by its oldest turns
+    logged: LoggedResponse | None = None  # rollout.source=offline
+
+    @property
+    def torn(self) -> bool:
+        """Whether `text` may begin inside a turn."""
+        return self.cut and self.messages is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,7 @@ class LoggedBatch:
     response_ids: Tensor  # (B, T) right-padded
     response_mask: Tensor  # (B, T) bool
     ended: Tensor  # (B,) bool
-    scores: list[float] | None  # None where the reward is to score them
+    scores: list[float] | None  # None = the reward scores them
     indices: list[int]
 
 
@@ -63,33 +70,42 @@ class PromptBatch:
     texts: list[str]
     messages: list[list[Message]] | None  # chat only
     columns: dict[str, list[Any]]
-    torn: list[bool]  # of each, whether its text may begin inside a turn
-    copies: int = 1  # each prompt stands this often in the batch, next to itself
-    logged: LoggedBatch | None = None  # a response to each, with rollout.source=offline
+    torn: list[bool]  # whether each text may begin inside a turn
+    copies: int = 1  # consecutive rows with the same prompt
+    logged: LoggedBatch | None = None  # one response to each prompt, rollout.source=offline
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
+    """Prompts of one source, and what happened to the rows that are missing here."""
+
     prompts: list[Prompt]
-    cut: int  # how many of `prompts` were cut on the left, of dialogues their oldest turns
-    dropped: int  # rows left out because they were too long
-    source: str  # the file or data set, as the user named it
-    all: int = 0  # how many there were to draw from
-    withheld: int = 0  # training rows left out because the held-out set has the same prompt
-    commit: str | None = None  # of a data set on the Hub, where it is known
+    source: str = ""  # the file or data set, as the user named it
     format: str = "text"  # text, chat, hh or hh_chat
+    commit: str | None = None  # of a Hub data set, if known
     drawn: str | None = None  # how many rows of a larger data set were read, in words
-    warnings: tuple[str, ...] = ()  # of rows that may not be what was meant
-    rendered: bool = False  # most of them are texts that have been through the policy's chat template before
+    findings: Findings = field(default_factory=Findings)  # rows that may not be what the user meant
+    all: int = 0  # usable prompts of the source, from which these were selected
+    dropped: int = 0  # rows left out as too long
+    withheld: int = 0  # training rows left out because the held-out set contains the same prompt
 
     @property
     def chat(self) -> bool:
         return any(prompt.messages is not None for prompt in self.prompts)
 
     @property
+    def cut(self) -> int:
+        return sum(prompt.cut for prompt in self.prompts)
+
+    @property
     def answered(self) -> int:
-        """How many stand in dialogues that end with an answer to them."""
+        """Prompts whose dialogue has an answer."""
         return sum(prompt.answer is not None for prompt in self.prompts)
+
+    @property
+    def rendered(self) -> bool:
+        """Whether most prompts are texts that the policy's chat template has already been applied to."""
+        return 2 * self.findings.get(RENDERED, (0, ""))[0] > self.all
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -101,31 +117,27 @@ class PromptSet:
             notes.insert(0, f"drawn by the seed from {self.all:,}")
         if self.answered:
             notes.append(f"{self.answered:,} without the answer they end with (the policy writes its own)")
-        lengths = [len(prompt.token_ids) for prompt in self.prompts]
-        if lengths:
+        if lengths := [len(prompt.token_ids) for prompt in self.prompts]:
             notes.append(f"{min(lengths):,} to {max(lengths):,} tokens")
-        line = f"{len(self.prompts):,} {'chat prompts' if self.chat else 'prompts'}" + (
-            f" from {self.source}" if self.source else ""
-        )
+        line = f"{len(self.prompts):,} {'chat prompts' if self.chat else 'prompts'}"
+        line += f" from {self.source}" if self.source else ""
         return f"{line}: {', '.join(notes)}" if notes else line
 
     @property
     def notes(self) -> list[str]:
-        """What became of rows that are not here as they were read."""
-        notes = [] if self.drawn is None else [self.drawn]
-        if self.cut:
-            notes.append(f"{self.cut:,} {'without their oldest turns' if self.chat else 'cut on the left'}")
-        if self.dropped:
-            notes.append(f"{self.dropped:,} dropped as too long")
-        if self.withheld:
-            notes.append(f"{self.withheld:,} left out because they are held out")
-        return notes
+        """What happened to rows before they became prompts."""
+        return [
+            *([self.drawn] if self.drawn else []),
+            *([f"{self.cut:,} {'without their oldest turns' if self.chat else 'cut on the left'}"] if self.cut else []),
+            *([f"{self.dropped:,} dropped as too long"] if self.dropped else []),
+            *([f"{self.withheld:,} left out because they are held out"] if self.withheld else []),
+        ]
 
 
 def check_room(
     prompts: Sequence[Prompt], *, max_new_tokens: int, room: int | None, known: int, tokenizer: Any, model: str
 ) -> None:
-    """Raise UserError for more tokens than the `room` that the model has, or for ids that its embedding lacks."""
+    """Raise UserError for sequences longer than the model's `room`, or token ids outside its embedding (`known`)."""
     for prompt in prompts:
         ids = (*prompt.token_ids, *(prompt.logged.token_ids if prompt.logged is not None else ()))
         if (largest := max(ids)) >= known:
@@ -143,23 +155,17 @@ def check_room(
 
 
 def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) -> PromptBatch:
-    """Left-pad prompts into one batch, each `copies` times.
+    """Left-pad prompts into one batch, each `copies` times in a row.
 
-    The mask comes from the lengths, so a prompt may contain the pad token. A column that a prompt lacks is None there.
+    The mask follows the lengths, so a prompt may contain the pad token. Missing columns become None.
     """
     if not prompts:
         raise ValueError("a batch needs at least one prompt")
     chat = [prompt.messages is not None for prompt in prompts]
     if any(chat) and not all(chat):
         raise ValueError("a batch mixes prompts with and without messages")
-    width = max(len(prompt.token_ids) for prompt in prompts)
     prompts = [prompt for prompt in prompts for _ in range(copies)]
-    prompt_ids = torch.full((len(prompts), width), pad_token_id, dtype=torch.long)  # (B, P)
-    prompt_mask = torch.zeros((len(prompts), width), dtype=torch.bool)  # (B, P)
-    for row, prompt in enumerate(prompts):
-        start = width - len(prompt.token_ids)
-        prompt_ids[row, start:] = torch.tensor(prompt.token_ids, dtype=torch.long)
-        prompt_mask[row, start:] = True
+    prompt_ids, prompt_mask = _padded([prompt.token_ids for prompt in prompts], pad_token_id, left=True)  # (B, P)
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
     return PromptBatch(
         prompt_ids=prompt_ids,
@@ -176,27 +182,32 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) ->
 def _collate_logged(responses: Sequence[LoggedResponse], pad_token_id: int) -> LoggedBatch | None:
     if not responses:
         return None
-    shape = (len(responses), max(len(response.token_ids) for response in responses))
-    response_ids = torch.full(shape, pad_token_id, dtype=torch.long)  # (B, T)
-    response_mask = torch.zeros(shape, dtype=torch.bool)  # (B, T)
-    for row, response in enumerate(responses):
-        response_ids[row, : len(response.token_ids)] = torch.tensor(response.token_ids, dtype=torch.long)
-        response_mask[row, : len(response.token_ids)] = True
-    scores = [response.score for response in responses if response.score is not None]
+    ids, mask = _padded([response.token_ids for response in responses], pad_token_id, left=False)  # (B, T)
     return LoggedBatch(
-        response_ids=response_ids,
-        response_mask=response_mask,
+        response_ids=ids,
+        response_mask=mask,
         ended=torch.tensor([response.ended for response in responses]),
-        scores=scores or None,
+        scores=[response.score for response in responses if response.score is not None] or None,
         indices=[response.index for response in responses],
     )
 
 
-class PromptStream:
-    """Batches without end: every epoch visits each prompt once, in an order that (seed, epoch) decide alone.
+def _padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, (B, longest row)."""
+    shape = (len(rows), max(map(len, rows)))
+    ids, mask = torch.full(shape, pad_token_id, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        start = shape[1] - len(row) if left else 0
+        ids[number, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[number, start : start + len(row)] = True
+    return ids, mask
 
-    A batch may straddle the end of an epoch, and a set smaller than a batch wraps round as often as it must, so every
-    batch has `batch_size` prompts, each of them `copies` times.
+
+class PromptStream:
+    """An endless iterator of batches; each epoch visits every prompt once, in an order set by (seed, epoch).
+
+    Every batch has `batch_size` prompts, each `copies` times: batches cross the borders of epochs, and wrap round a set
+    that is smaller than a batch.
     """
 
     def __init__(
@@ -206,9 +217,7 @@ class PromptStream:
             raise ValueError("a stream needs at least one prompt")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, and has to be at least 1")
-        self.prompts = prompts
-        self.batch_size, self.copies = batch_size, copies
-        self.pad_token_id = pad_token_id
+        self.prompts, self.batch_size, self.copies, self.pad_token_id = prompts, batch_size, copies, pad_token_id
         self._go_to(seed=seed, epoch=0, position=0)
 
     def __iter__(self) -> Iterator[PromptBatch]:
@@ -225,27 +234,20 @@ class PromptStream:
         return collate(batch, self.pad_token_id, copies=self.copies)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, in numbers and strings that JSON can hold."""
-        return {
-            "seed": self.seed,
-            "epoch": self.epoch,
-            "position": self.position,
-            "size": len(self.prompts),
-            "fingerprint": self._fingerprint,
-        }
+        """The stream's position and its prompts' fingerprint, as JSON."""
+        place = {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+        return {**place, "size": len(self.prompts), "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken; the seed is the state's, the batch size may differ.
+        """Resume from `state`, with its seed; the batch size may differ.
 
-        Raises UserError when the prompts are not those the state was taken with.
+        Raises UserError if the prompts are not those of `state`.
         """
         if (state["size"], state["fingerprint"]) != (len(self.prompts), self._fingerprint):
             counts = f"{state['size']:,} then, {len(self.prompts):,} now"
-            raise UserError(
-                "data.path",
-                f"the training prompts changed since the checkpoint ({counts})",
-                "restore the data, the tokenizer and the data settings, or start a new run without resume",
-            )
+            problem = f"the training prompts changed since the checkpoint ({counts})"
+            remedy = "restore the data, the tokenizer and the data settings, or start a new run without resume"
+            raise UserError("data.path", problem, remedy)
         self._go_to(seed=state["seed"], epoch=state["epoch"], position=state["position"])
 
     def _go_to(self, *, seed: int, epoch: int, position: int) -> None:

@@ -1,4 +1,4 @@
-"""Rows as they were read, each with the label a user finds it by."""
+"""The rows of a data set as stored, with the labels, warnings and errors that point a user to them."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any, TypeVar
 from apa_cli.errors import UserError
 
 Item = TypeVar("Item")
-Progress = Callable[[str, int, int], None]  # what is being done, how many of how many; of 0 where that is not known
-EVERY = 100  # rows between two words to it
+Progress = Callable[[str, int, int], None]  # activity, number done, total (0 if unknown)
+_REPORT_EVERY = 100  # rows
 
 
-def told(what: str, items: Iterable[Item], progress: Progress | None, total: int = 0) -> Iterator[Item]:
-    """The items, while `progress` hears how many have been taken."""
+def reported(activity: str, items: Iterable[Item], progress: Progress | None, total: int = 0) -> Iterator[Item]:
+    """The items; `progress` is called as they are taken."""
     for count, item in enumerate(items):
-        if progress is not None and count % EVERY == 0:
-            progress(what, count, total)
+        if progress is not None and count % _REPORT_EVERY == 0:
+            progress(activity, count, total)
         yield item
 
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """How many rows of a data set are read: all, or `most` of a larger one, chosen by `seed`, in their order."""
+    """Reads all rows of a data set, or `most` rows of a larger one: chosen by `seed`, in their original order."""
 
     most: int | None = None
     seed: int = 0
     progress: Progress | None = None
 
     def places(self, count: int) -> Sequence[int]:
-        """Of rows that can be read by number."""
+        """Indices into `count` rows that can be read by number."""
         if self.most is None or count <= self.most:
             return range(count)
         return sorted(random.Random(f"rows/{self.seed}").sample(range(count), self.most))
 
     def of(self, stream: Iterable[Item]) -> tuple[list[Item], int]:
-        """Of rows that come one by one, and how many came: the reservoir of Vitter's algorithm R."""
+        """The chosen rows of a stream, and the stream's length: Vitter's algorithm R (reservoir sampling)."""
         chance, kept, count = random.Random(f"rows/{self.seed}"), [], 0
-        for count, item in enumerate(told("read", stream, self.progress), start=1):
+        for count, item in enumerate(reported("read", stream, self.progress), start=1):
             if self.most is None or count <= self.most:
                 kept.append((count, item))
             elif (place := chance.randrange(count)) < self.most:
@@ -51,73 +51,64 @@ class Draw:
 class Table:
     source: str  # file or data set, as the user named it
     rows: list[dict[str, Any]]
-    labels: list[str]  # "line 7" of a file, "row 7", "entry 7" of an array; counted from 1
-    several: bool = False  # files, each of which is named in its labels
-    commit: str | None = None  # of a data set on the Hub, where it is known
-    count: int | None = None  # rows of the data set, where only some were read
-    padded: bool = False  # records of unlike fields share all of them, filled up with nulls, as Arrow has it
+    labels: list[str]  # "line 7", "row 7" or "entry 7", counted from 1; of several files "FILE, line 7"
+    several: bool = False  # read from several files
+    commit: str | None = None  # of a Hub data set, if known
+    count: int | None = None  # rows of the data set, if only some were read
+    padded: bool = False  # nested records share all their fields, with nulls in the gaps, as in Arrow
 
     def place(self, index: int) -> str:
-        """Name one row in an error."""
+        """The name of a row in error messages."""
         return self.labels[index] if self.several else f"{self.source}, {self.labels[index]}"
 
     def columns(self) -> list[str]:
-        """Every column that any row has, in order of appearance."""
+        """Every column of any row, in order of appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row))
 
 
 class EmptyError(UserError):
-    """Of a prompt or a response that is null, empty or not there: data.empty=drop leaves it out."""
+    """A prompt or response is null, empty or missing; data.empty=drop leaves its row out."""
 
 
-class Findings:
-    """What rows turned out to hold, counted by kind, each with where it was first."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str]] = {}
+class Findings(dict[str, tuple[int, str]]):
+    """What deserves a warning: the number of rows and the place of the first, by description."""
 
     def add(self, what: str, place: str) -> None:
-        count, first = self._found.get(what, (0, place))
-        self._found[what] = count + 1, first
-
-    def count(self, what: str) -> int:
-        return self._found.get(what, (0, ""))[0]
+        count, first = self.get(what, (0, place))
+        self[what] = count + 1, first
 
     def lines(self) -> list[str]:
-        return [
-            f"{what}: {count:,} prompt{'s' if count > 1 else ''}, the first {first}"
-            for what, (count, first) in self._found.items()
-        ]
+        return [f"{what}: {n:,} prompt{'s' if n > 1 else ''}, the first {first}" for what, (n, first) in self.items()]
 
 
 def without_nulls(value: Any) -> Any:
-    """Records inside a value, without the fields that are null."""
+    """`value` with the null fields of its nested records removed."""
     if isinstance(value, dict):
         return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
+_KINDS = {  # bool before int, its base class
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
 def kind_of(value: object) -> str:
-    """What a value is, in a user's words."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, (int, float)):
-        return "a number"
-    for kind, words in ((str, "a string"), (list, "a list"), (dict, "an object")):
-        if isinstance(value, kind):
-            return words
-    return f"of type {type(value).__name__}"
+    return next((words for kind, words in _KINDS.items() if isinstance(value, kind)), f"of type {type(value).__name__}")
 
 
 def listing(names: list[str]) -> str:
-    if not names:
-        return "it has no columns"
-    return f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}"
+    return f"it has {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}" if names else "it has no columns"
 
 
 def check_text(value: object, place: str, what: str, *, empty: bool = False) -> str:
+    """`value` if it is text. Raises UserError otherwise, EmptyError if it is null or, unless allowed, `empty`."""
     if not isinstance(value, str):
         kind = UserError if value is not None else EmptyError
         raise kind(place, f"{what} is {kind_of(value)}, not a string", "correct it, or remove the row")

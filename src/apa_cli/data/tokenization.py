@@ -1,4 +1,4 @@
-"""Prompts to token ids, as the policy is to read them."""
+"""Prompts to token ids, as the policy reads them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from apa_cli.data.formats import Row
 from apa_cli.data.messages import as_text, without_oldest_turn
-from apa_cli.data.table import Findings, Progress, told
-from apa_cli.data.template import RENDERED, Template
+from apa_cli.data.prompts import RENDERED, Prompt
+from apa_cli.data.table import Findings, Progress, reported
+from apa_cli.data.template import Template
 from apa_cli.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 32  # characters before a text that decide its first token
-CHUNK = 200_000, 32  # characters and texts that one call of the tokenizer takes at least
+CHUNK = 200_000, 32  # minimum characters and texts in one call of the tokenizer
 
 
 def encode(
-    rows: Sequence[Row],
+    rows: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     *,
     arguments: Mapping[str, Any] | None = None,
@@ -28,25 +28,22 @@ def encode(
     findings: Findings | None = None,
     progress: Progress | None = None,
 ) -> list[list[int]]:
-    """Token ids of each row, uncut.
+    """Token ids of each row, without a length limit.
 
-    Text gets the special tokens that the tokenizer puts in front (a BOS, say) and none that it appends: a prompt that
-    ends with EOS asks for no answer. A text that begins with them, or that has been through a chat template which
-    writes none, gets none. Messages go through the chat template with `arguments`, and it writes the special
-    tokens, a BOS among them where the model has one. `system_prompt` is data.system_prompt, for errors. `findings`
-    takes what is worth a warning.
-    Raises UserError for a missing template, a template that refuses or leaves out what the messages say, and a prompt
-    without tokens.
+    Text gets the special tokens that the tokenizer puts in front (such as BOS), but none that it appends: a prompt that
+    ends with EOS asks for no answer. A text that starts with its own special tokens, or was rendered by a template
+    without them, gets none. Messages go through the chat template with `arguments`, which writes the special tokens.
+    `system_prompt` is data.system_prompt, for error messages; `findings` collects warnings.
+    Raises UserError for a missing template, one that refuses or leaves out messages, and a prompt without tokens.
     """
     if not rows:
         return []
     findings = Findings() if findings is None else findings
     template = Template(tokenizer, arguments)
     if rows[0].messages is not None:
-        watched = told("render", rows, progress, len(rows))
+        watched = reported("render", rows, progress, len(rows))
         texts = template.render_rows(watched, system_prompt=system_prompt, findings=findings)
-        ids = tokenize(tokenizer, texts, special=False, progress=progress)
-        own = ids
+        ids = own = tokenize(tokenizer, texts, special=False, progress=progress)
     else:
         ids = tokenize(tokenizer, [row.text for row in rows], special=True, progress=progress)
         before, after = added_tokens(tokenizer, rows[0].text)
@@ -59,17 +56,17 @@ def encode(
     return ids
 
 
-def _with_specials(row: Row, ids: list[int], before: int, template: Template, findings: Findings) -> list[int]:
-    """The ids of a text, without the first `before` of them where the text brings its own special tokens."""
+def _with_specials(row: Prompt, ids: list[int], before: int, template: Template, findings: Findings) -> list[int]:
+    """The ids of a text, without the first `before` of them if the text has its own special tokens."""
     rendered = template.is_rendered(row.text)
     if rendered:
         findings.add(RENDERED, row.place)
     elif marker := template.foreign_marker(row.text):
         findings.add(f"the policy's tokenizer reads {marker} as plain characters", row.place)
-    if before and ids[before : 2 * before] == ids[:before]:
+    doubled = before > 0 and ids[before : 2 * before] == ids[:before]
+    if doubled:
         findings.add("special tokens that a text begins with are not added once more", row.place)
-        return ids[before:]
-    return ids[before:] if before and rendered and not template.writes_bos else ids
+    return ids[before:] if doubled or (rendered and not template.writes_bos) else ids
 
 
 def cut_left(ids: list[int], limit: int, bos_token_id: int | None) -> list[int]:
@@ -82,25 +79,25 @@ def cut_left(ids: list[int], limit: int, bos_token_id: int | None) -> list[int]:
 
 
 def without_oldest_turns(
-    row: Row, limit: int, tokenizer: PreTrainedTokenizerBase, *, arguments: Mapping[str, Any] | None = None
-) -> tuple[Row, list[int]] | None:
-    """A dialogue of which the oldest turns are left out, whole, until it has `limit` tokens or fewer.
+    row: Prompt, limit: int, tokenizer: PreTrainedTokenizerBase, *, arguments: Mapping[str, Any] | None = None
+) -> Prompt | None:
+    """A chat without its oldest turns, as many as it takes to fit into `limit` tokens.
 
-    The system message and the turn to be answered stay. None where these alone are longer.
+    The system message and the turn to be answered stay. None if they alone are longer.
     """
     shorter = without_oldest_turn(row.messages or ())
     while shorter is not None:
-        row = replace(row, messages=shorter, text=as_text(shorter))
-        ids = encode([row], tokenizer, arguments=arguments)[0]
+        row = replace(row, messages=shorter, text=as_text(shorter), cut=True)
+        (ids,) = encode([row], tokenizer, arguments=arguments)
         if len(ids) <= limit:
-            return row, ids
+            return replace(row, token_ids=tuple(ids))
         shorter = without_oldest_turn(shorter)
     return None
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, int]:
-    """How many special tokens the tokenizer puts in front of a text, and how many behind it."""
-    for sample in ("a", text):  # a text that begins with BOS would hide where its own begins
+    """The numbers of special tokens that the tokenizer puts before and after a text."""
+    for sample in ("a", text):  # a text that begins with BOS would hide the tokenizer's own
         bare, full = (tokenize(tokenizer, [sample], special=special)[0] for special in (False, True))
         if bare:
             break
@@ -115,7 +112,7 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, in
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], *, special: bool, progress: Progress | None = None
 ) -> list[list[int]]:
-    """Token ids of each text, uncut; `special` with the tokens that the tokenizer puts around one."""
+    """Token ids of each text, without a length limit; with the tokenizer's `special` tokens or without them."""
     ids: list[list[int]] = []
     while len(ids) < len(texts):
         start = end = len(ids)
@@ -124,14 +121,9 @@ def tokenize(
         characters = 0
         while end < len(texts) and (characters < CHUNK[0] or end - start < CHUNK[1]):
             characters, end = characters + len(texts[end]), end + 1
-        encoded = tokenizer(
-            texts[start:end],
-            add_special_tokens=special,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            verbose=False,  # no warning about length: data.max_prompt_tokens sees to that
-        )
+        options: dict[str, Any] = {"padding": False, "truncation": False, "return_attention_mask": False}
+        # verbose=False: no warning about length, which data.max_prompt_tokens limits
+        encoded = tokenizer(texts[start:end], add_special_tokens=special, verbose=False, **options)
         ids += map(list, encoded["input_ids"])
     return ids
 
@@ -139,7 +131,7 @@ def tokenize(
 def tokens_after(
     tokenizer: PreTrainedTokenizerBase, contexts: list[str], texts: list[str], progress: Progress | None = None
 ) -> list[list[int]]:
-    """Ids of each text where it follows its context; alone where the two would share a token."""
+    """Ids of each text following its context; of the text alone if the two would share a token."""
     contexts = [context[-CONTEXT:] for context in contexts]
     before, whole, alone = (
         tokenize(tokenizer, parts, special=False, progress=progress)

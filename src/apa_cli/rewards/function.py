@@ -21,7 +21,7 @@ from torch import Tensor
 from apa_cli import watched_thread
 from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import TrainConfig
-from apa_cli.data.loading import read_tables
+from apa_cli.data.sources import read_source
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
 from apa_cli.rewards.arguments import Arguments
@@ -159,7 +159,8 @@ def check_functions(config: TrainConfig) -> dict[str, ModuleType]:
         key = f"{where}.function"
         arguments = Arguments(load_function(part.function, key, modules), part.function, key)
         if arguments.wanted or arguments.by_place:
-            tables = read_tables(config.data, config.seed) if tables is None else tables
+            data, both = config.data, (False, True) if config.data.eval_path is not None else (False,)
+            tables = tables or [read_source(data, evaluation=held_out, seed=config.seed) for held_out in both]
             for table in tables:
                 columns = [name for name in table.columns() if name != config.data.prompt_column]
                 arguments.check_columns(columns, table.source)

@@ -96,7 +96,7 @@ def planned_readings(config: TrainConfig, runtime: Runtime) -> tuple[list[Prompt
     prompts, _ = load_prompts(config.data, tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed)
     scorers = {role: _planned(key, one, policy, runtime) for role, key, one in config.scorers()}
     check_templates(prompts, scorers)
-    notes = [f"{'data':<10} {line}" for line in (prompts.describe(), *prompts.warnings)]
+    notes = [f"{'data':<10} {line}" for line in (prompts.describe(), *prompts.findings.lines())]
     return prompts.prompts, [*notes, *readings(prompts.prompts[0], policy, scorers)]
 
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from apa_cli.config.schema import ScorerConfig
-from apa_cli.data.dialogues import hh_messages
-from apa_cli.data.messages import TOOLS, Message, without_oldest_turn
+from apa_cli.data.messages import TOOLS, Message, hh_messages, without_oldest_turn
 from apa_cli.data.template import Template
 from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError

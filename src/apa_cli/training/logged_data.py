@@ -13,6 +13,7 @@ from apa_cli.data.logged import LoggedSet, load_logged
 from apa_cli.data.prompts import Prompt, PromptSet, collate
 from apa_cli.data.response_tokens import ResponseEncoder
 from apa_cli.data.table import Progress
+from apa_cli.data.template import Template
 from apa_cli.models.fingerprint import reference_fingerprint
 from apa_cli.models.roles import Models
 from apa_cli.rollouts.attendant import Attendant
@@ -26,13 +27,12 @@ ROWS = 512  # whose passes are made between two words to the terminal
 def read_logged(prompts: PromptSet, config: TrainConfig, models: Models, progress: Progress) -> LoggedSet:
     """Raises UserError for rows without a response that can be used."""
     encoder = ResponseEncoder(
-        models.policy.tokenizer,
+        template=Template(models.policy.tokenizer, config.data.arguments),
         eos_token_ids=models.policy.eos_token_ids,
         closing=models.policy.closing_token(chat=False),
         closing_turn=models.policy.closing_token(chat=True),
         stop=config.generation.stop,
         max_new_tokens=config.generation.max_new_tokens,
-        arguments=config.data.arguments,
         progress=progress,
     )
     return load_logged(prompts, config, encoder)

@@ -181,7 +181,7 @@ def _prepare(
         tracker.warn(f"{prompts.drawn}, and the run asks for {asked:,} prompts: raise data.max_rows, or prompts repeat")
     if held_out.prompts:
         tracker.note(f"evaluating on {held_out.describe()}")
-    for line in dict.fromkeys([*prompts.warnings, *held_out.warnings]):
+    for line in dict.fromkeys([*prompts.findings.lines(), *held_out.findings.lines()]):
         tracker.warn(line)
     announce_estimates(plan, config, runtime, rows, tracker)
     _say_how_it_is_read(models, scorers, prompts, rows[0], tracker)

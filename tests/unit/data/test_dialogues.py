@@ -2,7 +2,7 @@
 
 import pytest
 
-from apa_cli.data.dialogues import hh_messages
+from apa_cli.data.messages import hh_messages
 
 
 def user(text):

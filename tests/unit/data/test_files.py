@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apa_cli.data.files import read_file
+from apa_cli.data.files import read_files
 from apa_cli.errors import UserError
 
 
 def read(path, source="prompts", column="prompt"):
-    return read_file(str(path), source=source, prompt_column=column)
+    return read_files({source: str(path)}, source=source, prompt_column=column)
 
 
 def write(path, content):

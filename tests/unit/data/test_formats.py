@@ -5,7 +5,7 @@ import json
 import pytest
 from hh_data import hh_file
 
-from apa_cli.data.files import read_file
+from apa_cli.data.files import read_files
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.table import EmptyError, Findings, Table
 from apa_cli.errors import UserError
@@ -111,7 +111,7 @@ def test_hh_dialogues_as_messages():
 
 
 def test_every_dialogue_of_a_file_becomes_alternating_messages():
-    rows = read_file(str(hh_file()), source="hh", prompt_column="prompt")
+    rows = read_files({"hh": str(hh_file())}, source="hh", prompt_column="prompt")
     _, parsed = parse_rows(rows, format="hh_chat", prompt_column="prompt")
     assert len(parsed) == len(rows.rows) > 80
     for row in parsed:

@@ -12,6 +12,7 @@ from tiny_models import make_config
 from apa_cli.data import PromptStream, load_prompts
 from apa_cli.data.logged import load_logged
 from apa_cli.data.response_tokens import ResponseEncoder
+from apa_cli.data.template import Template
 from apa_cli.errors import UserError
 
 EOS = 1
@@ -40,7 +41,7 @@ def load(tmp_path, tokenizer):
         config = make_config("unused", data__path=str(path), **changes)
         prompts, _ = load_prompts(config.data, reader, evaluation_prompts=0, seed=0)
         encoder = ResponseEncoder(
-            reader,
+            template=Template(reader),
             eos_token_ids=[EOS],
             closing=EOS,
             closing_turn=EOS,
@@ -211,7 +212,9 @@ def test_a_response_is_read_after_its_prompt():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>")
     from apa_cli.data.prompts import Prompt
 
-    encoder = ResponseEncoder(tokenizer, eos_token_ids=[0], closing=0, closing_turn=0, stop=[], max_new_tokens=9)
+    encoder = ResponseEncoder(
+        template=Template(tokenizer), eos_token_ids=[0], closing=0, closing_turn=0, stop=[], max_new_tokens=9
+    )
     prompt = Prompt(token_ids=(1, 4), text="a:", messages=None, columns={})
     assert tokenizer("b")["input_ids"] == [2]
     assert encoder([prompt, prompt], ["b", " b"]) == [([3, 0], True), ([2, 0], True)]

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -57,12 +58,14 @@ def test_collate_refuses_nothing_and_mixtures():
 
 
 def test_a_set_describes_itself():
-    prompts = PromptSet(prompts=[prompt(1), prompt(1, 2, 3)], cut=1, dropped=2000, source="a.jsonl", withheld=4)
+    prompts = PromptSet(
+        prompts=[replace(prompt(1), cut=True), prompt(1, 2, 3)], dropped=2000, source="a.jsonl", withheld=4
+    )
     assert prompts.describe() == (
         "2 prompts from a.jsonl: 1 cut on the left, 2,000 dropped as too long, 4 left out because they are held out, "
         "1 to 3 tokens"
     )
-    assert PromptSet(prompts=[], cut=0, dropped=0, source="").describe() == "0 prompts"
+    assert PromptSet(prompts=[]).describe() == "0 prompts"
 
 
 def test_an_epoch_visits_every_prompt_once_in_a_fresh_order():

@@ -8,15 +8,14 @@ import datasets
 import pytest
 
 from apa_cli.assets.resolve import builtin_names, resolve_path
+from apa_cli.config.schema import DataConfig
 from apa_cli.data.formats import parse_rows
 from apa_cli.data.sources import read_source
-from apa_cli.data.table import Draw
 from apa_cli.errors import UserError
 
 
-def read(path, **settings):
-    defaults = {"key": "data.path", "subset": None, "split": "train", "split_key": "data.split"}
-    return read_source(str(path), prompt_column="prompt", **{**defaults, **settings})
+def read(path, seed=0, **settings):
+    return read_source(DataConfig(path=str(path), **settings), seed=seed)
 
 
 def message_of(path, **settings):
@@ -158,15 +157,15 @@ def test_of_a_larger_data_set_rows_are_drawn_by_seed(folder, kind):
         data.save_to_disk(kind)
     else:
         (data.to_parquet if kind.endswith("parquet") else data.to_json)(kind)
-    draws = [read(kind, draw=Draw(most=100, seed=seed)) for seed in range(30)]
+    draws = [read(kind, max_rows=100, seed=seed) for seed in range(30)]
     numbers = [[int(row["prompt"][1:]) for row in table.rows] for table in draws]
     assert all(len(set(drawn)) == 100 and drawn == sorted(drawn) for drawn in numbers)
     assert {table.count for table in draws} == {300}
     assert draws[0].labels[7].endswith(f" {numbers[0][7] + 1}")
     often = Counter(number for drawn in numbers for number in drawn)  # 10 of 30 times on average
     assert 100 * 30 / 3 * 0.9 < sum(often[number] for number in range(100)) < 100 * 30 / 3 * 1.1
-    assert read(kind, draw=Draw(most=100, seed=3)).rows == draws[3].rows != draws[4].rows
-    whole = read(kind, draw=Draw(most=300, seed=3))
+    assert read(kind, max_rows=100, seed=3).rows == draws[3].rows != draws[4].rows
+    whole = read(kind, max_rows=300, seed=3)
     assert (whole.rows, whole.count) == (rows, None)
 
 

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 
-from apa_cli.data.formats import Row
 from apa_cli.data.messages import each_message
+from apa_cli.data.prompts import Prompt
 from apa_cli.data.table import Findings
 from apa_cli.data.tokenization import encode
 from apa_cli.errors import UserError
@@ -27,7 +27,7 @@ EACH = "{% for m in messages %}"
 
 def tool_row(messages=ASKED, tools=TOOLS):
     messages = each_message(messages, "p, line 4")
-    return Row(text="", messages=messages, columns={"tools": tools}, place="p, line 4")
+    return Prompt(text="", messages=messages, columns={"tools": tools}, place="p, line 4")
 
 
 def chat_row(*turns):
@@ -35,7 +35,7 @@ def chat_row(*turns):
 
 
 def text_row(text):
-    return Row(text=text, messages=None, columns={}, place=PLACE)
+    return Prompt(text=text, messages=None, columns={}, place=PLACE)
 
 
 def read(tokenizer, *rows, **settings):

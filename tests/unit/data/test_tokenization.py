@@ -3,17 +3,19 @@
 import pytest
 
 from apa_cli.data import tokenization
-from apa_cli.data.formats import Row
+from apa_cli.data.prompts import Prompt
 from apa_cli.data.tokenization import cut_left, encode, tokenize
 from apa_cli.errors import UserError
 
 
 def text_row(text):
-    return Row(text=text, messages=None, columns={}, place="p.jsonl, line 1")
+    return Prompt(text=text, messages=None, columns={}, place="p.jsonl, line 1")
 
 
 def chat_row(*messages):
-    return Row(text="", messages=tuple({"role": r, "content": c} for r, c in messages), columns={}, place="p, line 4")
+    return Prompt(
+        text="", messages=tuple({"role": r, "content": c} for r, c in messages), columns={}, place="p, line 4"
+    )
 
 
 def codes(tokenizer, text):

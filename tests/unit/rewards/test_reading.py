@@ -61,7 +61,7 @@ def finished(policy, prompt, response, *, ended, stop=(), limit=99, messages=Non
     kept = cut_left(whole, limit, tokenizer.bos_token_id)
     text = prompt if len(kept) == len(whole) else tokenizer.decode(kept, skip_special_tokens=True)
     batch = collate(
-        [Prompt(token_ids=tuple(kept), text=text, messages=messages, columns={}, torn=len(kept) < len(whole))], 0
+        [Prompt(token_ids=tuple(kept), text=text, messages=messages, columns={}, cut=len(kept) < len(whole))], 0
     )
     ids = torch.tensor([response])
     rollout = Trajectory(
