@@ -22,7 +22,7 @@ check: .venv/.ready-dev  ## style and types
 	$(BIN)/mypy
 
 reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: 35 to 45 minutes (ARGS=--quick: 4)
-	$(BIN)/python scripts/reproduce_paper.py $(ARGS)
+	$(BIN)/python scripts/measure_methods.py paper $(ARGS)
 
 bench: .venv/.ready-bench  ## speed and memory beside TRL, docs/performance.md: about 25 minutes (ARGS=--quick: a few)
 	$(BIN)/python scripts/bench.py $(ARGS)

@@ -1,113 +1,124 @@
-"""Measure what docs/methods.md describes, on the built-in task, and write the figures into it.
+"""Measure what docs/ and the README report of the methods, and write the figures into the pages.
 
     python scripts/measure_methods.py steer                one study
-    python scripts/measure_methods.py stability group      several, in one queue
+    python scripts/measure_methods.py stability group      several, one after the other
     python scripts/measure_methods.py steer --quick        to see that it works: a few minutes, no evidence
 
 Runs are `apa-train -m sweep=joblib`, judged by the separate evaluator: every setting with the first seed before any
 with the second, so that what is there when it is interrupted is a whole picture. The same command again runs only what
 is missing; studies share the runs of a setting. A study is a module of scripts/studies/ with TITLE, DURATION,
-settings(size) and lines(runs, size, pictures), and a pair of markers in the page.
+settings(size), lines(found, size, pictures), where some of its runs choose others stages(size, read), and a pair of
+markers in its page.
+
+The paper's comparison runs on other tasks too, such as published models on a GPU:
+    python scripts/measure_methods.py paper --recipe hh_pythia160m --learning-rates 1e-6,3e-6,8e-6 --jobs 1
+    python scripts/measure_methods.py paper --recipe my_apa.yaml,my_ppo.yaml,my_awr.yaml --learning-rates 1e-6,3e-6
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
+import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from studies import critic, group, grpo, offline, page, rewards, runs, stability, steer  # noqa: E402
-from sweeps import at_least  # noqa: E402
+from studies import (  # noqa: E402
+    critic,
+    figures,
+    group,
+    grpo,
+    offline,
+    page,
+    paper,
+    rewards,
+    runs,
+    stability,
+    steer,
+    tuning,
+)
 
 from apa_cli.config.compose import compose_train  # noqa: E402
 from apa_cli.config.sources import shown  # noqa: E402
-from apa_cli.errors import UserError  # noqa: E402
 
-PROGRAM = "measure_methods.py"
-STUDIES = {
-    "steer": steer,
-    "stability": stability,
-    "group": group,
-    "critic": critic,
-    "grpo": grpo,
-    "rewards": rewards,
-    "offline": offline,
-}
-STAGED = {"grpo": grpo}  # which run some settings to choose others: they make and read their runs themselves
-PAGE = ROOT / "docs" / "methods.md"
+MODULES = (paper, figures, steer, stability, group, critic, grpo, rewards, offline)
+STUDIES = {study.__name__.removeprefix("studies."): study for study in MODULES}
+PAGE = "docs/methods.md"
 PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    output, target, size = Path(arguments.output), Path(arguments.page), size_of(arguments)
-    settings = {name: STUDIES[name].settings(size) for name in arguments.studies}
-    try:
-        if not arguments.report_only:
-            make(arguments, settings, size, output)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(PAGE, target)
+    paper.TASK = paper.Task(recipes=arguments.recipe, rates=arguments.learning_rates, rewards=arguments.levels)
+
+    def work() -> None:
         for name in arguments.studies:
-            staged = STAGED.get(name)
-            found = staged.read(size, output) if staged else runs.read(settings[name], size, output)
-            planned = staged.planned(size) if staged else len(settings[name]) * len(size.seeds)
-            said = [page.circumstances(found, size, planned=planned), ""]
-            page.write(target, name, said + STUDIES[name].lines(found, size, target.parent / "images"))
-        print(f"Page      {shown(str(target))}")
-    except UserError as error:
-        print(f"{PROGRAM}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+            measure(name, STUDIES[name], arguments)
+
+    return runs.ending(page.PROGRAM, work)
 
 
-def make(arguments: argparse.Namespace, settings: dict[str, list[runs.Setting]], size: runs.Size, output: Path) -> None:
-    common = {"jobs": arguments.jobs, "keep_weights": arguments.keep_weights}
-    queue = [setting for name in arguments.studies if name not in STAGED for setting in settings[name]]
-    if queue:
-        runs.make(queue, size, output, **common)
-    for name in arguments.studies:
-        if name in STAGED:
-            STAGED[name].make(size, output, **common, trl_python=arguments.trl_python)
+def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None:
+    size, output = size_of(study, arguments), Path(arguments.output)
+    settings, staged = study.settings(size), hasattr(study, "stages")
+    seeds = [*([tuning.TUNING_SEED] if staged else []), *size.seeds]
+
+    def read() -> runs.Found:
+        return runs.read(settings, seeds, output)
+
+    if not arguments.report_only:
+        stages = study.stages(size, read) if staged else iter([(settings, size.seeds)])
+        common = {"jobs": arguments.jobs, "keep_weights": arguments.keep_weights, "trl": arguments.trl_python}
+        runs.make(stages, size, output, **common)
+    task = "built-in task" if arguments.recipe == paper.BUILT_IN else arguments.recipe
+    found, planned = read(), study.planned(size) if staged else len(settings) * len(size.seeds)
+    away = arguments.quick or arguments.iterations or arguments.recipe != paper.BUILT_IN
+    usual = output / f"{name}.md" if away else ROOT / getattr(study, "PAGE", PAGE)
+    target = Path(arguments.page or usual)
+    pictures = (target.parent / "docs" if target.name == "README.md" else target.parent) / "images"
+    said = [page.circumstances(found, size, planned=planned, task=task), ""]
+    page.write(target, name, said + study.lines(found, size, pictures))
+    print(f"Page      {shown(str(target))}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    described = argparse.RawDescriptionHelpFormatter
     studies = "\n".join(f"  {name:<11}{study.TITLE}\n{'':13}{study.DURATION}" for name, study in STUDIES.items())
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=described, epilog=f"studies:\n{studies}"
-    )
+    parser = runs.options(page.PROGRAM, str(__doc__), f"studies:\n{studies}")
     add = parser.add_argument
     add("studies", metavar="STUDY", help=f"one or more of {', '.join(STUDIES)}", nargs="+", choices=list(STUDIES))
-    add("--output", help="folder for the runs, of all studies (default: runs/methods, with --quick runs/methods_quick)")
-    add("--page", help="the page to write into (default: docs/methods.md, with --quick a copy in the runs' folder)")
-    add("--quick", help=f"few settings, 1 seed, {QUICK_ITERATIONS} iterations", action="store_true")
-    add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
-    add("--seeds", help="seeds of each setting, from 1 on (default: 3, with --quick 1)", type=at_least(1))
-    add("--jobs", help="runs at a time (default: %(default)s)", type=at_least(1), default=2)
-    add("--iterations", help="of each run (default: what the recipe says)", type=at_least(2))
     add("--trl-python", help="grpo: a Python that has trl (default: this one)", default=sys.executable)
-    add("--keep-weights", help="keep checkpoints and final models", action="store_true")
+    add("--recipe", help="paper: PREFIX of PREFIX_apa, PREFIX_ppo and PREFIX_awr, or three recipes or files with "
+        "commas between them (default: %(default)s, the built-in task)", default=paper.BUILT_IN)  # fmt: skip
+    add("--learning-rates", help="paper: the policy's, for all objectives", type=numbers, default=())
+    add("--levels", help="paper: evaluator rewards up to which rollouts are counted", type=numbers, default=())
     arguments = parser.parse_args(argv)
-    arguments.output = arguments.output or f"runs/methods{'_quick' if arguments.quick else ''}"
-    arguments.page = arguments.page or (f"{arguments.output}/methods.md" if arguments.quick else str(PAGE))
+    if arguments.recipe != paper.BUILT_IN and arguments.studies != ["paper"]:
+        parser.error("--recipe is for paper alone: the other studies measure the built-in task")
+    parts = ["methods", *([] if arguments.recipe == paper.BUILT_IN else [Path(arguments.recipe.split(",")[0]).stem])]
+    arguments.output = arguments.output or f"runs/{'_'.join(parts)}{'_quick' if arguments.quick else ''}"
     return arguments
 
 
-def size_of(arguments: argparse.Namespace) -> runs.Size:
-    quick, usual = arguments.quick, compose_train(["config=reviews_apa"]).training.iterations
+def numbers(text: str) -> tuple[float, ...]:
+    values = tuple(sorted({float(part) for part in text.split(",")}))
+    if not all(math.isfinite(value) and value > 0 for value in values):
+        raise argparse.ArgumentTypeError(f"positive numbers with commas between them, not {text}")
+    return values
+
+
+def size_of(study: ModuleType, arguments: argparse.Namespace) -> runs.Size:
+    quick, built_in = arguments.quick, arguments.recipe == paper.BUILT_IN
+    recipe = "reviews_apa" if built_in else paper.recipes_of(arguments.recipe)["apa"]
+    usual = getattr(study, "QUICK_SEEDS", 1) if quick else getattr(study, "SEEDS", 3)
     return runs.Size(
         quick=quick,
-        seeds=range(1, (arguments.seeds or (1 if quick else 3)) + 1),
-        iterations=arguments.iterations or (QUICK_ITERATIONS if quick else usual),
-        prompts=QUICK_PROMPTS if quick else PROMPTS,
+        seeds=range(1, (arguments.seeds or usual) + 1),
+        iterations=arguments.iterations
+        or (QUICK_ITERATIONS if quick else compose_train([f"config={recipe}"]).training.iterations),
+        prompts=(QUICK_PROMPTS if quick else PROMPTS) if built_in else None,
     )
 
 

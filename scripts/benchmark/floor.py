@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.jobs import LEARNING_RATE, Job
-from benchmark.stepper import Phases, Stepper
+from benchmark.worker import Stepper
 
 BUDGETS = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384, 32768)}  # padded tokens of one forward
 
@@ -51,7 +51,6 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
     batches = json.loads((folder / "batches.json").read_text(encoding="utf-8"))
     T = job.response_tokens
     eos, pad = policy.config.eos_token_id, policy.config.pad_token_id
-    phases = Phases(stepper)
     budget = {"score": 4096, "forward": 4096, "update": 4096}
 
     def autocast() -> Any:
@@ -113,7 +112,7 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
 
     def iterate(prompts: list[list[int]], *, trial: bool) -> None:
         with autocast():
-            responses = phases.timed("generate", generate)(prompts)
+            responses = stepper.timed("generate", generate)(prompts)
         sequences = [p + r for p, r in zip(prompts, responses.tolist(), strict=True)]
         lengths = [len(row) for row in sequences]
 
@@ -133,12 +132,12 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
             for name, part in (("score", score_part), ("forward", reference_part)):
                 with autocast():
                     budget[name] = _fastest(
-                        phases, BUDGETS[device], lambda size, part=part: passed(part, lengths, size)
+                        stepper, BUDGETS[device], lambda size, part=part: passed(part, lengths, size)
                     )
         with autocast():
-            scores = phases.timed("score", passed)(score_part, lengths, budget["score"])  # (B, 1)
-            sampled = phases.timed("forward", passed)(reference_part, lengths, budget["forward"])  # (B, T)
-            first = phases.timed("forward value", passed)(value_part, lengths, budget["forward"])
+            scores = stepper.timed("score", passed)(score_part, lengths, budget["score"])  # (B, 1)
+            sampled = stepper.timed("forward", passed)(reference_part, lengths, budget["forward"])  # (B, T)
+            first = stepper.timed("forward value", passed)(value_part, lengths, budget["forward"])
         advantages = scores - first
         advantages = (advantages - advantages.mean()) / advantages.std()
 
@@ -157,27 +156,27 @@ def run(job: Job, folder: Path, device: str, stepper: Stepper) -> None:
                 budget["update"] = size
                 train("policy", policy_loss, rows, lengths)
 
-            budget["update"] = _fastest(phases, BUDGETS[device], step)
+            budget["update"] = _fastest(stepper, BUDGETS[device], step)
         for _ in range(job.passes):
             for rows in torch.randperm(len(sequences)).split(job.minibatch):
-                phases.timed("update", train)("policy", policy_loss, rows.tolist(), lengths)
-                phases.timed("update value", train)("critic", value_loss, rows.tolist(), lengths)
+                stepper.timed("update", train)("policy", policy_loss, rows.tolist(), lengths)
+                stepper.timed("update value", train)("critic", value_loss, rows.tolist(), lengths)
 
     stepper.ready()
     for number, batch in enumerate(batches):
         iterate([row["ids"] for row in batch], trial=number == 0)
         if number == 0:
-            stepper.meter.reset()
+            stepper.reset()
             print(f"groups of {budget} padded tokens", flush=True)
-        stepper.done(phases.take())
+        stepper.done(stepper.take())
 
 
-def _fastest(phases: Phases, sizes: Sequence[int], attempt: Callable[[int], Any]) -> int:
+def _fastest(stepper: Stepper, sizes: Sequence[int], attempt: Callable[[int], Any]) -> int:
     """The budget whose second attempt takes least."""
     seconds = {}
     for size in sizes:
         attempt(size)
-        start = phases.now()
+        start = stepper.now()
         attempt(size)
-        seconds[size] = phases.now() - start
+        seconds[size] = stepper.now() - start
     return min(seconds, key=seconds.__getitem__)

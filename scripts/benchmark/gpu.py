@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from benchmark.jobs import Contestant, Job, Shape
+from benchmark.jobs import Contestant, Job, Shape, contestants
+from benchmark.summary import GPU_TARGETS, Row, Verdict
 
 BF16 = 2  # bytes
 
@@ -33,14 +35,28 @@ def update_flops(job: Job, contestant: Contestant, prompt_lengths: Sequence[int]
     responses alone.
     """
     shape, T = job.shape, job.response_tokens
-    lora = job.lora or contestant.value == "adapter"
-    each = 4 if lora else 6
+    each = 4 if job.lora or contestant.value == "adapter" else 6
     tokens = sum(length + T for length in prompt_lengths)
     squares = sum((length + T) ** 2 for length in prompt_lengths)
     trunk = each * shape.layers * layer_parameters(shape) * tokens + 6 * shape.layers * shape.hidden * squares
     head = each * shape.vocabulary * shape.hidden * len(prompt_lengths) * T
     networks = 2 if contestant.value in ("separate", "adapter") else 1
     return job.passes * (networks * trunk + head)
+
+
+def verdicts(job: Job, record: Mapping[str, Any], table: Mapping[str, Row]) -> list[Verdict]:
+    """Decoding against copy bandwidth and the update against the matrix rate, the best contestant of ours."""
+    lengths, could = record["prompt_lengths"][1], record["gpu"]
+    decode = decode_bytes(job.shape, lengths, job.response_tokens) / could["bandwidth"]
+    ours = [c for c in contestants(job, with_trl=False) if c.kind == "ours" and c.name in table]
+    shares = [
+        [decode / table[c.name]["generate"] for c in ours],
+        [update_flops(job, c, lengths) / could["rate"] / table[c.name]["update"] for c in ours],
+    ]
+    return [
+        Verdict(what, True, least, max(found, default=None))
+        for (what, least), found in zip(GPU_TARGETS.items(), shares, strict=True)
+    ]
 
 
 def copy_bandwidth() -> float:
@@ -61,15 +77,15 @@ def matrix_rate() -> float:
     return 2 * size**3 / _seconds(lambda: a @ b)
 
 
-def _seconds(action: object, repeats: int = 20) -> float:
+def _seconds(action: Callable[[], Any], repeats: int = 20) -> float:
     import torch
 
     for _ in range(3):
-        action()  # type: ignore[operator]
+        action()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     for _ in range(repeats):
-        action()  # type: ignore[operator]
+        action()
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end) / 1000 / repeats

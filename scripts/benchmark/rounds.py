@@ -32,19 +32,13 @@ class Process:
             "TOKENIZERS_PARALLELISM": "false",
             "HF_HUB_OFFLINE": "1",
         }
+        command = [sys.executable, "-m", "benchmark.worker", str(spec), json.dumps(asdict(contestant))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with log.open("w", encoding="utf-8") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmark.worker", str(spec), json.dumps(asdict(contestant))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=environment,
-                cwd=log.parent,
-            )
+            self.process = subprocess.Popen(command, **pipes, stderr=errors, env=environment, cwd=log.parent)
 
     def answer(self) -> dict[str, Any]:
-        """The next message. Raises RuntimeError with the log's last line when the process failed or is stuck."""
-        assert self.process.stdout is not None
+        """Raises RuntimeError with the log's last line."""
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             line = self.process.stdout.readline() if selector.select(PATIENCE) else b""
@@ -52,17 +46,14 @@ class Process:
             self.stop()
             lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
             raise RuntimeError(lines[-1] if lines else "no answer")
-        message: dict[str, Any] = json.loads(line)
-        return message
+        return dict(json.loads(line))
 
     def step(self) -> dict[str, Any]:
-        assert self.process.stdin is not None
         self.process.stdin.write(b"step\n")
         self.process.stdin.flush()
         return self.answer()
 
     def stop(self) -> None:
-        assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it has gone already
             self.process.stdin.close()
         try:
@@ -73,70 +64,53 @@ class Process:
 
 
 def measure(
-    job: Job,
-    contestants: Sequence[Contestant],
-    *,
-    folder: Path,
-    data: Path,
-    device: str,
-    threads: int,
-    rounds: int,
-    minutes: float,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
+    job: Job, contestants: Sequence[Contestant], *, folder: Path, data: Path, device: str, threads: int, rounds: int,
+    minutes: float, say: Callable[[str], None],
+) -> dict[str, Any]:  # fmt: skip
     """One round to warm up, then up to `rounds`, fewer when `minutes` have passed and two are there.
 
-    Lesser contestants leave after the first.
-
-    Returns, by contestant: weight_bytes, trained_bytes, warm_up and steps; or error.
+    Lesser contestants leave after the first. Returns, by contestant: weight_bytes, trained_bytes, warm_up and steps; or
+    error.
     """
     results: dict[str, Any] = {}
-    alive: list[Process] = []
+    alive: dict[str, Process] = {}
+
+    def ask(name: str, question: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
+        try:
+            return question()
+        except (RuntimeError, OSError) as error:
+            results[name] = {"error": str(error)}
+            del alive[name]
+            say(f"{job.name}: {name} failed: {error}")
+            return None
+
     with tempfile.TemporaryDirectory() as scratch:
         spec = Path(scratch) / "spec.json"
         facts = {"job": asdict(job), "folder": str(folder), "data": str(data), "device": device, "threads": threads}
         spec.write_text(json.dumps(facts), encoding="utf-8")
         try:
-            started = [Process(person, spec, folder / f"{person.name}.log", threads) for person in contestants]
-            alive.extend(started)
-            for process in started:
-                name = process.contestant.name
-                try:
-                    ready = process.answer()
-                except RuntimeError as error:
-                    results[name] = {"error": str(error)}
-                    alive.remove(process)
-                    say(f"{job.name}: {name} failed: {error}")
-                    continue
-                sizes = {key: ready[key] for key in ("weight_bytes", "trained_bytes")}
-                results[name] = {**sizes, "steps": []}
+            for person in contestants:
+                alive[person.name] = Process(person, spec, folder / f"{person.name}.log", threads)
+            for name, process in list(alive.items()):
+                if (ready := ask(name, process.answer)) is not None:
+                    results[name] = {key: ready[key] for key in ("weight_bytes", "trained_bytes")} | {"steps": []}
             began = time.perf_counter()
             for number in range(rounds + 1):
                 if number > 2 and time.perf_counter() - began > minutes * 60:
                     say(f"{job.name}: {number - 1} rounds in {minutes:g} minutes are enough")
                     break
-                for process in list(alive):
-                    name = process.contestant.name
+                for name, process in list(alive.items()):
                     if process.contestant.lesser and number > 1:
-                        alive.remove(process)
-                        process.stop()
-                        continue
-                    try:
-                        step = process.step()
-                    except RuntimeError as error:
-                        results[name] = {"error": str(error)}
-                        alive.remove(process)
-                        say(f"{job.name}: {name} failed: {error}")
-                        continue
-                    if number == 0:
-                        results[name]["warm_up"] = step
-                    else:
-                        results[name]["steps"].append(step)
-                    label = "warm-up" if number == 0 else f"round {number}"
-                    parts = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in step["phases"].items())
-                    say(f"{job.name}, {label}: {name} {step['seconds']:.2f} s ({parts}), "
-                        f"{step['beyond_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
+                        alive.pop(name).stop()
+                    elif (step := ask(name, process.step)) is not None:
+                        results[name] |= (
+                            {"warm_up": step} if number == 0 else {"steps": [*results[name]["steps"], step]}
+                        )
+                        label = f"round {number}" if number else "warm-up"
+                        parts = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in step["phases"].items())
+                        say(f"{job.name}, {label}: {name} {step['seconds']:.2f} s ({parts}), "
+                            f"{step['beyond_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
         finally:
-            for process in alive:
+            for process in alive.values():
                 process.stop()
     return results

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from apa_cli.runs.folders import Run
-from apa_cli.runs.settings import Estimate, estimate
-from apa_cli.runs.tables import spread
-from apa_cli.tracking.pages import format_number
-from apa_cli.tracking.style import BLUE, GREEN, ORANGE, new_figure, tidy
-from studies.beside import at_kl, common_level, draw_reward_over_kl, measure, paired, same, save, tail
-from studies.comparison import Difference
+from apa_cli.runs.settings import estimate
+from studies import measures
+from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
 from studies.page import table
 from studies.runs import Found, Setting, Size
 
 TITLE = "APA and AWR on logged pairs, without sampling in the loop"
 DURATION = "18 runs, about 20 minutes on two CPU cores"
 LAMBDAS: Mapping[str, tuple[float, ...]] = {"apa": (0.2, 0.3, 1.0), "awr": (0.3, 0.5, 1.0)}
-COLOURS = (BLUE, ORANGE, GREEN)
 LOW = 0.5  # nats: a level that every run passes early
 
 
@@ -31,98 +28,75 @@ def setting(objective: str, kl_lambda: float, iterations: int = 60) -> Setting:
 
 def settings(size: Size) -> list[Setting]:
     chosen = {name: lambdas[1:2] if size.quick else lambdas for name, lambdas in LAMBDAS.items()}
-    cells = [(objective, kl_lambda) for objective, lambdas in chosen.items() for kl_lambda in lambdas]
-    return [setting(*cell, size.iterations) for cell in cells]
+    return [setting(name, value, size.iterations) for name, lambdas in chosen.items() for value in lambdas]
 
 
 def gain(run: Run) -> float | None:
     """Evaluator over the last third of training less that of the policy that training started from."""
-    before, after = run.first("eval/evaluator"), tail(run, "eval/evaluator")
+    before, after = run.first("eval/evaluator"), measures.tail(run, "eval/evaluator")
     return None if before is None or after is None else after - before
 
 
-def best(runs: Found, objective: str) -> float | None:
-    """The λ with the largest gain, a mean over seeds; None where nothing was judged."""
-    gains = {
-        kl_lambda: value.mean
-        for kl_lambda in LAMBDAS[objective]
-        if (value := estimate(gain(run) for run in runs[setting(objective, kl_lambda).name])) is not None
-    }
-    return max(gains, key=lambda kl_lambda: gains[kl_lambda], default=None)
-
-
 def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
-    rows, sentences, better, judged = [], [], 0, 0
-    for objective, lambdas in LAMBDAS.items():
-        for kl_lambda in lambdas:
-            mine = runs[setting(objective, kl_lambda).name]
-            if not mine:
-                continue
-            gained = estimate(gain(run) for run in mine)
-            rows.append(_row(objective, kl_lambda, mine, gained))
-            if gained is not None and gained.half is not None:
-                judged += 1
-                better += gained.mean > gained.half
-    for difference in _apa_beside_awr(runs):
-        sentences.append(f"- {difference.sentence()}{' No significant difference.' if same(difference) else ''}")
-    header = ["objective", "λ", "evaluator before", "last third", "gain", "KL, last third", "entropy, last third",
-              "different responses"]  # fmt: skip
-    picture = draw(runs, pictures / "methods_offline.png")
-    said = (
-        "Learning from the pairs significantly raises the separate evaluator's reward above the initial policy's in "
-        f"{better} of {judged} settings."
-        if judged
-        else "Too few seeds to say whether the pairs raise the evaluator's reward."
-    )
+    cells = [(objective, value) for objective, lambdas in LAMBDAS.items() for value in lambdas]
+    found = {cell: mine for cell in cells if (mine := runs[setting(*cell).name])}
+    gains = {cell: value for cell, mine in found.items() if (value := estimate(map(gain, mine)))}
+    judged = [value for value in gains.values() if value.half is not None]
+    columns = {
+        "evaluator before": lambda run: run.first("eval/evaluator"),
+        "last third": measures.LAST_THIRD.of,
+        "gain": gain,
+        "KL, last third": partial(measures.tail, name="eval/kl"),
+        "entropy, last third": partial(measures.tail, name="eval/entropy"),
+    }
+    rows = [
+        [
+            objective.upper(),
+            f"{value:g}",
+            *(measures.shown(mine, of) for of in columns.values()),
+            measures.least_unique(mine),
+        ]
+        for (objective, value), mine in found.items()
+    ]
+    better = sum(value.mean > (value.half or 0.0) for value in judged)
+    panels = [
+        Panel(title=f"{objective.upper()}, logged pairs alone", of=measures.reward_over_kl, x=KL, y=EVALUATOR, lines=[
+            Line(label=f"λ {value:g}", colour=colour, runs=found[objective, value])
+            for value, colour in zip(lambdas, COLOURS, strict=False) if (objective, value) in found
+        ])
+        for objective, lambdas in LAMBDAS.items()
+    ]  # fmt: skip
+    best = {o: max((c for c in gains if c[0] == o), key=lambda c: gains[c].mean, default=None) for o in LAMBDAS}
     return [
-        said,
+        "Learning from the pairs significantly raises the separate evaluator's reward above the initial policy's in "
+        f"{better} of {len(judged)} settings."
+        if judged
+        else "Too few seeds to say whether the pairs raise the evaluator's reward.",
         "",
-        *sentences,
+        *(
+            f"- {d.sentence()}{' No significant difference.' if d.judged and not d.sign else ''}"
+            for d in _beside(found, best)
+        ),
         "",
-        f"![Evaluator against KL](images/{picture.name})",
+        curves(pictures / "methods_offline.png", "Evaluator against KL", panels, same_y=True),
         "",
-        *table(header, rows),
+        *table(["objective", "λ", *columns, "different responses"], rows),
         "",
         "APA and AWR are compared at the λ with the largest gain of each, and at a KL that all runs of both reach. "
-        "Last third: means over the evaluations in the last third of training, which sample from the policy. ± is half "
-        "the width of a 95 % interval over seeds; KL is in nats per response, entropy in nats per token.",
+        "Last third: means over the evaluations in the last third of training, which sample from the policy. "
+        f"{measures.HALF}; KL is in nats per response, entropy in nats per token.",
     ]
 
 
-def _row(objective: str, kl_lambda: float, runs: Sequence[Run], gained: Estimate | None) -> list[str]:
-    before = estimate(run.first("eval/evaluator") for run in runs)
-    figures = [spread(estimate(tail(run, f"eval/{name}") for run in runs), 2) for name in ("kl", "entropy")]
-    after = spread(estimate(tail(run, "eval/evaluator") for run in runs), 2)
-    unique = estimate(run.last("eval/unique_fraction") for run in runs)
-    diversity = format_number(unique.lowest if unique else None, 2)
-    return [objective.upper(), f"{kl_lambda:g}", spread(before, 2), after, spread(gained, 2), *figures, diversity]
-
-
-def _apa_beside_awr(runs: Found) -> list[Difference]:
-    """At two levels of KL and over the last third, of the best λ of each; [] where one was not judged."""
-    chosen = {objective: best(runs, objective) for objective in LAMBDAS}
-    named = [
-        (f"{objective.upper()} (λ {kl_lambda:g})", runs[setting(objective, kl_lambda).name])
-        for objective, kl_lambda in chosen.items()
-        if kl_lambda is not None
-    ]
-    if len(named) < len(LAMBDAS):
+def _beside(
+    found: Mapping[tuple[str, float], list[Run]], best: Mapping[str, tuple[str, float] | None]
+) -> list[measures.Difference]:
+    """APA and AWR at two levels of KL and over the last third, each at its best λ; [] where one was not judged."""
+    cells = [cell for cell in best.values() if cell is not None]
+    if len(cells) < len(best):
         return []
-    ours, theirs = named
-    top = common_level(ours[1], theirs[1])
-    wanted = [at_kl(level) for level in (sorted({min(LOW, top), top}) if top else [])]
-    wanted.append(measure("evaluator, last third", lambda run: tail(run, "eval/evaluator")))
-    return [paired(ours, theirs, what) for what in wanted]
-
-
-def draw(runs: Found, path: Path) -> Path:
-    figure = new_figure(11, 4.4)
-    for axes, (objective, lambdas) in zip(figure.subplots(1, len(LAMBDAS), sharex=True, sharey=True), LAMBDAS.items(),
-                                          strict=True):  # fmt: skip
-        for kl_lambda, colour in zip(lambdas, COLOURS, strict=True):
-            if found := runs[setting(objective, kl_lambda).name]:
-                draw_reward_over_kl(axes, found, f"λ {kl_lambda:g}", colour)
-        tidy(axes, f"{objective.upper()}, logged pairs alone")
-        axes.set_xlabel("KL from the initial policy, nats per response")
-    figure.axes[0].set_ylabel("separate evaluator")
-    return save(figure, path)
+    ours, theirs = ((f"{objective.upper()} (λ {value:g})", found[objective, value]) for objective, value in cells)
+    return [
+        measures.compare(ours, theirs, each)
+        for each in [*measures.at_two_levels(LOW, ours[1], theirs[1]), measures.LAST_THIRD]
+    ]

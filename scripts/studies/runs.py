@@ -1,19 +1,27 @@
-"""A study's runs: settings written as recipes, made by one `apa-train -m`, kept, and read back by setting."""
+"""Settings as recipes, every one with every seed by one `apa-train -m`; the runs read back by setting."""
 
 from __future__ import annotations
 
+import argparse
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps import recipe, sweep, write_recipes
+from omegaconf import OmegaConf
 
+from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
-from apa_cli.runs.folders import FINISHED, Run, members, read_run
+from apa_cli.runs.folders import FINISHED, Run, is_finished, members, read_run
+from studies import trl_grpo
 
-RUNS, TRL = "runs", "trl"  # folders of the output: of apa-train's runs, and of TRL's in the same form
+RUNS, TRL, SETTINGS = "runs", "trl", "settings"  # folders of the output: of apa-train's runs, of TRL's, of the recipes
 EVALUATIONS = 6  # over a run, besides the one before it
 
 
@@ -24,53 +32,164 @@ class Size:
     quick: bool
     seeds: Sequence[int]
     iterations: int
-    prompts: int  # held out, of each evaluation
+    prompts: int | None  # held out, of each evaluation; None: as the recipe says
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What differs from a recipe; its name is its own alone, so that studies share the runs of a setting."""
+    """What differs from a recipe. Its name is its own alone, so that studies share the runs of a setting."""
 
     name: str
-    recipe: str
+    recipe: str | None  # None: TRL's
     keys: Mapping[str, Any]  # dotted
     evaluations: int = EVALUATIONS  # 0: before and after only
 
+    def every(self, size: Size) -> int:
+        return math.ceil(size.iterations / self.evaluations) if self.evaluations else 0
+
     def content(self, size: Size) -> str:
-        usual = {
-            "training.iterations": size.iterations,
-            "evaluation.every": max(1, size.iterations // self.evaluations) if self.evaluations else 0,
-            "evaluation.prompts": size.prompts,
-            "checkpoint.every": 0,
-            "tracking.wandb.mode": "disabled",
-        }
-        return recipe(self.recipe, {**usual, **self.keys})
-
-
-def make(settings: Sequence[Setting], size: Size, output: Path, *, jobs: int, keep_weights: bool) -> None:
-    """Run what is missing, of settings that studies share once. A run that fails is left to the page."""
-    different = {setting.name: setting.content(size) for setting in settings}
-    write_recipes(output / "settings", different)
-    print(f"\n== {len(different) * len(size.seeds)} runs", flush=True)
-    places = {"settings": output / "settings", "runs": output / RUNS}
-    sweep(list(different), size.seeds, **places, jobs=jobs, keep_weights=keep_weights)
+        """The recipe's text."""
+        config = OmegaConf.create({"defaults": [f"/config/{self.recipe}", "_self_"]})
+        usual = {"training.iterations": size.iterations, "evaluation.every": self.every(size)}
+        usual |= {} if size.prompts is None else {"evaluation.prompts": size.prompts}
+        usual |= {"checkpoint.every": 0, "tracking.wandb.mode": "disabled"}
+        for key, value in {**usual, **self.keys}.items():
+            OmegaConf.update(config, key, value)
+        return "# @package _global_\n" + OmegaConf.to_yaml(config)
 
 
 class Found(dict[str, list[Run]]):
     """Finished runs by the setting's name, seeds in order; [] where there is none."""
 
+    def __init__(self, runs: Mapping[str, list[Run]] | None = None) -> None:
+        super().__init__(runs or {})
+        self.failures: dict[str, str] = {}  # run: reason
+
     def __missing__(self, name: str) -> list[Run]:
         return []
 
+    def everything(self) -> list[Run]:
+        return [run for runs in self.values() for run in runs]
 
-def read(settings: Sequence[Setting], size: Size, output: Path) -> Found:
-    found = Found()
-    wanted = {(f"config={s.name}", seed): s.name for s, seed in itertools.product(settings, size.seeds)}
-    for run in map(read_run, (folder for place in (RUNS, TRL) for folder in members(output / place))):
-        chosen = next((word for word in run.overrides if word.startswith("config=")), "")
-        name = wanted.get((chosen, run.seed))
-        if name is not None and run.status == FINISHED:
+
+Stages = Iterator[tuple[Sequence[Setting], Sequence[int]]]  # each with its seeds
+
+
+def make(stages: Stages, size: Size, output: Path, *, jobs: int, keep_weights: bool, trl: str = sys.executable) -> None:
+    """Run what is missing, stage after stage. A run that fails is left to the page.
+
+    Raises UserError where the folder holds other settings or the whole sweep stops, KeyboardInterrupt at Ctrl-C.
+    """
+    missing = None
+    for settings, seeds in stages:
+        ours = {setting.name: setting.content(size) for setting in settings if setting.recipe is not None}
+        theirs = [setting for setting in settings if setting.recipe is None]
+        print(f"\n== {len(settings) * len(seeds)} runs", flush=True)
+        if ours:
+            write_recipes(output, ours)
+            sweep(list(ours), seeds, output, jobs=jobs, keep_weights=keep_weights)
+        if theirs and missing is None:
+            missing = trl_grpo.why_not(trl)
+            print(f"TRL's GRPO is left out: {missing}" if missing else "", end="\n", flush=True)
+        if theirs and not missing:
+            jobs_of = [(setting, seed) for seed, setting in itertools.product(seeds, theirs)]
+            trl_grpo.make(jobs_of, size, output / TRL, jobs=jobs, python=trl)
+
+
+def write_recipes(output: Path, recipes: Mapping[str, str]) -> None:
+    """For Hydra's --config-dir. Raises UserError where a finished run is there of another setting with that name."""
+    done = {word.split("=")[1] for run in read_all(output) for word in run.overrides if word.startswith("config=")}
+    folder = output / SETTINGS / "config"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in recipes.items():
+        file = folder / f"{name}.yaml"
+        if name in done and file.exists() and file.read_text("utf-8") != text:
+            raise UserError(f"--output {shown(str(output))}", f"holds other runs named {name}", "choose another folder")
+        file.write_text(text, "utf-8")
+
+
+def sweep(names: Sequence[str], seeds: Sequence[int], output: Path, *, jobs: int, keep_weights: bool) -> None:
+    """Every recipe with the first seed before any with the second, so that a part of it is a whole picture."""
+    runs = (output / RUNS).absolute()
+    quoted = str(runs).replace("'", "\\'")
+    command = [sys.executable, "-m", "apa_cli.commands.train", "-m", "sweep=joblib", f"hydra.launcher.n_jobs={jobs}"]
+    command += ["--config-dir", str((output / SETTINGS).absolute()), f"output_dir='{quoted}'"]
+    command += [f"seed={','.join(map(str, seeds))}", f"config={','.join(names)}"]
+    process = subprocess.Popen(command, env={"OMP_NUM_THREADS": "1", **os.environ})
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:  # which apa-train got too: it stops its runs first
+        process.wait()
+        raise
+    finally:
+        if not keep_weights:
+            drop_weights(runs)
+    if code in (130, -2):
+        raise KeyboardInterrupt
+    if code not in (0, 1):
+        raise UserError("", f"apa-train ended with exit code {code}", "see its message above")
+
+
+def drop_weights(runs: Path) -> None:
+    """Of finished runs: only their figures are compared."""
+    for run in filter(is_finished, members(runs)):
+        for weights in ("checkpoints", "final"):
+            shutil.rmtree(run / weights, ignore_errors=True)
+
+
+def read_all(output: Path) -> list[Run]:
+    return [read_run(folder) for place in (RUNS, TRL) for folder in members(output / place)]
+
+
+def read(settings: Sequence[Setting], seeds: Sequence[int], output: Path) -> Found:
+    """Raises UserError where there is no finished run of these."""
+    found, names = Found(), {f"config={setting.name}": setting.name for setting in settings}
+    for run in read_all(output):
+        name = next((names[word] for word in run.overrides if word in names), None)
+        if run.status != FINISHED:
+            found.failures[run.name] = run.reason or run.status
+        elif name is not None and run.seed in seeds:
             found[name] = sorted([*found[name], run], key=lambda run: run.seed)
     if not found:
         raise UserError(str(output), "no finished run of this study in it", "run it without --report-only")
     return found
+
+
+def options(program: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    """What the commands share."""
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=program, description=text, formatter_class=plain, epilog=epilog)
+    add = parser.add_argument
+    add("--output", help="folder for the runs (default: under runs/)")
+    add("--page", help="the page to write; its pictures go into images/ beside it")
+    add("--quick", help="few settings, seeds and iterations, to see that it works", action="store_true")
+    add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
+    add("--seeds", help="fresh seeds of each setting, from 1 on", type=at_least(1))
+    add("--jobs", help="runs at a time (default: %(default)s; on one GPU: 1)", type=at_least(1), default=2)
+    add("--iterations", help="of each run (default: what the recipe says)", type=at_least(2))
+    add("--keep-weights", help="keep checkpoints and final models", action="store_true")
+    return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse."""
+
+    def whole(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"at least {least}")
+        return int(text)
+
+    return whole
+
+
+def ending(program: str, work: Callable[[], None]) -> int:
+    """The exit code: 2 after a line on what is to be mended, 130 after Ctrl-C."""
+    try:
+        work()
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0

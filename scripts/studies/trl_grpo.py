@@ -1,41 +1,69 @@
-"""One run of TRL's GRPO on the built-in task, in a process of its own: `python -m studies.trl_grpo SPEC.json`.
+"""TRL's GRPO on the built-in task, a process a run: `python -m studies.trl_grpo SPEC.json`.
 
-It leaves config.yaml, overrides.yaml, metrics.jsonl and summary.json in the form that a run of apa-train does. The
+A run leaves config.yaml, overrides.yaml, metrics.jsonl and summary.json in the form that one of apa-train does. The
 policy that TRL trains is judged by apa-train's own evaluation, on the same held-out prompts, between iterations and
-outside the timed part.
+outside the timed part. It is run by a Python that has trl, which need not be this one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from studies.runs import Setting, Size
 
 RECIPE = "reviews_apa_group"  # task, models, prompts and sizes are this recipe's
-KEPT = (
-    "loss_type",
-    "scale_rewards",
-    "epsilon",
-    "beta",
-    "num_iterations",
-    "num_generations",
-    "steps_per_generation",
-    "per_device_train_batch_size",
-    "temperature",
-    "top_k",
-    "top_p",
-    "learning_rate",
-    "lr_scheduler_type",
-    "adam_beta1",
-    "adam_beta2",
-    "weight_decay",
-    "max_grad_norm",
-    "max_completion_length",
-)
+
+
+def why_not(python: str) -> str | None:
+    """Why TRL cannot be run by this interpreter, in a line."""
+    try:
+        tried = subprocess.run([python, "-c", "import trl"], capture_output=True, text=True, env=_environment())
+    except OSError as error:
+        return f"{python}: {error.strerror}"
+    return None if tried.returncode == 0 else f"{python}: {tried.stderr.strip().splitlines()[-1]}"
+
+
+def make(work: Sequence[tuple[Setting, int]], size: Size, output: Path, *, jobs: int, python: str) -> None:
+    """Run what is missing of the settings, each with its seed. A run that fails is left to the page."""
+    from apa_cli.runs.folders import is_finished
+
+    def run(job: tuple[Setting, int]) -> str:
+        setting, seed = job
+        folder = (output / f"config={setting.name},seed={seed}").absolute()
+        if is_finished(folder):
+            return f"{folder.name}: finished before"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        spec = {"folder": str(folder), "name": setting.name, "seed": seed, "iterations": size.iterations}
+        spec |= {"prompts": size.prompts, "every": setting.every(size)}
+        spec |= {"rate": setting.keys["optimizer.learning_rate"], "beta": setting.keys["objective.kl_coef"]}
+        (folder / "spec.json").write_text(json.dumps(spec), "utf-8")
+        with (folder / "run.log").open("w", encoding="utf-8") as log:
+            command = [python, "-m", "studies.trl_grpo", str(folder / "spec.json")]
+            code = subprocess.run(command, stdout=log, stderr=log, env=_environment(), cwd=folder).returncode
+        return f"{folder.name}: {'finished' if is_finished(folder) else f'failed ({code}), see its run.log'}"
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for line in pool.map(run, work):
+            print(line, flush=True)
+
+
+def _environment() -> dict[str, str]:
+    import apa_cli
+
+    places = (Path(__file__).parents[1], Path(apa_cli.__file__).parents[1])
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
 
 
 def main() -> None:
@@ -48,10 +76,10 @@ def main() -> None:
 
     words = [f"config={RECIPE}", f"seed={spec['seed']}"]
     words += [f"training.iterations={spec['iterations']}", f"evaluation.prompts={spec['prompts']}"]
-    run(compose_train(words), spec, Path(spec["folder"]))
+    train(compose_train(words), spec, Path(spec["folder"]))
 
 
-def run(config: Any, spec: dict[str, Any], folder: Path) -> None:
+def train(config: Any, spec: dict[str, Any], folder: Path) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -61,47 +89,32 @@ def run(config: Any, spec: dict[str, Any], folder: Path) -> None:
     from apa_cli.data.prompts import PromptStream
     from apa_cli.models.device import select_runtime
     from apa_cli.models.roles import load_models
+    from apa_cli.rewards.scorers import load_scorers
 
-    models = load_models(config, select_runtime("cpu", "fp32"))
-    policy, training, k = models.policy, config.training, config.rollout.responses_per_prompt
+    runtime = select_runtime("cpu", "fp32")
+    models = load_models(config, runtime)
+    policy, training, rollout = models.policy, config.training, config.rollout
+    scorers = load_scorers(config, policy, runtime)
     train, held_out = load_prompts(
         config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
     )
-    stream = PromptStream(
-        train.prompts, batch_size=config.rollout.prompts, seed=config.seed, pad_token_id=policy.pad_token_id
-    )
+    stream = PromptStream(train.prompts, batch_size=rollout.prompts, seed=config.seed, pad_token_id=policy.pad_token_id)
     prompts = [text for _ in range(training.iterations) for text in next(stream).texts]
-    minibatches = config.rollout.batch_size // training.minibatch_size
+    minibatches = rollout.batch_size // training.minibatch_size
+    steps = minibatches * training.epochs_per_rollout  # of the optimizer, an iteration
     arguments = GRPOConfig(
-        output_dir=str(folder / "unused"),
-        learning_rate=spec["rate"],
-        lr_scheduler_type="constant",
-        adam_beta2=config.optimizer.betas[1],
-        max_grad_norm=config.optimizer.max_grad_norm,
-        beta=spec["beta"],
-        per_device_train_batch_size=training.minibatch_size,
-        gradient_accumulation_steps=1,
-        steps_per_generation=minibatches,
-        num_iterations=training.epochs_per_rollout,
-        num_generations=k,
-        max_steps=minibatches * training.epochs_per_rollout * training.iterations,
-        max_completion_length=config.generation.max_new_tokens,
-        temperature=1.0,
-        shuffle_dataset=False,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=minibatches * training.epochs_per_rollout,  # once an iteration
-        seed=config.seed,
-    )
-    recorder = recorder_of(config, models, held_out.prompts, folder, steps=minibatches * training.epochs_per_rollout,
-                           every=spec["every"])  # fmt: skip
+        output_dir=str(folder / "unused"), save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=steps,
+        seed=config.seed, use_cpu=True, bf16=False, gradient_checkpointing=False, shuffle_dataset=False,
+        learning_rate=spec["rate"], lr_scheduler_type="constant", adam_beta2=config.optimizer.betas[1],
+        max_grad_norm=config.optimizer.max_grad_norm, beta=spec["beta"], max_steps=steps * training.iterations,
+        per_device_train_batch_size=training.minibatch_size, gradient_accumulation_steps=1,
+        steps_per_generation=minibatches, num_iterations=training.epochs_per_rollout, temperature=1.0,
+        num_generations=rollout.responses_per_prompt, max_completion_length=config.generation.max_new_tokens,
+    )  # fmt: skip
+    recorder = recorder_of(config, models, scorers, held_out.prompts, folder, steps=steps, every=spec["every"])
     trainer = GRPOTrainer(
         model=policy.model.train(),
-        reward_funcs=reward_of(models, recorder),
+        reward_funcs=reward_of(policy.tokenizer, scorers.reward, recorder),
         args=arguments,
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=AutoTokenizer.from_pretrained(resolve_path(config.policy.path), padding_side="left"),
@@ -109,11 +122,11 @@ def run(config: Any, spec: dict[str, Any], folder: Path) -> None:
     )
     write_settings(folder, config, arguments, spec)
     trainer.train()
-    summary = {"iterations": training.iterations, "seconds": sum(row.get("time/iteration", 0) for row in recorder.rows)}
+    summary = {"iterations": training.iterations, "seconds": recorder.seconds}
     (folder / "summary.json").write_text(json.dumps(summary) + "\n", "utf-8")
 
 
-def reward_of(models: Any, recorder: Any) -> Any:
+def reward_of(tokenizer: Any, scorer: Any, recorder: Any) -> Any:
     """The reward as apa-train reads it: the sampled tokens, the end of text among them.
 
     TRL's own way with a reward model, the decoded completion, drops that token, at which the built-in model was trained
@@ -122,19 +135,18 @@ def reward_of(models: Any, recorder: Any) -> Any:
     from apa_cli.rewards.record import FinishedResponses
 
     def reward(prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        before = models.policy.tokenizer(prompts)["input_ids"]
+        before = tokenizer(prompts)["input_ids"]
         tokens = [first + list(rest) for first, rest in zip(before, completion_ids, strict=True)]
-        finished = FinishedResponses(
-            prompts=prompts, responses=completions, messages=None, columns={}, token_ids=tokens
+        scores: list[float] = scorer(
+            FinishedResponses(prompts=prompts, responses=completions, messages=None, columns={}, token_ids=tokens)
         )
-        scores: list[float] = models.scorer(finished)
         recorder.reward = statistics.fmean(scores)
         return scores
 
     return reward
 
 
-def recorder_of(config: Any, models: Any, held_out: Any, folder: Path, *, steps: int, every: int) -> Any:
+def recorder_of(config: Any, models: Any, scorers: Any, held_out: Any, folder: Path, *, steps: int, every: int) -> Any:
     """A callback that writes a row an iteration: mean reward, seconds, and at the interval the evaluation."""
     from transformers import TrainerCallback
 
@@ -142,11 +154,9 @@ def recorder_of(config: Any, models: Any, held_out: Any, folder: Path, *, steps:
     from apa_cli.training.run import seed_everything
 
     class Recorder(TrainerCallback):
-        def __init__(self) -> None:
-            self.rows: list[dict[str, Any]] = []
-            self.initial: Any = None
-            self.reward = 0.0
-            self.began = (0.0, 0.0)
+        initial: Any = None
+        reward = seconds = 0.0
+        began = (0.0, 0.0)
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.write({"iteration": 0, **self.judge()})
@@ -156,25 +166,23 @@ def recorder_of(config: Any, models: Any, held_out: Any, folder: Path, *, steps:
         def on_step_end(self, arguments: Any, state: Any, control: Any, **__: Any) -> None:
             if state.global_step % steps:
                 return
-            spent = [now - then for now, then in zip(clocks(), self.began, strict=True)]
+            cpu, wall = (now - then for now, then in zip(clocks(), self.began, strict=True))
             iteration = state.global_step // steps
-            row = {"iteration": iteration, "reward/mean": self.reward}
-            row |= {"time/cpu": spent[0], "time/iteration": spent[1]}
+            self.seconds += wall
+            row = {"iteration": iteration, "reward/mean": self.reward, "time/cpu": cpu, "time/iteration": wall}
             if iteration % every == 0 or iteration == config.training.iterations:
                 row |= self.judge()
             self.write(row)
             self.began = clocks()
 
         def judge(self) -> dict[str, float]:
-            model = models.policy.model
-            model.eval()
-            judged = evaluate(models, held_out, config, self.initial and self.initial.opponents)
-            model.train()
+            models.policy.model.eval()
+            judged = evaluate(models, scorers, held_out, config, self.initial and self.initial.opponents)
+            models.policy.model.train()
             self.initial = self.initial or judged
             return judged.metrics
 
         def write(self, row: dict[str, Any]) -> None:
-            self.rows.append(row)
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
 
@@ -189,22 +197,18 @@ def clocks() -> tuple[float, float]:
 def write_settings(folder: Path, config: Any, arguments: Any, spec: dict[str, Any]) -> None:
     from importlib.metadata import version
 
-    from omegaconf import OmegaConf
+    import yaml
 
     content = {
         "seed": config.seed,
         "objective": {"name": "grpo", "kl_coef": spec["beta"]},
         "optimizer": {"learning_rate": spec["rate"]},
         "rollout": {"batch_size": config.rollout.batch_size, "responses_per_prompt": arguments.num_generations},
-        "trl": {"version": version("trl"), **{name: plain(getattr(arguments, name)) for name in KEPT}},
+        "trl": {"version": version("trl"), **json.loads(arguments.to_json_string())},
     }
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(content)), "utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(content), "utf-8")
     words = [f"config={spec['name']}", f"seed={config.seed}"]
-    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(words)), "utf-8")
-
-
-def plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+    (folder / "overrides.yaml").write_text(yaml.safe_dump(words), "utf-8")
 
 
 if __name__ == "__main__":

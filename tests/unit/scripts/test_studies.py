@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from apa_cli.config.compose import compose_raw, to_train_config
 from apa_cli.errors import UserError
@@ -15,28 +15,9 @@ from apa_cli.runs.folders import FINISHED, Run
 
 ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
-spec = importlib.util.spec_from_file_location("measure_methods", ROOT / "scripts" / "measure_methods.py")
-assert spec is not None
-assert spec.loader is not None
-script = importlib.util.module_from_spec(spec)
-sys.modules["measure_methods"] = script
-spec.loader.exec_module(script)
 
-from studies import (  # noqa: E402
-    beside,
-    contestants,
-    critic,
-    group,
-    grpo,
-    grpo_page,
-    offline,
-    page,
-    rewards,
-    runs,
-    stability,
-    steer,
-    trl_runs,
-)
+import measure_methods as script  # noqa: E402
+from studies import critic, figures, group, grpo, offline, page, paper, rewards, runs, stability, steer, trl_grpo  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -144,19 +125,6 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
     assert (tmp_path / "methods_stability.png").stat().st_size > 5000
 
 
-def test_the_level_in_common_is_the_highest_half_nat_that_every_run_comes_to():
-    far = run(1, [], [evaluation(0, 0, 0), evaluation(3, 6.4, 1), evaluation(6, 5.0, 1)])
-    near = run(2, [], [evaluation(0, 0, 0), evaluation(6, 4.7, 1)])
-    assert beside.common_level([far], [near]) == 4.5
-    assert beside.common_level([far]) == 6.0
-    assert beside.common_level([far], [run(3, [], [evaluation(0, 0, 0), evaluation(6, 0.4, 1)])]) is None
-
-
-def test_the_last_third_begins_after_two_thirds_of_the_iterations():
-    rows = [evaluation(0, 0, 9.0), *(evaluation(i, 1.0, float(i)) for i in (2, 4, 5, 6))]
-    assert beside.tail(run(1, [], rows), "eval/evaluator") == 5.5
-
-
 def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Path):
     found = runs.Found()
     apa = group.STEERED
@@ -182,7 +150,7 @@ def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Pat
     assert "in 2 of 4 comparisons; it does in: APA, evaluator at 2 nats, group of 4, scaled; APA" in lines[0]
     row = next(cells(line) for line in lines if line.startswith("| APA") and "| group of 4 |" in line)
     assert row[2:4] == ["4.75 ± 9.53", "10.00 ± 0.00"]
-    assert row[6] == "1.00 ± 0.00"
+    assert row[5] == "1.00 ± 0.00"
     assert (tmp_path / "methods_group.png").stat().st_size > 5000
 
 
@@ -239,28 +207,19 @@ def timed(seed: int, rewards: list[float], cpu: float) -> Run:
     return Run(folder=mine.folder, status=FINISHED, config={"seed": seed, "rollout.batch_size": 10}, rows=mine.rows)
 
 
-def test_reward_per_second_counts_training_alone():
-    mine = timed(1, [0.0, 1.0, 2.0], 3.0)
-    assert grpo_page.reward_over_seconds(mine) == [(0.0, 0.0), (3.0, 1.0), (6.0, 2.0)]
-    assert grpo_page.seconds_until(mine, 1.5) == 4.5
-    assert grpo_page.reward_after(mine, 2.0) == pytest.approx(2 / 3)
-    assert grpo_page.seconds_until(mine, 2.5) is None
-
-
 def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Path):
     found = runs.Found()
 
     def put(contestant: Any, cell: tuple[float, float], tuning: list[float], fresh: list[float], cpu: float) -> None:
         mine = [timed(0, [0.0, *tuning], cpu)]
         mine += [timed(seed, [0.0, end / 2, end], cpu) for seed, end in enumerate(fresh, start=1)]
-        found[contestant.name(*cell)] = mine
+        found[contestant.setting(cell).name] = mine
 
-    put(contestants.APA, (1e-4, 0.1), [0.5, 1.0], [1.0, 1.5], 1.0)  # ends at 2 nats, as TRL's does
-    put(contestants.APA, (3e-4, 0.3), [2.0], [2.0, 3.0], 1.0)
-    put(contestants.GRPO, (3e-4, 0.0), [2.5, 5.0], [4.0, 5.0], 4.0)
-    chosen = contestants.choices(found, SIZE)
-    assert (chosen["APA"].cell, chosen["APA"].nearest) == ((3e-4, 0.3), (1e-4, 0.1))
-    assert chosen["TRL's GRPO"].cells == [(3e-4, 0.0)]
+    put(grpo.APA, (1e-4, 0.1), [0.5, 1.0], [1.0, 1.5], 1.0)  # ends at 2 nats, as TRL's does
+    put(grpo.APA, (3e-4, 0.3), [2.0], [2.0, 3.0], 1.0)
+    put(grpo.GRPO, (3e-4, 0.0), [2.5, 5.0], [4.0, 5.0], 4.0)
+    chosen = grpo.choices(found, SIZE)
+    assert chosen == {grpo.APA: (((3e-4, 0.3), (1e-4, 0.1)), True), grpo.GRPO: (((3e-4, 0.0),) * 2, True)}
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0] == (
         "The evaluator's reward compared with TRL's GRPO. Per rollout (mean over training): APA is lower; per second "
@@ -280,18 +239,18 @@ def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Pa
     row = next(cells(line) for line in lines if line.startswith("| APA | 0.0003 |"))
     assert row[2:4] == ["λ 0.3", "2.50 ± 6.35"]
     assert row[6:8] == ["8 ± 21", "12 ± 32"]
-    assert "| TRL's GRPO, β 0 | – | 5.00 (2.00) |" in lines
+    assert "| TRL's GRPO, β 0 | – | **5.00 (2.00)** |" in lines
     assert (tmp_path / "methods_grpo.png").stat().st_size > 5000
 
 
 def test_without_trl_ours_are_shown_alone(tmp_path: Path):
     nothing = tmp_path / "python"
-    assert trl_runs.why_not(str(nothing)) == f"{nothing}: No such file or directory"
+    assert trl_grpo.why_not(str(nothing)) == f"{nothing}: No such file or directory"
     nothing.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'trl'\" >&2; exit 1\n", "utf-8")
     nothing.chmod(0o755)
-    assert trl_runs.why_not(str(nothing)) == f"{nothing}: ModuleNotFoundError: No module named 'trl'"
+    assert trl_grpo.why_not(str(nothing)) == f"{nothing}: ModuleNotFoundError: No module named 'trl'"
     found = runs.Found()
-    found[contestants.APA.name(1e-4, 0.1)] = [timed(seed, [0.0, 1.0], 1.0) for seed in (0, 1, 2)]
+    found[grpo.APA.setting((1e-4, 0.1)).name] = [timed(seed, [0.0, 1.0], 1.0) for seed in (0, 1, 2)]
     lines = grpo.lines(found, SIZE, tmp_path)
     assert lines[0].startswith("TRL's GRPO was not run")
     assert any(line.startswith("| APA | 0.0001 | λ 0.1 |") for line in lines)
@@ -300,12 +259,11 @@ def test_without_trl_ours_are_shown_alone(tmp_path: Path):
 def test_trl_is_given_the_same_reward_prompts_and_judge(tmp_path: Path):
     pytest.importorskip("trl", reason="trl is not installed: pip install 'apa-cli[bench]'")
     size = runs.Size(quick=True, seeds=(3,), iterations=2, prompts=4)
-    cells_ = {"grpo_x": (1e-4, 0.04)}
-    trl_runs.make(cells_, size, tmp_path, evaluations=1, jobs=1, python=sys.executable)
-    ours = [runs.Setting(name="apa_x", recipe="reviews_apa_group", keys={}, evaluations=1)]
-    runs.make(ours, size, tmp_path, jobs=1, keep_weights=False)
-    theirs = [runs.Setting(name="grpo_x", recipe="", keys={})]
-    found = runs.read([*ours, *theirs], size, tmp_path)
+    ours = runs.Setting(name="apa_x", recipe="reviews_apa_group", keys={}, evaluations=1)
+    keys = {"optimizer.learning_rate": 1e-4, "objective.kl_coef": 0.04}
+    theirs = runs.Setting(name="grpo_x", recipe=None, keys=keys, evaluations=1)
+    runs.make(iter([([ours, theirs], size.seeds)]), size, tmp_path, jobs=1, keep_weights=False)
+    found = runs.read([ours, theirs], size.seeds, tmp_path)
     (mine,), (other,) = found["apa_x"], found["grpo_x"]
     assert [row["iteration"] for row in other.rows] == [0, 1, 2]
     judged = ("eval/evaluator", "eval/reward", "eval/entropy", "eval/kl_exact")
@@ -318,7 +276,7 @@ def test_trl_is_given_the_same_reward_prompts_and_judge(tmp_path: Path):
 
 @pytest.mark.parametrize("study", script.STUDIES)
 def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Path):
-    settings = script.STUDIES[study].settings(SIZE)
+    settings = [setting for setting in script.STUDIES[study].settings(SIZE) if setting.recipe is not None]
     names = [setting.name for setting in settings]
     assert len(set(names)) == len(names)
     (tmp_path / "config").mkdir()
@@ -359,29 +317,26 @@ def test_offline_is_compared_with_the_start_and_apa_with_awr_at_equal_kl(tmp_pat
     assert (tmp_path / "methods_offline.png").stat().st_size > 5000
 
 
-def test_sizes_are_as_said():
-    for study, count in (("steer", 12), ("stability", 30), ("group", 7), ("critic", 5), ("grpo", 18), ("offline", 6)):
-        size = script.size_of(script.parse([study]))
-        assert (len(script.STUDIES[study].settings(size)), list(size.seeds), size.iterations) == (count, [1, 2, 3], 60)
-        quick = script.size_of(script.parse([study, "--quick"]))
-        few = 2 if study == "offline" else 3
-        assert (len(script.STUDIES[study].settings(quick)), list(quick.seeds)) == (few, [1])
-    both = script.parse(["stability", "group", "--seeds", "1"])
-    assert (both.studies, list(script.size_of(both).seeds)) == (["stability", "group"], [1])
-
-
 def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
     place = tmp_path / "methods.md"
-    place.write_text(script.PAGE.read_text("utf-8"), "utf-8")
+    place.write_text("Before.\n<!-- steer: by whom -->\nold\n<!-- end of steer -->\nAfter.\n", "utf-8")
     page.write(place, "steer", ["first"])
-    page.write(place, "steer", ["one", "two"])
-    page.write(place, "stability", ["three"])
-    text, marker = place.read_text("utf-8"), "written by scripts/measure_methods.py"
-    assert f"<!-- steer: {marker} steer -->\none\ntwo\n<!-- end of steer -->" in text
-    assert f"<!-- stability: {marker} stability -->\nthree\n<!-- end of stability -->" in text
-    assert text.split("<!-- steer")[0] == script.PAGE.read_text("utf-8").split("<!-- steer")[0]
-    with pytest.raises(UserError, match="no place for nothing"):
-        page.write(place, "nothing", [])
+    page.write(place, "steer", [r"one \1", "two"])
+    kept = "Before.\n<!-- steer: by whom -->\none \\1\ntwo\n<!-- end of steer -->\nAfter.\n"
+    assert place.read_text("utf-8") == kept
+    page.write(place, "more", ["text"])
+    page.write(place, "more", ["new"])
+    assert place.read_text("utf-8").startswith(kept) and "\nnew\n<!-- end of more -->" in place.read_text("utf-8")
+    for name in (*script.STUDIES.keys() - {"paper", "figures"},):
+        assert f"<!-- {name}: " in (ROOT / script.PAGE).read_text("utf-8")
+
+
+def test_details_go_to_a_page_of_their_own_with_a_link(tmp_path: Path):
+    file = tmp_path / "methods.md"
+    file.write_text("<!-- steer: written -->\n<!-- end of steer -->\n", "utf-8")
+    page.write(file, "steer", ["In short.", "", page.DETAILS, "| a |", "| --- |"])
+    assert "In short.\n\nAll figures: [tables/steer.md](tables/steer.md).\n<!-- end" in file.read_text("utf-8")
+    assert (tmp_path / "tables" / "steer.md").read_text("utf-8").endswith("explains them.\n\n| a |\n| --- |\n")
 
 
 def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -409,9 +364,94 @@ def test_what_a_length_penalty_costs(tmp_path: Path):
     assert (tmp_path / "methods_rewards.png").stat().st_size > 5000
 
 
-def test_details_go_to_a_page_of_their_own_with_a_link(tmp_path: Path):
-    file = tmp_path / "methods.md"
-    file.write_text("<!-- steer: written by scripts/measure_methods.py steer -->\n<!-- end of steer -->\n", "utf-8")
-    page.write(file, "steer", ["In short.", "", page.DETAILS, "| a |", "| --- |"])
-    assert "In short.\n\nAll figures: [tables/steer.md](tables/steer.md).\n<!-- end" in file.read_text("utf-8")
-    assert (tmp_path / "tables" / "steer.md").read_text("utf-8").endswith("explains them.\n\n| a |\n| --- |\n")
+def paper_runs() -> runs.Found:
+    """Of a quick grid. At 2 nats APA earns 1 + seed / 100, PPO 0.5 + seed / 100; AWR has collapsed everywhere."""
+    found, grid = runs.Found(), paper.grid(QUICK)
+    ends = {"APA": (2.0, 1.0), "PPO": (1.0, 1.0), "AWR": (0.2, 0.3)}
+    for each in grid.contestants:
+        reward, entropy = ends[each.title]
+        for cell in grid.cells(each):
+            for seed in (0, 1, 2):
+                end = reward + seed / 50 - (cell[1] != each.values[0]) * (1 if seed == 0 else -5)
+                mine = run(seed, [2.0] * 6, [evaluation(0, 0, 0), evaluation(6, 4.0, end, entropy=entropy)])
+                for row in mine.rows:
+                    row["eval/distinct_2"] = 0.5  # type: ignore[index]
+                found.setdefault(each.setting(cell).name, []).append(mine)
+    return found
+
+
+QUICK = runs.Size(quick=True, seeds=(1, 2), iterations=6, prompts=8)
+
+
+def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_path: Path):
+    text = "\n".join(paper.lines(paper_runs(), QUICK, tmp_path / "images"))
+    # The other knobs are better with fresh seeds, which choose nothing.
+    assert "- (a) evaluator reward at 2 nats: APA is higher than PPO by 0.50 ± 0.00 over 2 pairs of seeds" in text
+    assert "- (c) entropy at the end: APA is higher than AWR by 0.700 ± 0.000 nats" in text
+    assert "- (a) evaluator reward at 5 nats: fewer than two seeds in which APA and PPO both reach it" in text
+    assert "- (c) entropy at the end: the same for APA and PPO over 2 pairs of seeds" in text
+    equal = "**(a) Reward at equal KL.** Against PPO: supported: at 2 nats; not decided by these runs: at 5 nats, at 10"
+    assert equal in text
+    assert "| APA | 0.0001 | λ 0.1 | learning rate, knob | 2.00 | 2.03 ± 0.13 | 4.00 ± 0.00 | 1, 2 | 0 of 2 |" in text
+    assert "Every AWR setting of the grid collapsed; the best of them was taken." in text
+    assert "| AWR, λ 0.5 | **0.20 (4.00) collapsed** |" in text
+    assert len(list((tmp_path / "images").glob("results_*.png"))) == 5
+
+
+def test_the_paper_runs_its_grid_then_the_chosen_and_then_their_other_knobs():
+    whole = runs.Size(quick=False, seeds=range(1, 6), iterations=60, prompts=128)
+    assert (len(paper.settings(whole)), paper.planned(whole)) == (27, 3 * (9 + 5 + 2 * 3))
+    stages = [(len(settings), list(seeds)) for settings, seeds in paper.stages(QUICK, paper_runs)]
+    assert stages == [(6, [0]), (3, [1, 2]), (3, [1, 2])]
+    assert [(len(s), list(seeds)) for s, seeds in grpo.stages(SIZE, runs.Found)] == [(18, [0]), (0, [1, 2])]
+
+
+def test_other_recipes_need_learning_rates_an_evaluator_and_three_objectives(tmp_path: Path, monkeypatch: Any):
+    blind, mine = tmp_path / "blind.yaml", tmp_path / "mine.yaml"
+    blind.write_text("defaults: [reviews_apa]\nevaluation: {reward: {kind: none, function: null}}\n", "utf-8")
+    mine.write_text("defaults: [reviews_apa]\n", "utf-8")
+    for recipes, problem in ((f"{blind},reviews_ppo,reviews_awr", "has no separate evaluator"),
+                             ("reviews_apa,reviews_ppo,reviews_apa", "give one each")):  # fmt: skip
+        with pytest.raises(UserError, match=problem):
+            paper.recipes_of(recipes)
+    recipes = f"reviews_ppo,{mine},reviews_awr"
+    assert paper.recipes_of(recipes) == {"apa": str(mine), "ppo": "reviews_ppo", "awr": "reviews_awr"}
+    monkeypatch.setattr(paper, "TASK", paper.Task(recipes=recipes))
+    with pytest.raises(UserError, match="--learning-rates: no default"):
+        paper.settings(SIZE)
+    monkeypatch.setattr(paper, "TASK", paper.Task(recipes=recipes, rates=(1e-4,)))
+    assert {setting.recipe for setting in paper.settings(SIZE)} == {str(mine), "reviews_ppo", "reviews_awr"}
+
+
+def test_the_readme_tells_before_and_after(tmp_path: Path):
+    mine = run(1, [], [evaluation(0, -0.001, 0.5), evaluation(6, 4.0, 1.5, entropy=0.9)])
+    mine = Run(folder=tmp_path, status=FINISHED, rows=mine.rows, summary={"seconds": 37.6})
+    text = figures.lines(runs.Found({"readme_apa": [mine]}), SIZE, tmp_path)
+    assert text[-1] == "| `reviews_apa` | 0.50 → 1.50 | 0.50 → 1.50 | 0.00 → 4.00 | 1.00 → 0.90 | 1.00 → 1.00 | 38 s |"
+
+
+def leave(folder: Path, name: str, **files: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "overrides.yaml").write_text(yaml.safe_dump([f"config={name}"]), "utf-8")
+    (folder / "config.yaml").write_text("seed: 1", "utf-8")
+    (folder / "checkpoints").mkdir()
+    for file, text in files.items():
+        (folder / f"{file}.json").write_text(text, "utf-8")
+    return folder
+
+
+def test_runs_are_read_by_setting_and_their_weights_dropped(tmp_path: Path):
+    setting = steer.fixed(0.1)
+    done = leave(tmp_path / "runs" / "done", setting.name, summary='{"iterations": 6}')
+    going = leave(tmp_path / "runs" / "going", setting.name)
+    leave(tmp_path / "runs" / "stopped", setting.name, failed='{"error": "loss is NaN"}')
+    found = runs.read([setting], [1], tmp_path)
+    assert [run.folder for run in found[setting.name]] == [done]
+    assert found.failures["stopped"] == "loss is NaN" and set(found.failures) == {"going", "stopped"}
+    said = page.circumstances(found, SIZE, planned=3)
+    assert "Only 1 of 3 runs are there" in said and "`stopped` (loss is NaN)" in said
+    runs.drop_weights(tmp_path / "runs")
+    assert not (done / "checkpoints").exists() and (going / "checkpoints").exists()
+    runs.write_recipes(tmp_path, {setting.name: setting.content(SIZE)})
+    with pytest.raises(UserError, match="holds other runs named"):
+        runs.write_recipes(tmp_path, {setting.name: steer.fixed(0.2).content(SIZE)})

@@ -1,0 +1,110 @@
+"""The studies' pictures: lines over training or over KL, and heat maps over a grid of settings."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apa_cli.runs.folders import Run
+from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy, whole_iterations
+from studies.measures import Points
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = (BLUE, ORANGE, GREEN, "#56B4E9", "#E69F00")
+KL = "KL from the initial policy, nats per response"
+EVALUATOR = "separate evaluator"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    label: str
+    colour: str
+    runs: Sequence[Run]
+    style: str = "-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    title: str
+    of: Callable[[Run], Points]
+    lines: Sequence[Line]
+    x: str = "iteration"
+    y: str = ""
+    mean_only: bool = False
+    levels: Sequence[float] = ()  # dashed lines across
+    bands: Sequence[tuple[float, float]] = ()
+    log: bool = False
+
+
+def curves(path: Path, alt: str, panels: Sequence[Panel], *, same_y: bool = False) -> str:
+    """Each seed's points, thin, and the mean over the seeds with as many points. Returns the picture's Markdown."""
+    figure = new_figure(min(13.5, 5.7 * len(panels)), 4.4)
+    for axes, panel in zip(figure.subplots(1, len(panels), sharey=same_y, squeeze=False)[0], panels, strict=True):
+        for line in panel.lines:
+            _draw(axes, [found for run in line.runs if (found := panel.of(run))], line, panel.mean_only)
+        for level in panel.levels:
+            axes.axhline(level, color=GREY, linewidth=0.8, linestyle="--")
+        for low, high in panel.bands:
+            axes.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
+        if panel.log:
+            axes.set_yscale("log")
+        tidy(axes, panel.title)
+        axes.set_xlabel(panel.x)
+        axes.set_ylabel(panel.y)
+        if panel.x == "iteration":
+            whole_iterations(axes)
+    return save(figure, path, alt)
+
+
+def _draw(axes: Any, seeds: Sequence[Points], line: Line, mean_only: bool) -> None:
+    look = {"color": line.colour, "linestyle": line.style}
+    for points in () if mean_only else seeds:
+        axes.plot(*zip(*points, strict=True), **look, linewidth=0.8, alpha=0.4)
+    whole = [points for points in seeds if len(points) == max(map(len, seeds))]
+    if whole:
+        mean = [[statistics.fmean(values) for values in zip(*step, strict=True)] for step in zip(*whole, strict=True)]
+        axes.plot(*zip(*mean, strict=True), **look, linewidth=1.5, label=line.label)
+
+
+def heat(
+    path: Path,
+    alt: str,
+    panels: Mapping[str, Mapping[tuple[float, float], tuple[float, str]]],
+    rows: Sequence[float],
+    columns: Sequence[float],
+    *,
+    names: tuple[str, str, str],
+    below: str,
+) -> str:
+    """A map a panel: of (row, column) a share from 0 to 1, its colour, and a text. `names`: row, column, share."""
+    figure = new_figure(4.2 * len(panels), 4.4)
+    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, cells) in zip(places, panels.items(), strict=True):
+        shares = [
+            [cells[row, column][0] if (row, column) in cells else float("nan") for column in columns] for row in rows
+        ]
+        image = axes.imshow(shares, vmin=0, vmax=1, cmap="Reds", aspect="auto")
+        for (y, row), (x, column) in ((a, b) for a in enumerate(rows) for b in enumerate(columns)):
+            share, text = cells.get((row, column), (0.0, "–"))
+            colour = "white" if share > 0.6 else "black"
+            axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color=colour)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+        axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+        axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+        axes.set_xlabel(names[1])
+        axes.spines[:].set_visible(False)
+    places[0].set_ylabel(names[0])
+    figure.colorbar(image, ax=list(places), label=names[2])
+    figure.supxlabel(below, fontsize=8.5, color="#555555")
+    return save(figure, path, alt)
+
+
+def save(figure: Figure, path: Path, alt: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    return f"![{alt}]({path.parent.name}/{path.name})"

@@ -1,0 +1,304 @@
+"""APA beside PPO and AWR, tuned alike, and what the runs say about the paper's four claims.
+
+Another task than the built-in one: --recipe names three recipes, each with a separate evaluator, evaluation.reward.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+from apa_cli.config.compose import compose_train
+from apa_cli.config.sources import is_path
+from apa_cli.errors import UserError
+from apa_cli.runs.figures import frontier
+from apa_cli.runs.folders import Run
+from apa_cli.runs.settings import Setting as Line_
+from studies import draw, measures
+from studies.draw import COLOURS, Line, Panel
+from studies.measures import CONTRADICTED, SUPPORTED, UNDECIDED, Difference, Measure
+from studies.page import DETAILS, table
+from studies.runs import Found, Setting, Size, Stages
+from studies.tuning import TUNING_SEED, Contestant, Grid
+
+TITLE = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
+DURATION = "60 runs, 35 to 45 minutes on two CPU cores; other tasks by --recipe"
+PAGE = "docs/results.md"
+SEEDS, QUICK_SEEDS = 5, 2
+KNOBS = {"apa": ("λ", "kl_lambda", (0.1, 0.3, 1.0)), "ppo": ("β", "kl_coef", (0.02, 0.05, 0.2)),
+         "awr": ("λ", "kl_lambda", (0.5, 1.0, 2.0))}  # fmt: skip
+BUILT_IN, RATES, REWARDS = "reviews", (3e-5, 1e-4, 3e-4), (1.0, 1.5)
+KL_LEVELS = (2.0, 5.0, 10.0)  # nats per response
+CLAIMS = {
+    "a": ("Reward at equal KL", "at the same KL from the initial policy, APA earns more of the evaluator's reward."),
+    "b": ("KL over training", "APA stays closer to the initial policy, and moves away from it more steadily."),
+    "c": ("Collapse", "APA keeps more entropy and more different responses."),
+    "d": ("Reward per rollout", "APA reaches a higher reward with the same number of sampled responses."),
+}
+
+
+RULE = (
+    f"{measures.HALF} (Student's t). A difference is APA's value minus the rival's with the same seed. A claim is "
+    f"*{SUPPORTED}* if the interval of these differences is entirely on its side of zero, *{CONTRADICTED}* if it is "
+    f"entirely on the other side, and otherwise *{UNDECIDED}*. KL is the k1 estimate, in nats per response."
+)
+CHOICE = (
+    "Rule, fixed before the runs: of the tuning grid (one seed, the same learning rates for every objective), the "
+    "setting with the highest evaluator reward at the end that did not collapse. Collapsed means an entropy below "
+    f"{measures.COLLAPSED_ENTROPY:g} of its initial value, or fewer than {measures.COLLAPSED_UNIQUE:.0%} different "
+    "responses. Everything else on this page is judged on fresh seeds."
+)
+LIMITS = (
+    "One task and one policy: the results say nothing about other models, prompts or rewards.",
+    "The separate evaluator is a proxy too: it does not replace human judgement.",
+    "Settings were chosen with one seed from a small grid. Fresh seeds keep that luck out of the figures, not out of "
+    "the choice. Knobs of different objectives have no common scale.",
+    "Reward at equal KL is interpolated linearly between two evaluations, at the first crossing. Seeds that do not "
+    "reach a level are left out there, and only pairs in which both reach it are compared.",
+    "Less KL is not better in itself: read (b) together with (a).",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Learning rates of all objectives, and evaluator rewards up to which rollouts are counted."""
+
+    recipes: str = BUILT_IN
+    rates: tuple[float, ...] = ()
+    rewards: tuple[float, ...] = ()
+
+
+TASK = Task()  # set by the command's options
+
+
+@lru_cache
+def recipes_of(text: str) -> Mapping[str, str]:
+    """The recipe of each objective: of PREFIX_apa, PREFIX_ppo and PREFIX_awr, or of three names or files."""
+    names = text.split(",") if "," in text else [f"{text}_{objective}" for objective in KNOBS]
+    names = [os.path.abspath(name) if is_path(name) else name for name in names]
+    found = {}
+    for name in names:
+        config = compose_train([f"config={name}"])
+        if not config.evaluation.reward.given:
+            raise UserError(f"--recipe {name}", "has no separate evaluator", "set evaluation.reward in it")
+        found[config.objective.name] = name
+    if set(found) != set(KNOBS) or len(names) != len(KNOBS):
+        raise UserError(f"--recipe {text}", f"has the objectives {', '.join(found)}", "give one each of apa, ppo, awr")
+    return {objective: found[objective] for objective in KNOBS}
+
+
+def grid(size: Size) -> Grid:
+    rates = TASK.rates or (RATES if TASK.recipes == BUILT_IN else ())
+    if not rates:
+        raise UserError("--learning-rates", "no default for this recipe", "give some: --learning-rates 1e-6,3e-6,1e-5")
+    return _grid(TASK.recipes, rates[len(rates) // 2 :][:1] if size.quick and not TASK.rates else rates, size.quick)
+
+
+@lru_cache
+def _grid(recipes: str, rates: tuple[float, ...], quick: bool) -> Grid:
+    found = []
+    for (objective, recipe), colour in zip(recipes_of(recipes).items(), COLOURS, strict=False):
+        knob, key, values = KNOBS[objective]
+        found.append(Contestant(
+            title=objective.upper(), stem=objective, knob=knob, key=f"objective.{key}", colour=colour, recipe=recipe,
+            values=values[:2] if quick else values, keys={"objective.kl_target": None},
+        ))  # fmt: skip
+    return Grid(contestants=found, rates=rates)
+
+
+def settings(size: Size) -> list[Setting]:
+    return grid(size).settings()
+
+
+def seeds_of_others(size: Size) -> Sequence[int]:
+    """Of the knobs that were not chosen: they show the trade-off, and no claim rests on them."""
+    return size.seeds[: max(2, len(size.seeds) - 2)]
+
+
+def planned(size: Size) -> int:
+    values = [len(each.values) for each in grid(size).contestants]
+    return len(settings(size)) + sum(len(size.seeds) + (n - 1) * len(seeds_of_others(size)) for n in values)
+
+
+def stages(size: Size, read: Callable[[], Found]) -> Stages:
+    """Tune each objective on one seed; then the chosen settings with fresh seeds, and their other knobs with fewer."""
+    yield settings(size), [TUNING_SEED]
+    chosen = {each: cell for each, (cell, _) in grid(size).chosen(read()).items()}
+    yield [each.setting(cell) for each, cell in chosen.items()], size.seeds
+    others = [(each, (rate, v)) for each, (rate, value) in chosen.items() for v in each.values if v != value]
+    yield [each.setting(cell) for each, cell in others], seeds_of_others(size)
+
+
+def claims() -> list[Measure]:
+    """What the paper's four claims come down to here."""
+    rewards = TASK.rewards or (REWARDS if TASK.recipes == BUILT_IN else ())
+
+    def last(name: str) -> Callable[[Run], float | None]:
+        return lambda run: run.last(f"eval/{name}")
+
+    found = [
+        *(("a", f"evaluator reward at {level:g} nats", f"at {level:g} nats", "", 2, 1,
+           partial(measures.reward_at_kl, level=level)) for level in KL_LEVELS),
+        ("b", "KL at the end", "at the end", " nats", 2, -1, partial(measures.tail, name="kl/to_init", part=10)),
+        ("b", "back-and-forth of KL", "back-and-forth", " nats", 3, -1, measures.back_and_forth),
+        ("c", "entropy at the end", "entropy", " nats", 3, 1, last("entropy")),
+        ("c", "different responses at the end", "different responses", "", 3, 1, last("unique_fraction")),
+        ("c", "distinct-2 at the end", "distinct-2", "", 3, 1, last("distinct_2")),
+        ("d", "evaluator reward, mean over training", "mean over training", "", 2, 1, measures.over_training),
+        *(("d", f"responses sampled until evaluator reward {level:g}", f"until {level:g}", " responses", 0, -1,
+           partial(measures.cost_until, level=level)) for level in rewards),
+    ]  # fmt: skip
+    names = ("claim", "name", "short", "unit", "digits", "direction", "of")
+    return [Measure(**dict(zip(names, each, strict=True))) for each in found]  # type: ignore[arg-type]
+
+
+def lines(found: Found, size: Size, pictures: Path) -> list[str]:
+    """Raises UserError where an objective has no run of the chosen setting with a fresh seed."""
+    all_cells = grid(size)
+    chosen = all_cells.chosen(found)
+    tuned = {each: all_cells.fresh(found, each, cell) for each, (cell, _) in chosen.items()}
+    if lacking := [each.title for each in all_cells.contestants if not tuned.get(each)]:
+        raise UserError(", ".join(lacking), "no finished run of the chosen setting with a fresh seed", "run them")
+    ours, *rivals = ((each.title, runs) for each, runs in tuned.items())
+    differences = [measures.compare(ours, rival, each) for each in claims() for rival in rivals]
+    knobs = {(each, value): runs for each, (cell, _) in chosen.items() for value in each.values
+             if (runs := all_cells.fresh(found, each, (cell[0], value)))}  # fmt: skip
+    drawn = [Line(label=f"{each.title}, {each.said(chosen[each][0][1])}", colour=each.colour, runs=runs)
+             for each, runs in tuned.items()]  # fmt: skip
+    listed = {v: [f"- ({d.measure.claim}) {d.sentence()}" for d in differences if d.verdict == v] or ["- nothing"]
+              for v in (CONTRADICTED, SUPPORTED, UNDECIDED)}  # fmt: skip
+    said = [_setup(size, ours[1][0]), "", RULE, "", "## In short", ""]
+    said += [*(_short(claim, differences, rivals) for claim in CLAIMS), "", _over_kl(drawn, pictures)]
+    for verdict in (CONTRADICTED, SUPPORTED):
+        said += ["", f"{verdict.capitalize()}:", "", *listed[verdict]]
+    undecided = sum(d.verdict == UNDECIDED for d in differences)
+    said += ["", f"{undecided} of {len(differences)} comparisons are {UNDECIDED}; the tables below have their figures."]
+    said += ["", "## How the settings were chosen", "", CHOICE, "", *_choices(all_cells, found, tuned), ""]
+    for claim, (title, statement) in CLAIMS.items():
+        said += [f"## ({claim}) {title}", "", f"Claim: {statement}", "", *_claim(claim, tuned, differences), ""]
+        said += [*_EXTRA[claim](drawn, knobs, pictures), ""]
+    said += ["## Limits", "", *_limits(list(tuned.values()), len(differences))]
+    said += ["", DETAILS, "## The tuning grid", "", *table(*all_cells.table(found)), ""]
+    return [*said, f"## Comparisons that are {UNDECIDED}", "", *listed[UNDECIDED]]
+
+
+def _setup(size: Size, run: Run) -> str:
+    """What is trained, on whose reward and before which judge."""
+    config = run.config
+    places = ("evaluation.reward", "reward")
+    judge, reward = (config.get(f"{name}.function") or config.get(f"{name}.path") for name in places)
+    recipes = ", ".join(f"`{Path(recipe).name}`" for recipe in recipes_of(TASK.recipes).values())
+    return (
+        f"Recipes {recipes}: the policy `{config.get('policy.path')}` is rewarded by `{reward}` and judged on "
+        f"{config.get('evaluation.prompts')} held-out prompts by `{judge}`, which training never sees."
+    )
+
+
+def _short(claim: str, differences: Sequence[Difference], rivals: Sequence[tuple[str, Sequence[Run]]]) -> str:
+    """Where it holds against whom."""
+    parts = []
+    for name, _ in rivals:
+        of = [d for d in differences if d.measure.claim == claim and d.theirs == name]
+        groups = {v: [d.measure.short for d in of if d.verdict == v] for v in (SUPPORTED, CONTRADICTED, UNDECIDED)}
+        told = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items() if names)
+        parts.append(f"Against {name}: {told}.")
+    return f"- **({claim}) {CLAIMS[claim][0]}.** {' '.join(parts)}"
+
+
+def _choices(cells: Grid, found: Found, tuned: Mapping[Contestant, Sequence[Run]]) -> list[str]:
+    header = ["", "learning rate", "knob", "at the edge of the grid", "evaluator, tuning seed", "evaluator", "KL",
+              "seeds", "collapsed, tuning grid"]  # fmt: skip
+    rows, collapsed = [], []
+    for each, (cell, free) in cells.chosen(found).items():
+        edges = (("learning rate", cells.rates, cell[0]), ("knob", each.values, cell[1]))
+        edge = ", ".join(name for name, values, value in edges if value in (values[0], values[-1])) or "no"
+        row = [each.title, f"{cell[0]:g}", each.said(cell[1]), edge]
+        row += [measures.shown(cells.tuned(found, each)[cell], "eval/evaluator")]
+        row += [measures.shown(tuned[each], "eval/evaluator"), measures.shown(tuned[each], "eval/kl")]
+        tried = [run for runs in cells.tuned(found, each).values() for run in runs]
+        rows.append([*row, ", ".join(str(run.seed) for run in tuned[each]), _collapsed(tried)])
+        collapsed += [] if free else [f"Every {each.title} setting of the grid collapsed; the best of them was taken."]
+    return [*table(header, rows), *(line for words in collapsed for line in ("", words))]
+
+
+def _collapsed(runs: Sequence[Run]) -> str:
+    return f"{sum(map(measures.collapsed, runs))} of {len(runs)}"
+
+
+def _claim(claim: str, tuned: Mapping[Contestant, Sequence[Run]], differences: Sequence[Difference]) -> list[str]:
+    ours, *rivals = (each.title for each in tuned)
+    rows = []
+    for what in (each for each in claims() if each.claim == claim):
+        beside = [d for d in differences if d.measure.name == what.name]
+        row = [f"{what.name}, nats" if what.unit == " nats" else what.name]
+        row += [measures.shown(runs, what.of, what.digits) for runs in tuned.values()]
+        rows.append([*row, *(f"{measures.spread(d.value, what.digits)}: {d.verdict}" for d in beside)])
+    return table(["", *(each.title for each in tuned), *(f"{ours} − {rival}" for rival in rivals)], rows)
+
+
+Knobs = Mapping[tuple[Contestant, float], Sequence[Run]]
+
+
+def _over_kl(drawn: Sequence[Line], pictures: Path) -> str:
+    panel = Panel(title="Tuned settings", of=measures.reward_over_kl, lines=drawn, x=draw.KL, y=draw.EVALUATOR)
+    return draw.curves(pictures / "results_reward_kl.png", "Separate evaluator against KL", [panel])
+
+
+def _knobs(drawn: Sequence[Line], knobs: Knobs, pictures: Path) -> list[str]:
+    names = {"KL": "eval/kl", "evaluator": "eval/evaluator", "training reward": "eval/reward"}
+    rows = [
+        [each.title, each.said(value), ", ".join(str(run.seed) for run in runs),
+         *(measures.shown(runs, name) for name in names.values()), _collapsed(runs)]
+        for (each, value), runs in knobs.items()
+    ]  # fmt: skip
+    ends = [Line_(line=each.title, knob=each.said(value), runs=tuple(runs)) for (each, value), runs in knobs.items()]
+    picture = draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end")
+    words = "At the end of training, for each KL knob at the chosen learning rate:"
+    return [words, "", *table(["", "knob", "seeds", *names, "collapsed"], rows), "", picture]
+
+
+def _training(name: str, alt: str, panels: Mapping[str, tuple[str, str]]) -> Callable[..., list[str]]:
+    def lines(drawn: Sequence[Line], knobs: Knobs, pictures: Path) -> list[str]:
+        made = [Panel(title=title, of=partial(measures.points, x="iteration", y=metric), lines=drawn, y=unit)
+                for metric, (title, unit) in panels.items()]  # fmt: skip
+        return [draw.curves(pictures / f"results_{name}.png", alt, made)]
+
+    return lines
+
+
+def _per_rollout(drawn: Sequence[Line], knobs: Knobs, pictures: Path) -> list[str]:
+    panel = Panel(title="Separate evaluator", of=measures.reward_over_rollouts, lines=drawn, x="sampled responses",
+                  y=draw.EVALUATOR, levels=TASK.rewards or REWARDS)  # fmt: skip
+    return [draw.curves(pictures / "results_rollouts.png", "Reward per rollout", [panel])]
+
+
+_EXTRA: dict[str, Callable[..., list[str]]] = {
+    "a": _knobs,
+    "b": _training("kl", "KL over training", {"kl/to_init": ("KL from the initial policy", "nats per response")}),
+    "c": _training("collapse", "Collapse", {
+        "policy/entropy": ("Entropy", "nats per token"),
+        "policy/unique_fraction": ("Different responses", "fraction of a rollout"),
+        "policy/distinct_2": ("Distinct-2", "different bigrams / bigrams"),
+    }),
+    "d": _per_rollout,
+}  # fmt: skip
+
+
+def _limits(tuned: Sequence[Sequence[Run]], comparisons: int) -> list[str]:
+    """With what differs between the recipes besides what is tuned, or says which run it is."""
+    runs = [mine[0] for mine in tuned]
+    ours = ("seed", "output_dir", "optimizer.learning_rate", "tracking.")
+    ours += tuple(f"objective.{name}" for name in ("name", "kl_lambda", "kl_coef", "kl_target"))
+    keys = dict.fromkeys(key for run in runs for key in run.config if not key.startswith(ours))
+    other = [key for key in keys if len({str(run.config.get(key)) for run in runs}) > 1]
+    words = [f"`{key}` ({', '.join(f'{r.objective} {r.config.get(key)}' for r in runs)})" for key in other]
+    chance = (
+        f"At least {min(map(len, tuned))} seeds per setting, and {comparisons} comparisons at 95 % each, without "
+        f"correction: if all true differences were zero, about {comparisons / 20:.1g} of them would still be called "
+        "supported or contradicted."
+    )
+    differ = f"Besides the objective, learning rate and knob, the recipes differ in: {'; '.join(words)}."
+    return [f"- {line}" for line in (*LIMITS[:2], chance, *LIMITS[2:], *([differ] if words else []))]
