@@ -139,7 +139,7 @@ def _prepare(
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     modules = check_functions(config)
-    plan = announce_models(config, runtime, tracker)
+    plan = announce_models(config, runtime, tracker.note)
     models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
     scorers = load_scorers(config, models.policy, runtime, modules=modules)
     check_agreement(models.policy, models.reference, models.value, config)
@@ -183,7 +183,7 @@ def _prepare(
         tracker.note(f"evaluating on {held_out.describe()}")
     for line in dict.fromkeys([*prompts.findings.lines(), *held_out.findings.lines()]):
         tracker.warn(line)
-    announce_estimates(plan, config, runtime, rows, tracker)
+    announce_estimates(plan, config, runtime, rows, tracker.note, tracker.warn)
     _say_how_it_is_read(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,
