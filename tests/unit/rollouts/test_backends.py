@@ -199,9 +199,10 @@ def test_rows_that_have_ended_cost_nothing(policy_dir):
     assert sum(seen[1:]) < 2 * counted  # at most half of a batch's rows are idle
 
 
-def test_an_engine_leaves_the_random_states_as_a_draw_of_seeds_would(policy_dir):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_seed_decides_a_rollout_and_the_random_state_after_it(policy_dir, backend):
     """The next rollout differs, the same seed gives the same one, and no engine's seeding is left behind."""
-    policy, generation = load(policy_dir(kind="llama"), generation__backend="vllm")
+    policy, generation = load(policy_dir(kind="llama"), generation__backend=backend)
     batch = uneven_batch(policy, 8)
     torch.manual_seed(6)
     first, then = sample(policy, batch, generation), torch.rand(1)
@@ -327,20 +328,14 @@ def pvalue(policy, *, expected_temperature, rows=4096, **settings):
     return stats.combine_pvalues(values).pvalue
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize(("temperature", "race"), [(1.0, 1024), (0.5, 1024), (0.5, 0)])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_samples_follow_the_policy(dozen, backend, temperature, many_batches):
+def test_samples_follow_the_policy(dozen, backend, temperature, race, many_batches, monkeypatch):
+    """With V random numbers a row, and with one as vocabularies above RACE_VOCABULARY draw."""
+    monkeypatch.setattr(choice, "RACE_VOCABULARY", race)
     torch.manual_seed(7)
     settings = {"temperature": temperature, "backend": backend}
     assert pvalue(dozen, expected_temperature=temperature, **settings) > FALSE_ALARM
-
-
-@pytest.mark.parametrize("backend", ["hf", "static"])
-def test_samples_follow_the_policy_with_one_number_a_row(dozen, backend, monkeypatch, many_batches):
-    """As vocabularies above RACE_VOCABULARY draw."""
-    monkeypatch.setattr(choice, "RACE_VOCABULARY", 0)
-    torch.manual_seed(7)
-    assert pvalue(dozen, expected_temperature=0.5, temperature=0.5, backend=backend) > FALSE_ALARM
 
 
 WRONG = {

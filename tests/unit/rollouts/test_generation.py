@@ -72,38 +72,6 @@ def test_the_sampled_ids_are_recorded_and_scored(policy_dir, monkeypatch):
     assert changed > 16
 
 
-def test_first_tokens_follow_the_softmax(policy_dir):
-    """Chi-square of 8,192 first tokens against the model's own softmax at the sampling temperature."""
-    own = {
-        "do_sample": True,
-        "top_k": 1,
-        "repetition_penalty": 1.3,
-        "temperature": 0.1,
-        "min_p": 0.9,
-        "eos_token_id": 0,
-    }
-    folder = policy_dir(generation=own)
-    policy, generation = load(folder, generation__temperature=0.7, generation__max_new_tokens=1)
-    prompt = make_prompts(policy.tokenizer, ["the quick brown"])
-    batch = collate(prompt * 1024, policy.pad_token_id)
-    torch.manual_seed(11)
-    counts = torch.zeros(300)
-    for _ in range(8):
-        rollout = sample(policy, batch, generation)
-        counts += torch.bincount(rollout.response_ids[:, 0], minlength=300)
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
-    with torch.no_grad():
-        probabilities = (plain(torch.tensor([prompt[0].token_ids])).logits[0, -1] / 0.7).softmax(-1)
-    expected = probabilities * counts.sum()
-    common = expected >= 5
-    cells = torch.cat([counts[common], counts[~common].sum()[None]])
-    expected = torch.cat([expected[common], expected[~common].sum()[None]])
-    statistic = ((cells - expected) ** 2 / expected).sum()
-    freedom = len(cells) - 1
-    assert freedom > 100  # top-k or a low temperature would leave most of these empty
-    assert statistic < freedom + 5 * (2 * freedom) ** 0.5
-
-
 @pytest.mark.parametrize("pad", [True, False])
 def test_a_response_counts_up_to_its_first_eos(policy_dir, played, pad):
     """With pad == eos the real EOS is counted, and none of the padding behind it."""
@@ -218,46 +186,12 @@ def test_no_end_before_min_new_tokens(policy_dir):
     assert_close(rollout.rollout_logprobs[counted], logprobs[counted].detach(), atol=5e-6, rtol=0)
 
 
-def test_truncated_sampling_keeps_full_softmax_logprobs(policy_dir):
-    policy, generation = load(policy_dir(), generation__top_k=3, generation__temperature=0.7)
-    torch.manual_seed(4)
-    rollout = sample(policy, uneven_batch(policy, 32), generation)
-    logits, _ = policy.response_forward(*rollout.batch)
-    counted = rollout.response_mask
-    ranks = (logits > logits.gather(-1, rollout.response_ids[..., None])).sum(-1)[counted]
-    assert ranks.max() <= 2
-    logprobs, _ = policy.logprobs(*rollout.batch, temperature=0.7)
-    assert_close(rollout.rollout_logprobs[counted], logprobs[counted].detach(), atol=5e-6, rtol=0)
-
-
-def test_entropy_is_that_of_the_whole_softmax(policy_dir):
-    policy, generation = load(policy_dir(), generation__temperature=0.7)
-    rollout = sample(policy, uneven_batch(policy), generation)
-    logits, _ = policy.response_forward(*rollout.batch)
-    p = (logits.double() / 0.7).softmax(-1)
-    expected = -(p * p.log()).sum(-1)
-    counted = rollout.response_mask
-    assert_close(rollout.entropy[counted].double(), expected[counted].detach(), atol=1e-5, rtol=0)
-    surprise = -rollout.rollout_logprobs[counted].double()
-    assert (expected[counted] - surprise).abs().mean() > 0.1
-
-
 def test_greedy_takes_the_likeliest(policy_dir):
     policy, generation = load(policy_dir())
     rollout = sample(policy, uneven_batch(policy), generation, greedy=True)
     logits, _ = policy.response_forward(*rollout.batch)
     counted = rollout.response_mask
     assert torch.equal(logits.argmax(-1)[counted], rollout.response_ids[counted])
-
-
-def test_sampling_needs_the_seed_and_nothing_else(policy_dir):
-    policy, generation = load(policy_dir())
-    batch = uneven_batch(policy)
-    torch.manual_seed(6)
-    first = sample(policy, batch, generation)
-    torch.manual_seed(6)
-    assert torch.equal(sample(policy, batch, generation).response_ids, first.response_ids)
-    assert not torch.equal(sample(policy, batch, generation).response_ids, first.response_ids)
 
 
 def test_text_is_what_the_response_adds_to_its_prompt(policy_dir, played):

@@ -1,6 +1,7 @@
 """The metrics of a rollout against sums done by hand, with NaN wherever nothing counts."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,19 +47,10 @@ def test_a_rollout_worked_by_hand():
 def test_distinct_and_unique():
     assert distinct_n([[1, 2, 1, 2], [1, 2]], 2) == 0.5  # 12, 21, 12, 12
     assert distinct_n([[1], []], 2) == 0.0
-    rollout = small()
-    same = torch.tensor([[5, 6, 7], [5, 8, 8], [5, 8, 8]])
-    mask = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0]]).bool()
-    from dataclasses import replace
-
+    zeros, counted = torch.zeros(3, 3), torch.tensor([[1, 0, 0], [1, 0, 0], [1, 1, 0]]).bool()
     changed = replace(
-        rollout,
-        response_ids=same,
-        response_mask=mask,
-        rollout_logprobs=torch.zeros(3, 3),
-        reference_logprobs=torch.zeros(3, 3),
-        entropy=torch.zeros(3, 3),
-    )
+        small(), response_mask=counted, rollout_logprobs=zeros, reference_logprobs=zeros, entropy=zeros
+    )  # [5], [5] and [5, 6]
     assert rollout_statistics(changed)["policy/unique_fraction"] == pytest.approx(2 / 3)
 
 
@@ -88,14 +80,6 @@ def test_k1_and_k3_estimate_the_exact_kl(policy_dir, adapter_dir):
     assert stats["policy/entropy"] == pytest.approx(
         -(p.exp() * p).sum(-1)[rollout.response_mask].mean().item(), abs=1e-4
     )
-
-
-def test_k1_is_near_zero_where_policy_and_reference_agree(policy_dir):
-    config = make_config(policy_dir())
-    models = load_models(config, CPU)
-    stats = rollout_statistics(make_rollout(models, config, uneven_batch(models.policy)))
-    for name in ("kl/to_init", "kl/to_init_per_token", "kl/to_init_k3"):
-        assert abs(stats[name]) <= 1e-3
 
 
 @pytest.mark.parametrize("kl_objective", ["apa", "ppo"])

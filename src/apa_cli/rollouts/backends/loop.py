@@ -1,16 +1,15 @@
-"""The decode loop of the backends that run the policy's own forward.
+"""The decode loop of the backends that run the policy's own forward pass.
 
-Tokens, log-probs and entropy come from one softmax; rows that have ended leave the batch; prompts of very
-different lengths are decoded in batches of like length, and where memory is to stay bounded, one group of rows after
-the other. None of it changes what is drawn: the random numbers of a row and a step are the same however rows are
-batched and grouped.
+Tokens, log-probs and entropy come from one softmax. Finished rows leave the batch, prompts of very different lengths
+are decoded in separate batches, and groups of rows are decoded one after another to bound memory. None of this changes
+what is drawn: a row's random numbers at a step do not depend on batches or groups.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +21,14 @@ from apa_cli.rollouts.backends.choice import TokenChooser
 from apa_cli.rollouts.backends.ends import Ends
 from apa_cli.rollouts.trajectory import Trajectory
 
-CHECK_EVERY = 16  # steps between looks at what has ended on a GPU, where each look waits for the device
+CHECK_EVERY = 16  # steps between checks for finished rows on a GPU, where each check waits for the device
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows that are decoded at the same time; their caches are gone before the next group's are made."""
+    """Rows decoded at the same time. Their caches are freed before the next group's are created."""
 
-    rows: Tensor  # (n,) which of the B
+    rows: Tensor  # (n,) indices into the B
     batches: Sequence[DecodingBatch]  # each with its rows among these n
 
 
@@ -42,26 +41,29 @@ def decode_loop(
     *,
     greedy: bool,
 ) -> Trajectory:
-    """Generate for the rows of all `groups`, with the global random state.
+    """Generate the rows of all `groups` with the global random state.
 
-    What is drawn, and the random state in the end, are those of all rows in one group.
+    Each group starts from the same random state, and the longest one leaves the final state, as if all rows were in
+    one group.
     """
     device, B, T = prompt_ids.device, len(prompt_ids), config.max_new_tokens
     choose = TokenChooser(config, policy.eos_token_ids, greedy=greedy)
-    stream = _Stream(device)
     response_ids = torch.full((B, T), policy.pad_token_id, device=device)
-    logprobs = torch.zeros(B, T, device=device)
-    entropy = torch.zeros(B, T, device=device)
+    logprobs, entropy = torch.zeros(B, T, device=device), torch.zeros(B, T, device=device)
     lengths = torch.zeros(B, dtype=torch.long, device=device)  # 0 = not ended
+    random: Any = torch.cuda if device.type == "cuda" else torch
+    start = end = random.get_rng_state()
+    most = 0  # steps of the longest group
     for group in groups:
-        with stream.replayed() as replay:
-            ends, replay.steps, *columns = _decode(policy, choose, group, B, config)
+        random.set_rng_state(start)
+        ends, steps, *columns = _decode(policy, choose, group, B, config)
+        if steps > most:
+            most, end = steps, random.get_rng_state()
         lengths[group.rows] = ends.lengths
         for whole, part in zip((response_ids, logprobs, entropy), columns, strict=True):
             whole[group.rows] = part
-    stream.finish()
-    steps = stream.steps
-    counted = torch.where(lengths > 0, lengths, steps)  # (B,)
+    random.set_rng_state(end)
+    counted = torch.where(lengths > 0, lengths, most)  # (B,)
     T = int(counted.max())
     response_mask = torch.arange(T, device=device) < counted[:, None]
     return Trajectory(
@@ -78,12 +80,11 @@ def decode_loop(
 def _decode(
     policy: Policy, choose: TokenChooser, group: Group, total: int, config: schema.GenerationConfig
 ) -> tuple[Ends, int, Tensor, Tensor, Tensor]:
-    """Step by step: where the n of `total` rows end, the steps taken, ids, log-probs and entropy, (n, T) each."""
+    """Decode n of `total` rows. Returns their ends, the steps taken, and ids, log-probs and entropy, (n, T) each."""
     device, n, T = group.rows.device, len(group.rows), config.max_new_tokens
     ends = Ends(n, policy.eos_token_ids, policy.tokenizer, config, device)
     response_ids = torch.full((n, T), policy.pad_token_id, device=device)
-    logprobs = torch.zeros(n, T, device=device)
-    entropy = torch.zeros(n, T, device=device)
+    logprobs, entropy = torch.zeros(n, T, device=device), torch.zeros(n, T, device=device)
     every = CHECK_EVERY if device.type == "cuda" else 1
     active = list(group.batches)
     logits = [batch.prefill() for batch in active]
@@ -109,7 +110,7 @@ def _decode(
 
 
 def _without_ended(batches: list[DecodingBatch], ended: Tensor) -> list[DecodingBatch]:
-    """Drop what has ended: whole batches, and rows once half of a batch's are idle (selecting copies the cache)."""
+    """Drop finished batches, and finished rows once they are half of a batch, as selecting rows copies the cache."""
     left = []
     for batch in batches:
         alive = (~ended[batch.rows]).nonzero().squeeze(1)
@@ -119,43 +120,3 @@ def _without_ended(batches: list[DecodingBatch], ended: Tensor) -> list[Decoding
             batch.keep(alive)
         left.append(batch)
     return left
-
-
-class _Stream:
-    """The global random state, which every group reads from the same place; it ends where the longest group left it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._start: Tensor | None = None
-        self._end: Tensor | None = None
-        self.steps = 0
-
-    @contextmanager
-    def replayed(self) -> Iterator[_Replay]:
-        if self._start is None:
-            self._start = self._state()
-        else:
-            self._restore(self._start)
-        replay = _Replay()
-        yield replay
-        if replay.steps > self.steps:
-            self.steps, self._end = replay.steps, self._state()
-
-    def finish(self) -> None:
-        if self._end is not None:
-            self._restore(self._end)
-
-    def _state(self) -> Tensor:
-        cuda = self._device.type == "cuda"
-        return torch.cuda.get_rng_state(self._device) if cuda else torch.get_rng_state()
-
-    def _restore(self, state: Tensor) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state, self._device)
-        else:
-            torch.set_rng_state(state)
-
-
-@dataclass
-class _Replay:
-    steps: int = 0  # that a group took
