@@ -1,11 +1,10 @@
-"""An adapter around the policy's model: a new one, a trained one, or that of a checkpoint; and the critic's own."""
+"""Put adapters on the policy's model: a new or trained one for the policy, and one for the critic."""
 
 from __future__ import annotations
 
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,25 +14,24 @@ from safetensors import SafetensorError
 
 from apa_cli.config.schema import AdapterConfig, PolicyConfig
 from apa_cli.errors import UserError
+from apa_cli.models.adapter_base import base_unchanged, check_base, check_kind
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER, cast_adapters
 from apa_cli.models.device import trained_dtype
-from apa_cli.models.identity import check_base
 from apa_cli.models.loading import first_line, resolve_model_path
 from apa_cli.models.weight_files import ADAPTER_WEIGHTS, check_adapter, fetch_adapter
 
 logger = logging.getLogger(__name__)
 
 KEY = "policy.adapter"
-MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2")  # whose kernels read these layers' weights past an adapter
-CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")  # ways to start LoRA that do, in PEFT
+MAMBA = ("falcon_h1", "falcon_mamba", "mamba", "mamba2")  # their kernels bypass adapters of READ_BY_KERNELS
 EXPERT_LAYERS = ("gate_proj", "up_proj", "down_proj", "gate", "w1", "w2", "w3")
 READ_BY_KERNELS = ["out_proj", "conv1d"]
 
 
 def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> Any:
-    """The PEFT model. `weights`: a checkpoint's policy folder to take the adapter from.
+    """The PEFT model. `weights`: a checkpoint's policy folder with the adapter.
 
-    A trained adapter of policy.adapter.path is there twice: what is trained, and the reference.
+    The adapter of policy.adapter.path is loaded twice: one copy is trained, the other is the reference.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -59,45 +57,41 @@ def attach_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> An
             own = adapter_settings(key, folder, adapter.dropout)
             check_base(key, folder, own.base_model_name_or_path, config.path)
             brings_embeddings = _take_vocabulary(key, model, Path(folder))
-            with _base_unchanged(key, folder, model):
-                if model.device.type == "meta":  # a plan: shapes alone, and no start that is computed from weights
+            with base_unchanged(key, folder, model):
+                if model.device.type == "meta":  # shapes only: no initialisation from weights
                     own.init_lora_weights, own.inference_mode = True, False
                     peft_model = get_peft_model(model, own)
                 else:
                     peft_model = PeftModel.from_pretrained(model, folder, config=own, is_trainable=True)
-            peft_model.brings_embeddings = brings_embeddings  # to be saved with it again
+            peft_model.brings_embeddings = brings_embeddings  # saved with it again
         if adapter.path is not None:
             add_trained(peft_model, REFERENCE_ADAPTER, adapter_folder(adapter), dropout=0.0)
     except (ValueError, OSError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         if weights is not None:
             problem = f"{weights} is no adapter of {config.path} ({first_line(error)})"
             raise UserError("checkpoint", problem, "give one trained on this base") from error
-        raise UserError(
-            key,
-            first_line(error),
-            "give an adapter trained on this base"
-            if adapter.path is not None
-            else "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]",
-        ) from error
+        remedy = "give an adapter trained on this base"
+        if adapter.path is None:
+            remedy = "name layers of this model, for instance policy.adapter.target_modules=[q_proj,v_proj]"
+        raise UserError(key, first_line(error), remedy) from error
     cast_adapters(peft_model, trained_dtype(config), POLICY_ADAPTER, REFERENCE_ADAPTER)
     return peft_model
 
 
 def attach_value_adapter(model: Any, config: PolicyConfig, weights: Path | None) -> None:
-    """The critic's adapter on the policy's model, shaped and started as the policy's, or as a checkpoint has it."""
+    """Add the critic's adapter to the policy's model, as the policy's started or from a checkpoint's folder."""
     if weights is not None:
         check_adapter("checkpoint", weights, critic=True)
         add_trained(model, VALUE_ADAPTER, str(weights), dropout=config.adapter.dropout, train=True)
     elif config.adapter.path is not None:
-        folder = adapter_folder(config.adapter)
-        add_trained(model, VALUE_ADAPTER, folder, dropout=config.adapter.dropout, train=True)
+        add_trained(model, VALUE_ADAPTER, adapter_folder(config.adapter), dropout=config.adapter.dropout, train=True)
     else:
         model.add_adapter(VALUE_ADAPTER, copy.deepcopy(model.peft_config[POLICY_ADAPTER]))
     cast_adapters(model, trained_dtype(config), VALUE_ADAPTER)
 
 
 def add_trained(model: Any, name: str, folder: str, *, dropout: float, train: bool = False) -> None:
-    """Another adapter on a PEFT model, from its folder; on the meta device its shapes alone."""
+    """Add an adapter to a PEFT model from its folder; on the meta device only its shapes."""
     settings = adapter_settings(f"{KEY}.path", folder, dropout)
     settings.inference_mode = not train
     model.add_adapter(name, settings)
@@ -108,10 +102,9 @@ def add_trained(model: Any, name: str, folder: str, *, dropout: float, train: bo
 
 
 def _take_vocabulary(key: str, model: Any, folder: Path) -> bool:
-    """Whether the adapter brings embeddings, whose number of rows the base is then given.
+    """Whether the adapter holds embeddings. If so, the base is resized to their number of rows.
 
-    Raises UserError where it has other rows than the base and does not hold all of them: nobody knows what the others
-    were trained as.
+    Raises UserError if that number differs and the adapter lacks the rows of one end, whose trained values are unknown.
     """
     found = list(_embeddings(model, folder))
     whole = {part for name, _ in found if "lora_" not in name for part in name.split(".")}
@@ -125,16 +118,15 @@ def _take_vocabulary(key: str, model: Any, folder: Path) -> bool:
         names = [name.rpartition(".")[2] for name, layer in model.named_modules() if any(layer is end for end in ends)]
         missing = [name for name in names if name not in whole]
         if missing and not (tied and len(missing) < len(names)):
-            problem = (
-                f"{folder} is of {rows:,} tokens, its base of {old:,}, and it does not hold the rows of {missing[-1]}"
-            )
+            sizes = f"{folder} has {rows:,} tokens and its base {old:,}"
+            problem = f"{sizes}, and it does not hold the rows of {missing[-1]}"
             remedy = f"train or save it with modules_to_save=[{', '.join(names)}]"
             raise UserError(key, problem, remedy)
     return any("lora_" not in name for name, _ in found)
 
 
 def _embeddings(model: Any, folder: Path) -> Iterator[tuple[str, int]]:
-    """Tensors of an adapter that belong to the model's embeddings, and the number of tokens in each."""
+    """The adapter's tensors that belong to the model's embeddings, with the number of tokens in each."""
     from safetensors import safe_open
 
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
@@ -151,7 +143,7 @@ def _embeddings(model: Any, folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def adapter_settings(key: str, folder: str, dropout: float) -> Any:
-    """The PEFT configuration in `folder`, with `dropout` in place of the one that the adapter was trained with."""
+    """The PEFT configuration in `folder`, with `dropout` instead of its own."""
     from peft import PeftConfig
 
     settings: Any = PeftConfig.from_pretrained(folder)
@@ -169,7 +161,7 @@ def adapter_settings(key: str, folder: str, dropout: float) -> Any:
 
 
 def adapter_folder(adapter: AdapterConfig) -> str:
-    """The folder of policy.adapter.path. Raises UserError when it holds no PEFT adapter in safetensors."""
+    """The folder of policy.adapter.path. Raises UserError unless it holds a PEFT adapter in safetensors."""
     key = f"{KEY}.path"
     assert adapter.path is not None
     folder = Path(resolve_model_path(key, adapter.path))
@@ -180,9 +172,9 @@ def adapter_folder(adapter: AdapterConfig) -> str:
 
 
 def _layers(model: Any) -> Any:
-    """PEFT's choice for this kind of model; where it has none, every linear layer but the head.
+    """PEFT's choice for this architecture, else every linear layer except the head.
 
-    Experts that lie in one tensor stay out, and with them the layers whose names PEFT would read as theirs.
+    Experts in a single tensor are excluded, with all layers whose names PEFT would take for theirs.
     """
     from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     from transformers.pytorch_utils import Conv1D
@@ -198,38 +190,3 @@ def _layers(model: Any) -> Any:
         and layer is not model.get_output_embeddings()
         and not (experts and name.rpartition(".")[2] in EXPERT_LAYERS)
     ]
-
-
-def check_kind(key: str, folder: str, settings: Any) -> None:
-    """Raise UserError for an adapter that is no change of weights, or one of weights other than the base's own."""
-    if settings.is_prompt_learning or settings.is_adaption_prompt:
-        raise UserError(key, "this adapter adds to the prompt, not to the weights", "give a LoRA adapter")
-    start = str(getattr(settings, "init_lora_weights", ""))
-    if start.startswith(CHANGES_BASE):
-        raise _other_base(key, folder, f"init_lora_weights={start}")
-
-
-@contextmanager
-def _base_unchanged(key: str, folder: str, model: Any) -> Iterator[None]:
-    """Raise UserError where loading an adapter puts other numbers into the base, as PiSSA's start does.
-
-    The base would no longer be what the adapter turned off leaves. Embeddings may come with an adapter.
-    """
-    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
-    own = {id(layer.weight) for layer in layers}
-    before = [] if model.device.type == "meta" else [(p, _sum(p)) for p in model.parameters() if id(p) not in own]
-    yield
-    if any(not torch.equal(_sum(p), total) for p, total in before):
-        raise _other_base(key, folder, "its kind")
-
-
-def _other_base(key: str, folder: str, start: str) -> UserError:
-    return UserError(
-        key,
-        f"the adapter in {folder} does not fit its base as it was published: {start} changes the base's weights",
-        "convert it with peft's save_pretrained(..., path_initial_model_for_weight_conversion=...)",
-    )
-
-
-def _sum(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().sum(dtype=torch.float64)

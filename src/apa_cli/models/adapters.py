@@ -1,8 +1,7 @@
-"""Which adapter of a PEFT model takes part in its forward.
+"""Select the adapter of a PEFT model for the forward pass.
 
-PEFT's own set_adapter and disable_adapter decide at the same time what is trained, and forget every other adapter's
-gradients. Here only the forward changes, so that policy, reference and critic can share one base and each keep what it
-trains.
+PEFT's set_adapter and disable_adapter also decide what is trained, and drop the other adapters' gradients. Here only
+the forward pass changes, so that policy, reference and critic share one base and each trains its own adapter.
 """
 
 from __future__ import annotations
@@ -15,18 +14,18 @@ import torch
 
 POLICY_ADAPTER = "default"  # PEFT's name for the first
 REFERENCE_ADAPTER = "reference"
-VALUE_ADAPTER = "critic"  # no part of a layer's name, as "value" is of query_key_value
+VALUE_ADAPTER = "critic"  # "value" is part of the layer name query_key_value
 
 
 def cast_adapters(model: Any, dtype: torch.dtype, *names: str) -> None:
-    """PEFT keeps adapters in float32 on a base of lower precision; these are to be in `dtype`."""
+    """Cast these adapters to `dtype`; PEFT keeps them in float32 on a base of lower precision."""
     for name, weight in model.named_parameters():
         if not set(names).isdisjoint(name.split(".")):
             weight.data = weight.data.to(dtype)
 
 
 class AdapterSwitch:
-    """The adapter in use; the policy's, unless a `use` is under way."""
+    """The active adapter: the policy's, except inside `use`."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -34,7 +33,7 @@ class AdapterSwitch:
         self.refresh()
 
     def refresh(self) -> None:
-        """Find the adapted layers again, after an adapter has been added."""
+        """Collect the adapted layers again after an adapter was added."""
         from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils.other import AuxiliaryTrainingWrapper
 
@@ -43,7 +42,7 @@ class AdapterSwitch:
 
     @contextlib.contextmanager
     def use(self, name: str | None) -> Iterator[None]:
-        """Forward with the adapter of this name, or with None."""
+        """Run forward passes with this adapter, or with none."""
         before = self._current
         self._set(name)
         try:
@@ -54,7 +53,7 @@ class AdapterSwitch:
     def checkpoint_contexts(
         self,
     ) -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
-        """For torch.utils.checkpoint: what is recomputed in backward uses the adapter that its forward used."""
+        """For torch.utils.checkpoint: recomputation uses the adapter of its forward pass."""
         return contextlib.nullcontext(), self.use(self._current)
 
     def _set(self, name: str | None) -> None:

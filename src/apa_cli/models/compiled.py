@@ -1,4 +1,4 @@
-"""torch.compile of the trunks of policy and critic for the update; rollouts and other passes go without."""
+"""torch.compile of the trunks of policy and critic, for the update only."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ KEY, REMEDY = "training.compile", "set it to false"
 
 
 def check_compiler(runtime: Runtime) -> None:
-    """Is there what torch compiles with? Asked before any model is loaded. Raises UserError."""
+    """Raise UserError if torch has no compiler for this device. Called before any model is loaded."""
     if runtime.device.type == "cuda":
         if find_spec("triton") is None:
-            raise UserError(
-                KEY, "torch compiles for a GPU with triton, which is not installed", f"pip install triton, or {REMEDY}"
-            )
+            problem = "torch compiles for a GPU with triton, which is not installed"
+            raise UserError(KEY, problem, f"pip install triton, or {REMEDY}")
         return
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
@@ -34,9 +33,9 @@ def check_compiler(runtime: Runtime) -> None:
 
 
 def compile_trunks(policy: Policy, value: Value | None) -> None:
-    """Compile for any number of rows and tokens, and try it: forward and backward of two short rows.
+    """Compile for any number of rows and tokens, and try a forward and backward pass of two short rows.
 
-    Functions are compiled, not modules: parameters keep their names. Raises UserError where the model does not do.
+    Compiles functions, not modules, so that parameters keep their names. Raises UserError if that fails.
     """
     if policy.parts is None:
         raise UserError(KEY, "this model's logits are not its head's alone, and it is called whole", REMEDY)
@@ -46,7 +45,11 @@ def compile_trunks(policy: Policy, value: Value | None) -> None:
     devices = [policy.runtime.device] if policy.runtime.device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad(), policy.training():
-            _try(policy, value)
+            batch = trial_batch(policy.model)
+            policy.hidden_states(*batch).float().sum().backward()  # type: ignore[no-untyped-call]
+            if isinstance(value, SeparateValue):
+                value.train()
+                value(*batch).sum().backward()
     except Exception as error:  # a compiler may fail in any way
         raise UserError(KEY, f"this model does not compile ({first_line(error)})", REMEDY) from error
     finally:
@@ -55,11 +58,3 @@ def compile_trunks(policy: Policy, value: Value | None) -> None:
         trained: list[Any] = [*policy.trainable_parameters(), *(value.parameters() if value is not None else ())]
         for parameter in trained:
             parameter.grad = None
-
-
-def _try(policy: Policy, value: Value | None) -> None:
-    batch = trial_batch(policy.model)
-    policy.hidden_states(*batch).float().sum().backward()  # type: ignore[no-untyped-call]
-    if isinstance(value, SeparateValue):
-        value.train()
-        value(*batch).sum().backward()

@@ -1,7 +1,7 @@
-"""A causal language model taken apart into trunk and output head, so that no logits are made that nobody needs.
+"""Take a causal language model apart into trunk and output head, to compute only the logits that are needed.
 
-What an architecture does between head and logits is not known in general. It is found by trial when the model is
-loaded: a model that cannot be explained is left whole.
+What an architecture does between head and logits is found by a trial at loading. A model that the trial does not
+explain is called whole.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from torch.utils.checkpoint import checkpoint
 from apa_cli.algorithms import head_logits, head_logprobs, response_logprobs
 from apa_cli.models.device import Runtime
 
-SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # configuration fields; some multiply, some divide
+SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")  # configuration fields that multiply or divide
 SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-HEIGHTS = (0.1, 1.0, 8.0, 40.0)  # spread of the trial's raw logits, token by token: both sides of a soft cap
-CHUNK_BYTES = 1 << 26  # logits of one call of a head that is more than a matrix
+HEIGHTS = (0.1, 1.0, 8.0, 40.0)  # spread of the trial's raw logits per token, below and above a soft cap
+CHUNK_BYTES = 1 << 26  # logits per call of a head that is not a plain matrix
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputHead:
-    """The module that makes logits, and what the architecture does to them: softcap · tanh(scale · raw / softcap)."""
+    """The output module and what the architecture does to its logits: softcap · tanh(scale · raw / softcap)."""
 
     module: nn.Module
     scale: float
@@ -35,7 +35,7 @@ class OutputHead:
     vocabulary: int
 
     def logprobs(self, hidden: Tensor, ids: Tensor, *, temperature: float, contexts: Any = None) -> Tensor:
-        """log π of ids (N,) after hidden (N, H), float32. `contexts`: what checkpoint calls recomputation under."""
+        """log π of ids (N,) after hidden (N, H), float32. `contexts`: context_fn of torch's checkpoint."""
         if type(self.module) is nn.Linear:
             return head_logprobs(
                 hidden.to(self.dtype),
@@ -70,7 +70,7 @@ class OutputHead:
         return self._logits(hidden)
 
     def chunks(self, tokens: int) -> Iterator[slice]:
-        """Slices of so many tokens that their logits stay within CHUNK_BYTES."""
+        """Slices of tokens whose logits stay within CHUNK_BYTES."""
         step = max(1, CHUNK_BYTES // (4 * self.vocabulary))
         return (slice(start, start + step) for start in range(0, tokens, step))
 
@@ -83,7 +83,7 @@ class OutputHead:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The trunk and the head that together are the model."""
+    """The trunk and the head of a model."""
 
     trunk: Callable[..., Any]
     accepts: frozenset[str]
@@ -98,10 +98,10 @@ class Parts:
 
 @torch.no_grad()
 def take_apart(model: Any, base: Any, inputs: dict[str, Any], runtime: Runtime) -> Parts | None:
-    """Trunk and head of `base`, the transformers model inside `model`; None where they do not explain its logits.
+    """Trunk and head of `base`, the transformers model inside `model`; None if they do not explain its logits.
 
-    `inputs`: a batch to try it on. In one pass of the whole model the head is given hidden states of its own choosing,
-    of many heights; what comes out has to be what the parts give, and the trunk's output what went in.
+    `inputs`: a batch for the trial. One pass of the whole model replaces the head's input by random hidden states of
+    several scales. The head must give the same logits for them, and the trunk the replaced hidden states.
     """
     trunk, module = base.base_model, base.get_output_embeddings()
     weight = getattr(module, "weight", None)
@@ -141,7 +141,7 @@ def take_apart(model: Any, base: Any, inputs: dict[str, Any], runtime: Runtime) 
 
 
 def _candidates(config: Any) -> Iterator[tuple[float, float | None]]:
-    """(scale, softcap) that this configuration may mean; nothing at all last, as it hides in none of the others."""
+    """(scale, softcap) pairs that this configuration may mean, those without a soft cap last."""
     text = config.get_text_config()
     scales = [float(v) for name in SCALES if isinstance(v := getattr(text, name, None), int | float) and v > 0]
     softcaps = [float(v) for name in SOFTCAPS if isinstance(v := getattr(text, name, None), int | float) and v > 0]
@@ -151,7 +151,7 @@ def _candidates(config: Any) -> Iterator[tuple[float, float | None]]:
 
 
 def _probe_hidden(like: Tensor, module: nn.Module, runtime: Runtime) -> Tensor:
-    """Hidden states whose raw logits spread as HEIGHTS says, from random numbers of its own."""
+    """Random hidden states whose raw logits spread by HEIGHTS, without the global random state."""
     numbers = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like.device, like.dtype)
     with torch.no_grad(), runtime.autocast():
         spread = module.forward(numbers).float().std().clamp(min=1e-6)  # `forward`: past the hook
@@ -165,5 +165,5 @@ def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _is_more_than_weights(config: Any) -> bool:
-    """Adapters that change the input, or act at some positions only, work in PEFT's own forward."""
+    """Whether PEFT's forward pass does more: adapters that change the input, or act at some positions only."""
     return bool(config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None))

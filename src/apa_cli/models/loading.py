@@ -1,4 +1,4 @@
-"""Loading tokenizers and models from a local folder, the Hub or the built-in task; safetensors only."""
+"""Load tokenizers and models from a folder, the Hub or the built-in task, from safetensors only."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ import torch
 from apa_cli.assets.resolve import PREFIX, resolve_path
 from apa_cli.data.hub import use_cache_if_unreachable
 from apa_cli.errors import UserError
-from apa_cli.models.limits import check_ids, known_ids
 from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
 
 OWN_NOISE = "own_noise"
 NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
-MASKED = ("ForMaskedLM", "ForPreTraining")  # architectures that read both sides, unless is_decoder says otherwise
+MASKED = ("ForMaskedLM", "ForPreTraining")  # bidirectional architectures, unless is_decoder is set
 _LAYER = re.compile(r"(.+?)\.(\d+)\.")
-MOST_LAYERS = 1000  # several times the deepest transformer's
-LONGEST_REASON = 240  # characters of a library's own words
+MOST_LAYERS = 1000  # several times the deepest transformer
+LONGEST_REASON = 240  # characters of a library's error message
 MERGE = "merge it into its base once: peft's AutoPeftModel….from_pretrained(…).merge_and_unload().save_pretrained(…)"
 
 
@@ -42,25 +41,21 @@ def resolve_model_path(key: str, path: str) -> str:
 
 
 def load_pretrained(auto_class: Any, key: str, path: str, *, brought: Container[str] = (), **options: Any) -> Any:
-    """`auto_class.from_pretrained`, with every failure as one line that names `key`.
+    """`auto_class.from_pretrained`, with every failure as a UserError at `key`.
 
-    Weights that the model needs and the folder lacks are an error: transformers would fill them with random numbers.
-    Only those that an adapter brings afterwards may be missing, or of another shape.
+    Missing weights are an error, as transformers would fill them with random numbers. Only `brought` weights, which an
+    adapter adds afterwards, may be missing or of another shape.
     """
-    folder = resolve_model_path(key, path)
-    options = _known(options)
+    folder, options = _place(key, path, options)
     own_noise = vars(options["config"]).pop(OWN_NOISE, []) if "config" in options else []
-    if Path(folder).is_dir():
-        options.pop("revision", None)
-        _check_folder(key, Path(folder))
-    elif commit := getattr(options.get("config"), "_commit_hash", None):
-        options["revision"] = commit  # a branch may move between the two
+    if commit := getattr(options.get("config"), "_commit_hash", None):
+        options["revision"] = commit  # of the configuration: a branch may move
     try:
-        with _quiet_transformers():  # what it would warn of is checked below
+        with _quiet_transformers():  # its warnings are checked below
             model, info = auto_class.from_pretrained(
                 folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
-    except Exception as error:  # each model's code has checks and errors of its own
+    except Exception as error:  # each model's code raises its own errors
         attention = options.get("attn_implementation")
         if attention is not None and "attention" in str(error).lower():
             problem = f"{attention} cannot be used here ({first_line(error)})"
@@ -77,28 +72,22 @@ def _check_weights(key: str, path: str, model: Any, info: dict[str, Any]) -> Non
     if info["mismatched_keys"]:
         name, found, wanted = min(info["mismatched_keys"])
         shapes = f"{name} is {'×'.join(map(str, found))} and should be {'×'.join(map(str, wanted))}"
-        raise UserError(
-            key, f"{path} has weights that do not fit its config.json: {shapes}", "give a folder saved in one piece"
-        )
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(
-            key,
-            f"{path} lacks weights of this model ({len(missing)} missing, first {missing[0]})",
-            "give a folder saved from the same kind of model",
-        )
-    spare = _spare_layers(model, info["unexpected_keys"])
-    if spare:
+        problem = f"{path} has weights that do not fit its config.json: {shapes}"
+        raise UserError(key, problem, "give a folder saved in one piece")
+    if missing := sorted(info["missing_keys"]):
+        problem = f"{path} lacks weights of this model ({len(missing)} missing, first {missing[0]})"
+        raise UserError(key, problem, "give a folder saved from the same kind of model")
+    if spare := _spare_layers(model, info["unexpected_keys"]):
         problem = f"{path} has weights of more layers than its config.json ({len(spare)} more, first {spare[0]})"
         raise UserError(key, problem, "give a folder saved in one piece, or correct num_hidden_layers")
     for name, weights in model.named_parameters():
-        # both ends of a tensor tell of NaN and infinity, without a mask of its size
+        # minimum and maximum show NaN and infinity without a mask of the tensor's size
         if weights.is_floating_point() and not all(end.isfinite() for end in weights.detach().aminmax()):
             raise UserError(key, f"{path} holds numbers that are not finite, in {name}", "give another copy of it")
 
 
 def _spare_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Layers, by name, that the weights have and the model has not, in a list of which it has others."""
+    """Names of layers in the weights that extend one of the model's lists of layers."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
 
     def layers(names: Iterable[str]) -> set[tuple[str, int]]:
@@ -114,95 +103,69 @@ def load_tokenizer(key: str, path: str, **options: Any) -> Any:
     """The tokenizer saved beside a model."""
     from transformers import AutoTokenizer
 
-    folder = resolve_model_path(key, path)
-    if Path(folder).is_dir():
-        options.pop("revision", None)
-        if not (Path(folder) / ADAPTER_CONFIG).is_file():  # an adapter's own has no config.json beside it
-            _check_folder(key, Path(folder))
-    else:
-        use_cache_if_unreachable()
+    folder, options = _place(key, path, options, adapter=True)
     remedy = "save one beside the model with tokenizer.save_pretrained"
     try:
         with _quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **_known(options))
+            tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # the tokenizers library raises a bare Exception for a damaged file
-        load_config(key, path, **options)  # says so where the fault is the model's, or the network's
+        load_config(key, path, **options)  # raises if the fault is the model's or the network's
         raise UserError(key, f"no tokenizer could be loaded from {path} ({first_line(error)})", remedy) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without a tokenizer
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers invents one
         raise UserError(key, f"{path} holds no tokenizer", remedy)
     return tokenizer
 
 
-def check_vocabulary(key: str, path: str, model: Any, tokenizer: Any) -> None:
-    """Raise UserError where the tokenizer knows ids that the model does not.
-
-    Of added tokens, those are checked that every text gets; the others where texts are read, since few texts hold any.
-    """
-    known = known_ids(model)
-    if tokenizer.vocab_size > known:
-        problem = f"the tokenizer in {path} has {tokenizer.vocab_size} ids, and its model {known}"
-        raise UserError(key, problem, "give a folder whose tokenizer is the model's own")
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    check_ids([[*tokenizer("a")["input_ids"], *eos]], known, tokenizer, key=key, whose=f"the model in {path}")
-
-
 def load_config(key: str, path: str, **options: Any) -> Any:
-    """The model's configuration, with every kind of dropout set to 0: log-probs must not depend on chance."""
+    """The model's configuration with every kind of dropout set to 0, so that log-probs are deterministic."""
     from transformers import AutoConfig
 
-    folder = resolve_model_path(key, path)
-    if Path(folder).is_dir():
-        options.pop("revision", None)
-        _check_folder(key, Path(folder))
-    else:
-        use_cache_if_unreachable()
+    folder, options = _place(key, path, options)
     try:
         with _quiet_transformers():
-            config = AutoConfig.from_pretrained(folder, **_known(options))
-    except Exception as error:  # each model's configuration has checks and errors of its own
+            config = AutoConfig.from_pretrained(folder, **options)
+    except Exception as error:  # each model's configuration raises its own errors
         raise _as_user_error(key, path, error) from error
     if "/" in str(getattr(config, "_attn_implementation", None) or ""):
         kernel = config._attn_implementation
         raise UserError(key, f"{path} asks for the attention kernel {kernel}, which is code", "do not use this model")
     _check_config(key, path, config)
-    setattr(config, OWN_NOISE, _without_noise(config))  # load_pretrained hands it on to the model
+    setattr(config, OWN_NOISE, _without_noise(config))  # load_pretrained moves it to the model
     if not Path(folder).is_dir():
-        # for the weights, which load_pretrained takes from the same commit, and Models.commits; never saved
+        # load_pretrained takes the weights from the same commit; versions.json names it; never saved
         config._commit_hash = _cached_commit(folder, options.get("revision"))
     return config
 
 
 def _check_config(key: str, path: str, config: Any) -> None:
-    """Sizes that no model has: building 100,000 layers takes minutes, before their weights are missed."""
+    """Refuse impossible sizes early: building 100,000 layers takes minutes."""
+    wrong = None
     if not isinstance(config.architectures, (list, tuple, type(None))):
-        problem = f"{path} says architectures={config.architectures!r} in its config.json, which is no list"
-        raise UserError(key, problem, "save the model again, or copy it again")
+        wrong = f"architectures={config.architectures!r} in its config.json, which is no list"
     for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size"):
         size = getattr(config.get_text_config(), name, None)
         if isinstance(size, int) and size < 1:
-            raise UserError(
-                key, f"{path} says {name}={size} in its config.json", "save the model again, or copy it again"
-            )
-        if name == "num_hidden_layers" and isinstance(size, int) and size > MOST_LAYERS:
-            problem = f"{path} says num_hidden_layers={size:,} in its config.json, and {MOST_LAYERS:,} are the most"
-            raise UserError(key, problem, "save the model again, or copy it again")
+            wrong = wrong or f"{name}={size} in its config.json"
+        elif name == "num_hidden_layers" and isinstance(size, int) and size > MOST_LAYERS:
+            wrong = wrong or f"{name}={size:,} in its config.json, and {MOST_LAYERS:,} are the most"
+    if wrong is not None:
+        raise UserError(key, f"{path} says {wrong}", "save the model again, or copy it again")
 
 
 def load_causal_config(key: str, path: str, **options: Any) -> Any:
-    """`load_config` of a model that is to be causal. Raises UserError where its configuration says that it is not."""
+    """`load_config`. Raises UserError if the configuration is not that of a causal model."""
     config = load_config(key, path, **options)
-    problem = None
+    masked = any(name.endswith(MASKED) for name in config.architectures or ())
     if getattr(config, "is_encoder_decoder", False):
-        problem = "an encoder-decoder"
-    elif any(name.endswith(MASKED) for name in config.architectures or ()) and not getattr(config, "is_decoder", False):
-        problem = "a masked language model, which reads what follows"
-    if problem is not None:
-        raise UserError(key, f"{path} is {problem}", "give a causal language model")
+        raise UserError(key, f"{path} is an encoder-decoder", "give a causal language model")
+    if masked and not getattr(config, "is_decoder", False):
+        problem = f"{path} is a masked language model, which reads what follows"
+        raise UserError(key, problem, "give a causal language model")
     return config
 
 
 def _cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit that the Hub's cache has just taken a model's config.json from."""
+    """The commit of the config.json in the Hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(name, "config.json", revision=revision)
@@ -210,15 +173,27 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
     return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    """Options that are set. Code from a repository runs only where the caller says so: left open, one is asked."""
-    return {"trust_remote_code": False, **{name: value for name, value in options.items() if value is not None}}
+def _place(key: str, path: str, options: dict[str, Any], *, adapter: bool = False) -> tuple[str, dict[str, Any]]:
+    """The checked folder or Hub id of a model, and the options that are set.
+
+    Code from a repository never runs by default: without a choice, transformers would ask. `adapter`: allow a folder
+    of an adapter, which has no config.json beside its tokenizer.
+    """
+    folder = resolve_model_path(key, path)
+    options = {"trust_remote_code": False, **{name: value for name, value in options.items() if value is not None}}
+    if not Path(folder).is_dir():
+        use_cache_if_unreachable()
+        return folder, options
+    options.pop("revision", None)
+    if not (adapter and (Path(folder) / ADAPTER_CONFIG).is_file()):
+        _check_folder(key, Path(folder))
+    return folder, options
 
 
 def _without_noise(config: Any, *within: str) -> list[tuple[tuple[str, ...], float]]:
-    """Zero every probability of noise in training mode, in nested configurations (text_config, attn_config) too.
+    """Zero every dropout probability, in nested configurations (text_config, attn_config) too.
 
-    What there was, by name from the outside in.
+    Returns the original values with the path of names to each.
     """
     own = []
     for name, value in list(vars(config).items()):
@@ -232,7 +207,7 @@ def _without_noise(config: Any, *within: str) -> list[tuple[tuple[str, ...], flo
 
 @contextlib.contextmanager
 def own_noise(model: Any) -> Iterator[None]:
-    """Inside, to save it, the model's configuration has the dropouts that it came with."""
+    """Restore the model's original dropout probabilities, for saving."""
     places = [(reduce(getattr, names[:-1], model.config), names[-1], p) for names, p in getattr(model, OWN_NOISE, ())]
     for config, name, value in places:
         setattr(config, name, value)
@@ -262,60 +237,50 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 def _check_folder(key: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        adapter = (folder / ADAPTER_CONFIG).is_file()
-        raise UserError(
-            key,
-            f"{folder} holds a PEFT adapter, not a model" if adapter else f"{folder} has no config.json",
-            ("set policy.adapter.path to it and the path to its base model" if key == "policy.path" else MERGE)
-            if adapter
-            else "give a folder in Hugging Face format",
-        )
+    file = folder / "config.json"
+    if (folder / ADAPTER_CONFIG).is_file() and not file.is_file():
+        remedy = "set policy.adapter.path to it and the path to its base model" if key == "policy.path" else MERGE
+        raise UserError(key, f"{folder} holds a PEFT adapter, not a model", remedy)
+    if not file.is_file():
+        raise UserError(key, f"{folder} has no config.json", "give a folder in Hugging Face format")
     try:
-        whole = isinstance(json.loads((folder / "config.json").read_text(encoding="utf-8")), dict)
+        whole = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
     except OSError as error:
-        problem = f"{folder / 'config.json'} cannot be read: {error.strerror or error}"
+        problem = f"{file} cannot be read: {error.strerror or error}"
         raise UserError(key, problem, "check its permissions") from error
     except (ValueError, RecursionError):
         whole = False
     if not whole:
-        raise UserError(key, f"{folder / 'config.json'} is not a JSON object", "save the model again, or copy it again")
+        raise UserError(key, f"{file} is not a JSON object", "save the model again, or copy it again")
     refuse_pickles(key, folder)
 
 
 def _as_user_error(key: str, path: str, error: Exception) -> UserError:
     text = str(error)
     if "trust_remote_code" in text:
-        return UserError(
-            key,
-            f"{path} carries its own Python code",
-            "set policy.trust_remote_code=true if you trust its authors"
-            if key == "policy.path"
-            else "give a model that transformers itself knows: code is run for policy.path alone",
-        )
+        remedy = "give a model that transformers itself knows: code is run for policy.path alone"
+        if key == "policy.path":
+            remedy = "set policy.trust_remote_code=true if you trust its authors"
+        return UserError(key, f"{path} carries its own Python code", remedy)
     if isinstance(error, PermissionError):
         return UserError(key, f"{error.filename or path} cannot be read: {error.strerror}", "check its permissions")
     if "safetensors" in text and "no file named" in text:
-        return UserError(
-            key, f"{path} has no safetensors weights", "convert it once with model.save_pretrained(folder)"
-        )
+        remedy = "convert it once with model.save_pretrained(folder)"
+        return UserError(key, f"{path} has no safetensors weights", remedy)
     on_disk = Path(path).expanduser().is_dir() or path.startswith(PREFIX)
     reason = first_line(error)
     if on_disk and isinstance(error, KeyError) and (name := _name_of(resolve_path(path), error.args[:1])):
         reason = f"transformers knows no {name}={error.args[0]!r}, which its config.json asks for"
     elif isinstance(error, (TypeError, AttributeError)):
         reason = f"{type(error).__name__}: {reason}"
-    return UserError(
-        key,
-        f"cannot load {path} ({reason})",
-        "save the model again, copy it again, or update transformers"
-        if on_disk
-        else "check the name, your network and, for gated models, `hf auth login`",
-    )
+    remedy = "save the model again, copy it again, or update transformers"
+    if not on_disk:
+        remedy = "check the name, your network and, for gated models, `hf auth login`"
+    return UserError(key, f"cannot load {path} ({reason})", remedy)
 
 
 def _name_of(folder: str, value: tuple[Any, ...]) -> str | None:
-    """Under which name the config.json has this value, nested ones included."""
+    """The name of this value in config.json, nested names included."""
 
     def search(node: Any) -> str | None:
         for name, child in node.items() if isinstance(node, dict) else ():
@@ -332,13 +297,11 @@ def _name_of(folder: str, value: tuple[Any, ...]) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """Its first line, with the next where that one only announces it; of a long one the first sentence."""
+    """The first line of the message, and the next if it ends in a colon; the first sentence of a long line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     line = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     if isinstance(error, KeyError):
         line = f"no {line}"
-    if len(line) > LONGEST_REASON:
-        line = line[:LONGEST_REASON].rpartition(". ")[0] or line[:LONGEST_REASON]
-    return line
+    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON].rpartition(". ")[0] or line[:LONGEST_REASON]

@@ -1,4 +1,4 @@
-"""Splitting rows into micro-batches: at most so many tokens each, padding included, and as little padding as pays."""
+"""Split rows into micro-batches within a budget of tokens, padding included, at the least cost."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# What one more micro-batch costs, in padded tokens that take as long: starting its operations, and reading the weights
-# and adding to their gradients once more. CPU: measured at hidden 256 × 4 layers on HH prompts, where everything from
-# 32 to 128 is as fast and 256 is 5 % slower. CUDA: an estimate, not measured yet.
+# The cost of one more micro-batch in padded tokens: starting its operations, reading the weights and adding to their
+# gradients. CPU: measured at hidden 256 × 4 layers on HH prompts, where 32 to 128 are equally fast and 256 is 5 %
+# slower. CUDA: an estimate, not measured yet.
 OVERHEAD_TOKENS = {"cpu": 128, "cuda": 1024}
 
-# On a CPU more at once is no faster, and memory would grow with the batch. A GPU reads all weights once more for each
-# piece; there the configuration bounds them.
-CPU_ROWS = 64  # responses decoded at once
-CPU_PASS_TOKENS = 4096  # of a pass without gradients
+# On a CPU larger pieces are no faster and need more memory. A GPU reads all weights for each piece, so there only the
+# configuration limits them.
+CPU_ROWS = 64  # responses decoded together
+CPU_PASS_TOKENS = 4096  # per micro-batch without gradients
 
 
 def rows_at_once(configured: int | None, rows: int, device_type: str) -> int:
-    """How many of `rows` responses are decoded at the same time."""
+    """How many of `rows` responses are decoded together."""
     return min(rows, configured or (CPU_ROWS if device_type == "cpu" else rows))
 
 
 def pass_tokens(token_budget: int, device_type: str) -> int:
-    """Tokens of a micro-batch that keeps nothing for a backward."""
+    """Token budget of a micro-batch without gradients."""
     return min(token_budget, CPU_PASS_TOKENS) if device_type == "cpu" else token_budget
 
 
@@ -32,9 +32,8 @@ def plan_microbatches(
 ) -> list[list[int]]:
     """Row indices of each micro-batch, longest prompts first.
 
-    n rows cost n × (their longest prompt + their longest response), and each micro-batch OVERHEAD_TOKENS more. Of all
-    ways to cut the rows, sorted by prompt and then response, this is the cheapest within the budget. A row longer than
-    the budget goes alone.
+    n rows cost n × (longest prompt + longest response) tokens, and each micro-batch OVERHEAD_TOKENS. The result is the
+    cheapest way to cut the rows, sorted by prompt and response, within the budget. A row longer than that is alone.
     """
     prompts, responses = np.asarray(prompt_lengths, dtype=np.int64), np.asarray(response_lengths, dtype=np.int64)
     rows = np.lexsort((-responses, -prompts))

@@ -1,4 +1,4 @@
-"""The policy: which tokens end its responses, and how log-probs come out of it."""
+"""The policy: the tokens that end its responses, and its log-probs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from apa_cli.algorithms import position_ids, response_logits, response_logprobs
 from apa_cli.models.adapters import AdapterSwitch
 from apa_cli.models.device import Runtime
-from apa_cli.models.end_tokens import end_of_turn, end_tokens
 from apa_cli.models.head import OutputHead, take_apart
-from apa_cli.models.limits import filling_id, known_ids, room_of
+from apa_cli.models.limits import room_of
+from apa_cli.models.token_ids import end_of_turn, end_tokens, filling_id, known_ids
 
 logger = logging.getLogger(__name__)
 
 
 class Policy:
-    """A causal language model with its tokenizer, and the adapter if there is one.
+    """A causal language model with its tokenizer and perhaps an adapter.
 
-    `eos_token_ids` are all ids that end a response, and `ends` says where each comes from; `pad_token_id` only fills
-    rectangles: every mask is positional, so it may equal an EOS without hiding one. `parts` is the model's trunk and
-    head where the two explain it, found by a small trial unless `apart` says no. `room` is how many prompt and response
-    tokens the model was made for, where that is known, and `known_ids` how many ids its embedding has.
+    ends: the ids that end a response, each with its origin; `eos_token_ids` lists them.
+    pad_token_id: may equal an EOS, as masks are positional.
+    parts: the model's trunk and head, if a trial at loading shows that they explain its logits; None if not `apart`.
+    room: the most prompt and response tokens, if known. known_ids: rows of the embedding.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Policy:
             trial = self._inputs(*trial_batch(model))
             self.parts = take_apart(model, base_of(model), trial, runtime) if apart else None
         except (ValueError, RuntimeError, TypeError, AttributeError):
-            self.parts = None  # it does not run on token ids alone, which is said when its passes are tried
+            self.parts = None  # it does not run on token ids alone: check_agreement reports it
         self.compiled: Callable[..., Any] | None = None  # the trunk, for the update
         if apart and self.parts is None:
             logger.info("%s is called whole: its logits are not its head's alone", type(base_of(model)).__name__)
@@ -70,7 +70,7 @@ class Policy:
         return hasattr(self.model, "peft_config")
 
     def closing_token(self, *, chat: bool) -> int | None:
-        """What ends a complete response: in a chat the template's end of turn, else EOS; None where nothing does."""
+        """The token that ends a complete response: a chat template's end of turn, else EOS; None if nothing does."""
         for token in (end_of_turn(self.tokenizer) if chat else None, self.tokenizer.eos_token_id):
             if token in self.ends:
                 return int(token)
@@ -82,7 +82,7 @@ class Policy:
         return ", ".join(f"{name} ({origin})" for name, origin in zip(names, self.ends.values(), strict=True))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """What the policy trains; an adapter that a critic has on the same model is not among it."""
+        """The policy's trained parameters, without those of a critic's adapter on the same model."""
         return self._trained
 
     def logprobs(
@@ -94,9 +94,9 @@ class Policy:
         *,
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """log π(a|s) of the response tokens, (B, T) float32, and the head's input there, (B, T, H).
+        """log π(a|s) of the response tokens, (B, T) float32, and the head's input, (B, T, H).
 
-        A token that does not count is given 0: where the model comes apart, its logits are never made.
+        Masked tokens get 0. If the model has `parts`, their logits are never computed.
         """
         batch = prompt_ids, prompt_mask, response_ids, response_mask
         if self.parts is None:
@@ -117,7 +117,7 @@ class Policy:
     def hidden_states(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
     ) -> Tensor:
-        """What the head reads at the positions that predict the response tokens, (B, T, H)."""
+        """The head's input at the positions that predict the response tokens, (B, T, H)."""
         batch = prompt_ids, prompt_mask, response_ids, response_mask
         if self.parts is None:
             return self.response_forward(*batch)[1]
@@ -128,7 +128,7 @@ class Policy:
     def counted_logits(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
     ) -> Callable[[slice], Tensor]:
-        """Logits of the counted tokens in the mask's order, made when asked for: slice of n tokens -> (n, V)."""
+        """A function from a slice of the counted tokens, in the mask's order, to their logits (n, V)."""
         batch = prompt_ids, prompt_mask, response_ids, response_mask
         if self.parts is None:
             logits = self.response_forward(*batch)[0][response_mask]  # (N, V)
@@ -140,7 +140,7 @@ class Policy:
     def response_forward(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The whole model at once: logits (B, T, V) that predict the response tokens, and the head's input there."""
+        """One call of the whole model: logits (B, T, V) of the response tokens, and the head's input (B, T, H)."""
         T = response_ids.shape[1]
         inputs = self._inputs(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, L)
         if self._accepts["logits_to_keep"]:
@@ -163,7 +163,7 @@ class Policy:
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Training mode without a dropout that nobody asked for. The trunk is the compiled one, where there is one."""
+        """Training mode without unrequested dropout, with the compiled trunk if there is one."""
         parts = self.parts
         if parts is not None and self.compiled is not None:
             self.parts = replace(parts, trunk=self.compiled)
@@ -176,9 +176,9 @@ class Policy:
 
 
 def train_without_noise(model: nn.Module) -> None:
-    """Training mode where something needs it: recomputed layers, and an adapter that has dropout of its own.
+    """Training mode for checkpointed layers and for adapters with dropout.
 
-    Everything else stays in evaluation mode, where no dropout, layer drop or router noise of any model is active.
+    Everything else stays in evaluation mode, without dropout, layer drop or router noise.
     """
     model.eval()
     settings = [vars(own) for own in getattr(model, "peft_config", {}).values()]
@@ -206,11 +206,9 @@ def model_inputs(
 
 
 def trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two short rows, the second one padded, to see what the model does with hidden states."""
+    """Two short rows, the second one padded, to try the model on."""
     device = next(model.parameters()).device
-    words = min(
-        base_of(model).get_input_embeddings().weight.shape[0], base_of(model).config.get_text_config().vocab_size
-    )
+    words = min(known_ids(base_of(model)), base_of(model).config.get_text_config().vocab_size)
     ids = torch.arange(1, 17, device=device).view(2, 8) % words
     mask = torch.ones(2, 8, dtype=torch.bool, device=device)
     mask[1, :2] = False
@@ -218,5 +216,5 @@ def trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def base_of(model: Any) -> Any:
-    """The transformers model, where an adapter may be around it."""
+    """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if hasattr(model, "peft_config") else model

@@ -1,4 +1,4 @@
-"""The policy from its folder or the Hub, with its adapter, and with no sampling defaults of the model's own."""
+"""Load the policy from a folder or the Hub, with its adapter and without the model's sampling defaults."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import adapter_folder, attach_adapter
 from apa_cli.models.device import Runtime, model_dtype
-from apa_cli.models.identity import check_ids_agree, check_same_ids, has_tokenizer, same_tokenizer
-from apa_cli.models.limits import known_ids
 from apa_cli.models.loading import (
-    check_vocabulary,
     load_causal_config,
     load_pretrained,
     load_tokenizer,
     resolve_model_path,
 )
 from apa_cli.models.policy import Policy, base_of
+from apa_cli.models.token_ids import (
+    check_ids_agree,
+    check_same_ids,
+    check_vocabulary,
+    has_tokenizer,
+    known_ids,
+    same_tokenizer,
+)
 from apa_cli.models.weight_files import HEAD_FILE
 
 _OTHER_ROLE = re.compile(r"For(?:\w*Classification|QuestionAnswering|MultipleChoice)|RewardModel|DoubleHeads")
@@ -37,7 +42,7 @@ def load_policy(
 ) -> Policy:
     """The policy on its device, in evaluation mode, ready to train.
 
-    `weights`: a checkpoint's policy folder to take the trained weights from, instead of the configured start.
+    `weights`: a checkpoint's policy folder with the trained weights.
     """
     tokenizer = load_tokenizer(
         "policy.path", config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -64,7 +69,7 @@ def load_policy(
 
 
 def _tokenizer_of_adapter(config: PolicyConfig, tokenizer: Any, weights: Path | None, known: int) -> Any:
-    """The adapter's own tokenizer and chat template, where it brings others than its base's."""
+    """The adapter's tokenizer and chat template, if they differ from its base's."""
     if weights is not None:
         key, path = "checkpoint", str(weights)
     elif config.adapter.path is not None:
@@ -91,7 +96,7 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
 
     options: dict[str, Any] = {
         "revision": config.revision if key != "checkpoint" else None,
-        # the name of trust is policy.path: a reference of its own is another repository
+        # policy.trust_remote_code covers policy.path only
         "trust_remote_code": config.trust_remote_code and (key != "reference.path" or path == config.path),
     }
     model_config = load_causal_config(key, path, **options)
@@ -108,9 +113,8 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
 
 
 def _refuse_other_roles(key: str, path: str, config: Any) -> None:
-    """A classifier or a critic: where the output is tied to the embeddings it would load, and write nonsense."""
-    kinds = getattr(config, "architectures", None)
-    named = [str(kind) for kind in kinds] if isinstance(kinds, (list, tuple)) else []
+    """Refuse classifiers and critics: with tied embeddings they would load and write nonsense."""
+    named = [str(kind) for kind in config.architectures or ()]
     if named and all(_OTHER_ROLE.search(kind) for kind in named):
         raise UserError(key, f"{path} is a {named[0]}, which writes no text", "give a causal language model")
     if (Path(resolve_model_path(key, path)) / HEAD_FILE).is_file():
@@ -129,7 +133,7 @@ def _enable_checkpointing(policy: Policy) -> None:
 
 
 def _with_ends(generation_config: Any, policy: Policy) -> Any:
-    """The model's own settings; what it was trained to end with beyond them ends its responses elsewhere too."""
+    """The model's settings to export. Further end tokens of the training end responses elsewhere too."""
     if all(origin in ("EOS", "generation_config.json") for origin in policy.ends.values()):
         return generation_config
     own = copy.deepcopy(generation_config)
@@ -138,7 +142,7 @@ def _with_ends(generation_config: Any, policy: Policy) -> Any:
 
 
 def _neutral_generation_config(policy: Policy) -> None:
-    """Models bring their own sampling defaults (top_k, penalties); none of them may reach a rollout unseen."""
+    """Remove the model's sampling defaults (top_k, penalties), which would change rollouts unseen."""
     from transformers import GenerationConfig
 
     neutral = GenerationConfig(eos_token_id=policy.eos_token_ids or None, pad_token_id=policy.pad_token_id)

@@ -1,4 +1,4 @@
-"""The models that a run trains or measures with, loaded once, each in its role."""
+"""The models of a run, each loaded once in its role."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import nn
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
-from apa_cli.models.limits import known_ids
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reference import Reference, load_reference
+from apa_cli.models.token_ids import known_ids
 from apa_cli.models.value import SeparateValue, Value, load_value
 
 
@@ -28,14 +28,14 @@ class Models:
     runtime: Runtime
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The policy's and the critic's, by names for people."""
+        """The parameters of policy and critic, by readable names."""
         policy = {f"policy {name}": parameter for name, parameter in self.policy.model.named_parameters()}
         critic = self.value.named_parameters() if self.value is not None else ()
         return policy | {f"critic {name}": parameter for name, parameter in critic}
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
-        """Policy and critic in training mode, without any dropout that nobody asked for."""
+        """Policy and critic in training mode, without unrequested dropout."""
         with self.policy.training():
             if self.value is not None:
                 self.value.train()
@@ -46,7 +46,7 @@ class Models:
                     self.value.eval()
 
     def limits(self) -> dict[str, tuple[int | None, int]]:
-        """How many tokens each model takes that reads the policy's ids, where that is known, and how many ids."""
+        """The most tokens, if known, and the number of ids of each model that reads the policy's ids."""
         found = {"policy": (self.policy.room, self.policy.known_ids)}
         if (frozen := self.reference.frozen) is not None:
             found["reference"] = (frozen.room, frozen.known_ids)
@@ -55,7 +55,7 @@ class Models:
         return found
 
     def parts(self) -> dict[str, Any]:
-        """The transformers model of each role that has one of its own."""
+        """The transformers model of each role, None if it shares another's."""
         frozen = self.reference.frozen
         return {
             "policy": self.policy.model,
@@ -66,7 +66,7 @@ class Models:
 
 def load_models(config: TrainConfig, runtime: Runtime, *, checkpoint: Path | None = None) -> Models:
     """Load every role of `config`; trained weights from `checkpoint` (a checkpoint's folder) where given."""
-    torch.manual_seed(config.seed)  # a new adapter starts from random numbers
+    torch.manual_seed(config.seed)  # new adapters are initialised randomly
     policy = load_policy(
         config.policy, runtime, weights=checkpoint and checkpoint / "policy", stop_tokens=config.generation.stop_tokens
     )

@@ -1,8 +1,7 @@
-"""The critic V(s): a network of its own, a head on the policy's trunk, or an adapter of its own on the policy's base.
-A run may also be without one. Each is called with a batch, and with the policy's hidden states where it `reads_policy`.
+"""The critic V(s): a separate network, a head on the policy's trunk, or an adapter on the policy's base.
 
-Index t of its values is the value of the state in which response token t is chosen: the same position that predicts
-the token.
+Each is called with a batch, and with the policy's hidden states if it `reads_policy`. Value t belongs to the state in
+which response token t is chosen, the position that predicts it.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import attach_value_adapter
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, trained_dtype
-from apa_cli.models.identity import check_same_ids
 from apa_cli.models.limits import room_of
 from apa_cli.models.loading import load_causal_config, load_pretrained, own_noise, resolve_model_path
 from apa_cli.models.policy import Policy, model_inputs, train_without_noise
+from apa_cli.models.token_ids import check_same_ids
 from apa_cli.models.weight_files import HEAD_FILE, read_safetensors
 
 
@@ -44,7 +43,7 @@ class ValueHead(nn.Module):
 
 
 class SharedValue(nn.Module):
-    """A head on the hidden states that the policy's own forward leaves behind."""
+    """A head on the hidden states of the policy's forward pass."""
 
     reads_policy: ClassVar[bool] = True
 
@@ -53,7 +52,7 @@ class SharedValue(nn.Module):
         self.head = ValueHead(hidden_size)
 
     def forward(self, *batch: Tensor, hidden: Tensor | None) -> Tensor:
-        """V at the response positions, (B, T) float32, of the policy's `hidden` states (B, T, H)."""
+        """V at the response positions, (B, T) float32, from the policy's `hidden` states (B, T, H)."""
         assert hidden is not None
         return self.head(hidden)
 
@@ -62,7 +61,7 @@ class SharedValue(nn.Module):
 
 
 class SeparateValue(nn.Module):
-    """A transformer of its own with a head."""
+    """A separate transformer with a head."""
 
     reads_policy: ClassVar[bool] = False
 
@@ -88,11 +87,13 @@ class SeparateValue(nn.Module):
     def hidden_states(
         self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
     ) -> Tensor:
-        """What the head reads, (B, T, H)."""
+        """The head's input, (B, T, H)."""
+        accepted = inspect.signature(self.trunk.forward).parameters
         inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)
+        inputs = {name: value for name, value in inputs.items() if name in accepted}
         trunk = self.compiled if self.training and self.compiled is not None else self.trunk
         with self._runtime.autocast():
-            hidden = trunk(**_accepted(self.trunk, inputs), use_cache=False).last_hidden_state  # (B, L, H)
+            hidden = trunk(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
         return response_logits(hidden, response_ids.shape[1])
 
     def save(self, folder: Path) -> None:
@@ -102,13 +103,13 @@ class SeparateValue(nn.Module):
 
 
 class AdapterValue(nn.Module):
-    """The policy's base with an adapter of the critic's own, and a head: the base is held once."""
+    """An adapter on the policy's base, which is held once, and a head."""
 
     reads_policy: ClassVar[bool] = False
 
     def __init__(self, policy: Policy, trained: list[nn.Parameter]) -> None:
         super().__init__()
-        self.adapter = nn.ParameterList(trained)  # the very tensors inside the policy's model
+        self.adapter = nn.ParameterList(trained)  # shared with the policy's model
         self.head = ValueHead(hidden_size(policy.model))
         self._policy = policy
 
@@ -117,7 +118,7 @@ class AdapterValue(nn.Module):
         return self.head(self.hidden_states(*batch))
 
     def hidden_states(self, *batch: Tensor) -> Tensor:
-        """What the head reads, (B, T, H)."""
+        """The head's input, (B, T, H)."""
         assert self._policy.adapters is not None
         with self._policy.adapters.use(VALUE_ADAPTER):
             return self._policy.hidden_states(*batch)
@@ -143,7 +144,7 @@ Value = SharedValue | SeparateValue | AdapterValue
 def load_value(
     config: ValueConfig, policy_config: PolicyConfig, policy: Policy, runtime: Runtime, *, weights: Path | None = None
 ) -> Value | None:
-    """The critic on its device; None for kind none. `weights`: a checkpoint's value folder to go on from."""
+    """The critic on its device; None for kind none. `weights`: a checkpoint's value folder to resume from."""
     value: Value
     if config.kind == "none":
         return None
@@ -167,7 +168,7 @@ def load_value(
         if value.trunk.config.get_text_config().vocab_size < vocabulary:
             raise UserError(key, f"{path} has a smaller vocabulary than the policy", "the two must share a tokenizer")
         kept = Path(resolve_model_path(key, path))
-        if weights is None and (kept / HEAD_FILE).is_file():  # the final/value of an earlier run
+        if weights is None and (kept / HEAD_FILE).is_file():  # final/value of an earlier run
             load_head(value.head, kept, key)
     if weights is not None:
         load_head(value.head, weights, "checkpoint")
@@ -175,9 +176,9 @@ def load_value(
 
 
 def _attach_value_adapter(policy: Policy, config: PolicyConfig, weights: Path | None) -> list[nn.Parameter]:
-    """Put the critic's adapter on the policy's model; its trained tensors.
+    """Put the critic's adapter on the policy's model and return its trained tensors.
 
-    PEFT freezes one adapter when it selects another: here both stay trained.
+    PEFT freezes the other adapters when it selects one; here policy and critic both stay trainable.
     """
     model, switch = policy.model, policy.adapters
     assert switch is not None
@@ -205,7 +206,7 @@ def load_head(head: ValueHead, folder: Path, key: str) -> None:
 
 
 def start_from_scores(head: ValueHead, scores: nn.Linear) -> None:
-    """Take over a reward model's head, where it has one output of the same width: the value is its score so far."""
+    """Copy a reward model's head if it has one output of this width, so that values start as its scores."""
     if scores.weight.shape != head.linear.weight.shape:
         return
     with torch.no_grad():
@@ -215,7 +216,7 @@ def start_from_scores(head: ValueHead, scores: nn.Linear) -> None:
 
 
 def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None) -> tuple[Any, nn.Linear | None]:
-    """The transformer and, of a decoder-only sequence classifier, the layer that makes its scores."""
+    """The transformer and, for a decoder-only sequence classifier, its score layer."""
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     options: dict[str, Any] = {
@@ -245,11 +246,6 @@ def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None)
 
 
 def hidden_size(model: Any) -> int:
-    """Width of the last hidden states; some OPT models project theirs down to the embeddings' width."""
+    """Width of the last hidden states; some OPT models project them down to the embeddings' width."""
     config = model.config.get_text_config()
     return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
-
-
-def _accepted(trunk: Any, inputs: dict[str, Any]) -> dict[str, Any]:
-    known = inspect.signature(trunk.forward).parameters
-    return {name: value for name, value in inputs.items() if name in known}

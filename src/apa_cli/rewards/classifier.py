@@ -12,11 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from apa_cli.errors import UserError
-from apa_cli.models.adapter_loading import check_kind
+from apa_cli.models.adapter_base import check_kind
 from apa_cli.models.device import Runtime
 from apa_cli.models.loading import (
     MERGE,
-    check_vocabulary,
     first_line,
     freeze,
     load_config,
@@ -24,6 +23,7 @@ from apa_cli.models.loading import (
     load_tokenizer,
     resolve_model_path,
 )
+from apa_cli.models.token_ids import check_vocabulary
 from apa_cli.models.weight_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

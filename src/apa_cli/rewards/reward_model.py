@@ -14,8 +14,9 @@ from apa_cli.data.template import Template
 from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
-from apa_cli.models.limits import check_ids, filling_id, known_ids, room_of
+from apa_cli.models.limits import room_of
 from apa_cli.models.microbatches import pass_tokens, plan_microbatches
+from apa_cli.models.token_ids import check_ids, filling_id, known_ids
 from apa_cli.rewards.record import FinishedResponses, whole_texts
 
 

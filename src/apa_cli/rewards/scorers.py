@@ -8,8 +8,8 @@ from typing import Any
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
 from apa_cli.models.device import Runtime
-from apa_cli.models.identity import same_tokenizer
 from apa_cli.models.policy import Policy
+from apa_cli.models.token_ids import same_tokenizer
 from apa_cli.rewards.classifier import load_classifier
 from apa_cli.rewards.function import RewardFunction, load_function
 from apa_cli.rewards.http import HttpReward

@@ -1,9 +1,9 @@
-"""Whether a model gives the same log-probs in every way that a run computes them.
+"""Check that a model gives the same log-probs in every way that a run computes them.
 
-When a model is loaded, a trial on a few short rows compares each way with a plain forward of one row, without padding
-and without a cache. Recurrent layers that read padding, caches that the decode loop does not fill, experts with a
-capacity, masked language models and dropout that stays on all fail here, and none of them raises an error by itself.
-For the same reason the first rollout is compared with the initial policy: nothing has been trained yet.
+After loading, a trial on a few short rows compares each way with a plain forward pass of one row, without padding and
+cache. It catches errors that raise no exception: recurrent layers that read padding, caches that the decode loop does
+not fill, experts with a capacity, masked language models, and dropout that stays on. The first rollout is compared with
+the initial policy for the same reason: nothing has been trained yet.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from apa_cli.rollouts.backends.static import Kept, padded_batch
 from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.rollouts.trial import B, Batch, T, each_alone, mean_gap, precision_of, size, trial_batch
 
-STAY = (0, 3)  # rows that are still decoded after the third token
-# Mean |difference|, in nats for log-probs and relative for hidden states. Measured on a CPU with tiny models of 157
-# architectures: ways that agree differ by at most 0.0003 in fp32 and 0.07 in bf16, others by at least 0.09.
+STAY = (0, 3)  # rows that remain after the third token
+# Mean |difference|, in nats for log-probs, relative for hidden states. Measured on a CPU with tiny models of 157
+# architectures: equivalent computations differ by at most 0.0003 in fp32 and 0.07 in bf16, others by at least 0.09.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
-SAME_SHAPES = 0.1  # of the tolerance, for the same operations on tensors of the same shapes
-FIRST_ROLLOUT = {"fp32": 1e-3, "bf16": 0.2}  # mean |log π_rollout − log π_ref| a token, nats
+SAME_SHAPES = 0.1  # of the tolerance, if operations and shapes are the same
+FIRST_ROLLOUT = {"fp32": 1e-3, "bf16": 0.2}  # mean |log π_rollout − log π_ref| per token, nats
 
 
 @torch.no_grad()
@@ -43,10 +43,9 @@ def check_agreement(
     key: str = "policy.path",
     training: bool = True,
 ) -> None:
-    """Try the policy's passes, its decoding with the configured backend, the reference and the critic.
+    """Check the policy's passes and its decoding with the configured backend, the reference and the critic.
 
-    `key` names the policy in errors; training mode is tried where it is for `training`. Random states stay as they
-    are. Raises UserError.
+    key: names the policy in errors. training: also check training mode. Keeps the random state. Raises UserError.
     """
     device = policy.runtime.device
     samples = not config.rollout.offline or config.evaluation.prompts > 0
@@ -70,9 +69,9 @@ def check_first_rollout(
     config: TrainConfig,
     note: Callable[[str], None],
 ) -> None:
-    """Raise UserError where an untrained policy's sampler has other log-probs (B, T) than the `reference`.
+    """Raise UserError if the sampler of an untrained policy has other log-probs (B, T) than the `reference`.
 
-    A model that reference.path names may be another one: that is only noted.
+    With reference.path, which may be another model, the difference is only noted.
     """
     if sampled.rollout_logprobs is None or reference is None:
         return
@@ -91,7 +90,7 @@ def check_first_rollout(
 
 
 def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float]:
-    """The training pass against each row alone. Returns log-probs of the rows alone, (B, T, V), and the tolerance."""
+    """Compare the training pass with each row alone. Returns the rows' log-probs (B, T, V) and the tolerance."""
     family, mask = type(base_of(policy.model)).__name__, batch[3]
 
     def forward(ids: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float
 
     precision = precision_of(policy)
     logits = each_alone(key, family, forward, batch, SAME_SHAPES * TOLERANCE[precision])
-    # logits that are large everywhere, as GPT-2's are, are rounded by more
+    # large logits, as GPT-2 has, have larger rounding errors
     step = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
     tolerance = TOLERANCE[precision] + step / 2 * size(logits)
     expected = logits.log_softmax(-1)
@@ -118,7 +117,7 @@ def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float
 
 
 def _check_decoding(key: str, backend: str, policy: Policy, batch: Batch, expected: Tensor, tolerance: float) -> None:
-    """A prefill and steps on the backend's cache. The other backend is tried before it is named."""
+    """Check prefill and steps on the backend's cache. Suggests the other backend only if that works."""
     problem = _decoding_problem(backend, policy, batch, expected, tolerance)
     if problem is None:
         return
@@ -126,9 +125,8 @@ def _check_decoding(key: str, backend: str, policy: Policy, batch: Batch, expect
     if _decoding_problem(other, policy, batch, expected, tolerance) is None:
         problem = f"{backend} does not sample from {family}: {problem}"
         raise UserError("generation.backend", problem, f"use generation.backend={other}")
-    raise UserError(
-        key, f"hf and static do not sample from {family}: with {backend}, {problem}", "choose another model"
-    )
+    problem = f"hf and static do not sample from {family}: with {backend}, {problem}"
+    raise UserError(key, problem, "choose another model")
 
 
 def _decoding_problem(backend: str, policy: Policy, batch: Batch, expected: Tensor, tolerance: float) -> str | None:
@@ -147,7 +145,7 @@ def _decoding_problem(backend: str, policy: Policy, batch: Batch, expected: Tens
                     logits = decoding.step(ids[rows, t])
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # each architecture fails in its own way
+    except Exception as error:  # architectures fail in different ways
         return f"{type(error).__name__} ({first_line(error)})"
     gap = sum(gaps) / T
     return None if gap <= tolerance else f"log-probs are {gap:.2g} nats off those of a plain forward"
@@ -166,7 +164,7 @@ DECODERS: dict[str, Callable[[Policy, Tensor, Tensor], DecodingBatch]] = {"hf": 
 
 
 def _check_critic(key: str, value: SeparateValue, policy: Policy, batch: Batch) -> None:
-    """The critic's trunk against each row alone, by its hidden states: a new head gives 0 whatever they are."""
+    """Compare the hidden states of the critic's trunk with each row alone, as a new head gives 0 for any."""
     family, tolerance = type(value.trunk).__name__, TOLERANCE[precision_of(policy)]
 
     def forward(ids: Tensor) -> Tensor:
@@ -182,7 +180,7 @@ def _check_critic(key: str, value: SeparateValue, policy: Policy, batch: Batch) 
 
 
 def _check_training_mode(key: str, policy: Policy, value: Value | None, batch: Batch, *, dropout: bool) -> None:
-    """The update's passes in training mode and in evaluation mode. `dropout`: that of the adapter is asked for."""
+    """Compare the update's passes in training and evaluation mode. `dropout`: allow the adapter's."""
 
     def passes() -> list[Tensor]:
         states = [] if value is None or isinstance(value, SharedValue) else [value.hidden_states(*batch).float()]
@@ -203,14 +201,12 @@ def _check_training_mode(key: str, policy: Policy, value: Value | None, batch: B
     gap = max(mean_gap(a, b, batch[3]) for a, b in zip(found, expected, strict=True))
     if not gap <= SAME_SHAPES * TOLERANCE[precision_of(policy)]:
         names = f"{', '.join(noisy[:3]) or 'no module known as dropout'}{', …' if noisy[3:] else ''}"
-        problem = (
-            f"log-probs or values in training mode are {gap:.2g} off those in evaluation mode, for noise in {names}"
-        )
+        problem = f"log-probs or values in training and evaluation mode differ by {gap:.2g}, due to noise in {names}"
         raise UserError(key, problem, "set the dropout to 0 in the config.json of the model or adapter")
 
 
 def _is_noisy(module: nn.Module) -> bool:
-    """Whether it is in training mode and holds a dropout above 0, as a layer of torch's or as a number of its own."""
+    """Whether a module in training mode is a dropout layer, or has a dropout attribute, above 0."""
     numbers = [value for name, value in vars(module).items() if any(part in name for part in NOISE)]
     if isinstance(module, nn.modules.dropout._DropoutNd):
         numbers.append(module.p)

@@ -1,4 +1,4 @@
-"""Who stands around the steps of an iteration. This one stands aside; the one that keeps a run alive is the steward."""
+"""The hooks around the steps of an iteration. This class does nothing; the steward's keeps a run alive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Attendant:
-    """Does what it is handed, as it is. `tokens`: the budget of a micro-batch."""
+    """Runs each step as it is. `tokens`: the budget of a micro-batch."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -24,19 +24,19 @@ class Attendant:
         return nullcontext()
 
     def fit(self, work: Callable[[int], T], plan: Callable[[int], Sequence[Sized]], *, where: str) -> T:
-        """Do `work` within a budget of tokens, of which `plan` gives the micro-batches; `where` names it."""
+        """Run `work` within a token budget. `plan` gives its micro-batches, `where` names it."""
         return work(self.tokens)
 
     def sampled(self, before: Trajectory, after: Trajectory) -> None:
-        """`before` as it was drawn, `after` with every pass."""
+        """Called with the trajectory as sampled and after all passes."""
 
     def scored(self, trajectory: Trajectory) -> None:
-        """`trajectory` with its scores, some of which may be missing."""
+        """Called with the scored trajectory; scores may be missing."""
 
     def collect(self, work: Callable[[], Any]) -> Any:
-        """Make what an iteration learns from."""
+        """Collect what an iteration learns from."""
         return work()
 
     def minibatch(self, rows: Tensor, gradients: Callable[[int], Any], step: Callable[[Any], None]) -> None:
-        """Learn from the minibatch `rows`: take its gradients within a budget of tokens, then the optimizer's step."""
+        """Compute the gradients of the minibatch `rows` within a token budget, then take the optimizer step."""
         step(gradients(self.tokens))

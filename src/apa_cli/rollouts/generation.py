@@ -1,4 +1,4 @@
-"""From prompts to responses with the log-probs and entropy they were drawn with, and from responses to text."""
+"""Sample responses with their log-probs and entropy, and decode them to text."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def sample(
 
 
 def _backend(name: str) -> Callable[..., Trajectory]:
-    """The engines are imported by who uses them."""
+    """vLLM is imported on demand."""
     if name == "vllm":
         from apa_cli.rollouts.backends import vllm
 
@@ -34,10 +34,10 @@ def _backend(name: str) -> Callable[..., Trajectory]:
 
 
 def decode(policy: Policy, rollout: Trajectory, stop: list[str]) -> list[str]:
-    """The counted response tokens as text; special tokens, and the token or stop string that ended it, left out.
+    """The responses as text, without special tokens and without the token or stop string that ended them.
 
-    Text is what the response adds to its decoded prompt: some tokenizers drop the space that begins a lone response.
-    A stop string that ended nothing, complete before generation.min_new_tokens, is text as any other.
+    The text is what a response adds to its decoded prompt, as some tokenizers drop the leading space of a response
+    alone. A stop string that is complete before generation.min_new_tokens ends nothing and is ordinary text.
     """
     prompts, bodies = rollout.prompt_token_ids(), _bodies(policy, rollout)
     texts = _texts(policy, prompts, bodies)
@@ -46,15 +46,15 @@ def decode(policy: Policy, rollout: Trajectory, stop: list[str]) -> list[str]:
     counts, ended = rollout.response_mask.sum(dim=1).tolist(), rollout.ended.tolist()
     before = _texts(policy, prompts, [body[:-1] for body in bodies])
     return [
-        _without_stop(text, stop, head) if end and len(body) == count else text  # of an end token nothing is left
+        _without_stop(text, stop, head) if end and len(body) == count else text  # an end token is removed already
         for text, head, body, count, end in zip(texts, before, bodies, counts, ended, strict=True)
     ]
 
 
 def spoken_ids(policy: Policy, rollout: Trajectory, texts: list[str]) -> list[list[int]]:
-    """The sampled ids that say `texts`, which `decode` gave; the token or stop string that ended them left out.
+    """The sampled ids of `texts`, the result of `decode`.
 
-    A token that holds the last characters of a text and the first of the stop string gives way to tokens of the former.
+    A token with the last characters of a text and the first of the stop string is replaced by tokens of the former.
     """
     prompts, bodies = rollout.prompt_token_ids(), _bodies(policy, rollout)
     for row, whole in enumerate(_texts(policy, prompts, bodies)):
@@ -70,13 +70,13 @@ def spoken_ids(policy: Policy, rollout: Trajectory, texts: list[str]) -> list[li
 
 
 def _bodies(policy: Policy, rollout: Trajectory) -> list[list[int]]:
-    """The counted response tokens without the end token; some end tokens are ordinary ones to the tokenizer."""
+    """The response tokens without the end token, which may be an ordinary token to the tokenizer."""
     ends = set(policy.eos_token_ids)
     return [ids[:-1] if ids and ids[-1] in ends else ids for ids in rollout.response_token_ids()]
 
 
 def raw_texts(policy: Policy, rollout: Trajectory) -> tuple[list[str], list[str]]:
-    """Prompts as the policy reads them and responses as it writes them, special tokens and what ended them included."""
+    """Prompts and responses with all special tokens and with the token or stop string that ended them."""
     asked = rollout.prompt_token_ids()
     prompts = policy.tokenizer.batch_decode(asked, skip_special_tokens=False)
     return prompts, _texts(policy, asked, rollout.response_token_ids(), bare=False)
@@ -91,7 +91,7 @@ def _texts(policy: Policy, prompts: list[list[int]], bodies: list[list[int]], *,
 
 
 def _without_stop(text: str, stop: list[str], head: str) -> str:
-    """Cut where the stop string begins that the last token completed; `head` is the text without that token."""
+    """Cut the stop string that the last token completed; `head` is the text without that token."""
     known = len(head.rstrip("\N{REPLACEMENT CHARACTER}"))  # whole characters
     cuts = [place for place in (text.find(s, max(0, known - len(s) + 1)) for s in stop) if place >= 0]
     return text[: min(cuts)] if cuts else text

@@ -1,4 +1,4 @@
-"""Reference log-probs of a whole data set of logged responses: made once, and kept on disk from run to run."""
+"""Reference log-probs of a data set of logged responses, computed once and cached on disk between runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from apa_cli.data.prompts import Prompt
 from apa_cli.files import fault_point, sync_folder
 
 KIND = "apa-cli reference log-probs 1"
-PARTIAL_SECONDS = 24 * 3600.0  # after which a file that was not finished is nobody's any more
+PARTIAL_SECONDS = 24 * 3600.0  # age at which an unfinished file is abandoned
 DISK_ERRORS = (OSError, SafetensorError)
 
 
@@ -30,8 +30,8 @@ DISK_ERRORS = (OSError, SafetensorError)
 class ReferenceLogprobs:
     """log π_ref of each counted token of every logged response, float32 nats."""
 
-    flat: Tensor  # all responses' tokens, one after the other
-    starts: Sequence[int]  # of each response in `flat`, and its end
+    flat: Tensor  # concatenated responses
+    starts: Sequence[int]  # of each response in `flat`, then the end
 
     def of(self, index: int) -> Tensor:
         return self.flat[self.starts[index] : self.starts[index + 1]]
@@ -44,9 +44,9 @@ def cache_folder(chosen: str | None) -> Path:
 
 
 def cache_key(model: str, rows: Sequence[Prompt], **circumstances: object) -> str:
-    """SHA-256 of the model's fingerprint, of every row's token ids in their order, and of what else decides numbers.
+    """SHA-256 of the model's fingerprint, all token ids in order, and `circumstances` that affect the numbers.
 
-    The ids are the tokenizer's work, cut to the longest prompt and response: whatever changes one of these shows.
+    The ids reflect the tokenizer and the limits on prompts and responses.
     """
     digest = hashlib.sha256(f"{KIND}\n{model}\n{sorted(circumstances.items())}\n".encode())
     for row in rows:
@@ -65,9 +65,9 @@ def reference_logprobs(
     note: Callable[[str], None],
     warn: Callable[[str], None],
 ) -> ReferenceLogprobs:
-    """From the file of this key, or by `compute`, which gives (T,) for each row, and then kept there.
+    """Read the file of this key, or call `compute`, which returns (T,) for each row, and write the file.
 
-    A file that is damaged is named and made again; one that cannot be written costs a warning.
+    A damaged file is replaced with a warning; a file that cannot be written is a warning.
     """
     lengths = [len(row.logged.token_ids) for row in rows if row.logged is not None]
     starts = [0, *accumulate(lengths)]
@@ -105,10 +105,10 @@ def _read(file: Path, key: str, tokens: int) -> tuple[Tensor | None, str]:
 
 
 def _write(file: Path, flat: Tensor, key: str) -> None:
-    """Beside, synced, renamed into place: runs that make the same at the same time do not meet."""
+    """Write a synced temporary file and rename it, so that concurrent runs do not collide."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for left in file.parent.glob(".reference_*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # which another run has just finished
+        with contextlib.suppress(FileNotFoundError):  # another run has just finished it
             if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
                 left.unlink()
     beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")

@@ -1,4 +1,4 @@
-"""Where trajectories come from: the policy samples them, or data hold them. Each has every pass that learning needs."""
+"""Sources of trajectories: sampled by the policy or logged in data, with every pass that learning needs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from apa_cli.rollouts.trajectory import Trajectory
 
 class Source(Protocol):
     def collect(self, prompts: PromptBatch) -> Trajectory:
-        """A response to each prompt, with log-probs of rollout and reference, values, and texts."""
+        """A response to each prompt, with rollout and reference log-probs, values and texts."""
 
 
 class Sampled:
-    """The policy as it is responds.
+    """Responses of the current policy.
 
-    `policy_pass` takes the rollout's log-probs anew from a plain forward: PPO divides by them, and sampling with a
+    policy_pass: recompute the rollout's log-probs with a plain forward pass. PPO divides by them, and sampling with a
     cache rounds differently.
     """
 
@@ -59,7 +59,7 @@ class Sampled:
 
 
 class Logged:
-    """The data's responses: nothing is sampled, and how likely their sampler found them is not known."""
+    """Responses from data. Nothing is sampled, and the rollout log-probs are unknown."""
 
     def __init__(self, models: Models, config: TrainConfig, attendant: Attendant, reference: ReferenceLogprobs) -> None:
         self.models, self.config, self.attendant, self.reference = models, config, attendant, reference
@@ -79,7 +79,7 @@ class Logged:
 
 
 def logged_responses(prompts: PromptBatch, reference: ReferenceLogprobs | None, device: torch.device) -> Trajectory:
-    """The logged responses to `prompts`, with the reference log-probs kept for them."""
+    """The logged responses to `prompts`, with their cached reference log-probs."""
     logged = prompts.logged
     assert logged is not None
     mask = logged.response_mask
@@ -103,7 +103,7 @@ def logged_responses(prompts: PromptBatch, reference: ReferenceLogprobs | None, 
 def passes(
     trajectory: Trajectory, models: Models, config: TrainConfig, attendant: Attendant, *, policy_pass: bool = False
 ) -> Trajectory:
-    """The trajectory with values and, where it has none yet, reference log-probs."""
+    """The trajectory with values and, if it has none yet, reference log-probs."""
     return attendant.fit(
         lambda tokens: add_passes(
             trajectory,
@@ -130,7 +130,7 @@ def add_passes(
     token_budget: int,
     policy_pass: bool,
 ) -> Trajectory:
-    """One micro-batch after the other, without gradients. A shared critic reads the policy's hidden states."""
+    """`passes` in micro-batches, without gradients. A shared critic reads the policy's hidden states."""
     made: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for rows in trajectory.microbatches(pass_tokens(token_budget, trajectory.response_ids.device.type)):
         batch = trajectory.select(rows).batch

@@ -1,4 +1,4 @@
-"""What a trajectory says: KL to the initial policy, entropy, lengths, diversity, and its rewards."""
+"""Metrics of a trajectory: rewards, KL to the initial policy, entropy, lengths and diversity."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from apa_cli.rollouts.trajectory import Trajectory
 
 
 def trajectory_metrics(trajectory: Trajectory, penalties: Tensor | None = None) -> dict[str, float]:
-    """reward/*, kl/* and policy/* of the metric contract; of logged responses logged/*, which describe the data.
+    """reward/*, kl/* and policy/*; for logged responses logged/*, which describe the data.
 
-    Scores count where they are finite, and all else where every number of a response is. `penalties`: (B,) for length.
+    Score metrics use finite scores, all others the responses with only finite numbers. penalties: (B,) for length.
     """
     assert trajectory.scores is not None
     group = "logged" if trajectory.logged else "reward"
@@ -60,7 +60,7 @@ def logged_statistics(trajectory: Trajectory) -> dict[str, float]:
 
 
 def distinct_n(responses: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams over all n-grams of a batch of responses (Li et al. 2016); 0 when there are none."""
+    """Distinct n-grams over all n-grams of a batch of responses (Li et al. 2016); 0 if there are none."""
     grams = [gram for response in responses for gram in ngrams(response, n)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
@@ -70,6 +70,6 @@ def ngrams(response: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def _moments(scores: Tensor, mean: str, std: str) -> dict[str, float]:
-    """Mean and deviation of the finite ones of (B,) scores, NaN where there are none."""
+    """Mean and standard deviation of the finite scores of (B,), NaN if there are none."""
     finite = scores[scores.isfinite()].cpu().float()
     return {mean: finite.mean().item(), std: finite.std(correction=0).item() if len(finite) else nan}

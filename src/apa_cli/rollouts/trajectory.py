@@ -1,4 +1,4 @@
-"""The one record of a rollout, from collection to update: responses, how likely they were, and their scores."""
+"""The record of a rollout from collection to update: responses, log-probs, values and scores."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apa_cli.rewards.record import FinishedResponses
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """B responses as plain tensors, split by rows at will. Log-probs are nats in float32; no gradients.
+    """B responses as plain tensors that can be split by rows. Log-probs are nats in float32, without gradients.
 
     A prompt `What is 2 + 2?` of 6 tokens and the response `4 <eos>` in a batch with P = 8 and T = 16:
     prompt_mask [0 0 1 1 1 1 1 1], response_mask [1 1 0 … 0], ended True, and reference_logprobs[1] is
@@ -28,23 +28,23 @@ class Trajectory:
     response_ids: Tensor  # (B, T) the sampled or logged ids
     response_mask: Tensor  # (B, T) bool, True up to and including the first EOS or the stop string's last token
     ended: Tensor  # (B,) bool, False = cut at max_new_tokens
-    rollout_logprobs: Tensor | None = None  # (B, T) policy that sampled; None of logged responses
-    entropy: Tensor | None = None  # (B, T) of that policy, over the whole vocabulary; None of logged responses
+    rollout_logprobs: Tensor | None = None  # (B, T) policy that sampled; None for logged responses
+    entropy: Tensor | None = None  # (B, T) of that policy over the vocabulary; None for logged responses
     reference_logprobs: Tensor | None = None  # (B, T) initial policy
     values: Tensor | None = None  # (B, T)
-    scores: Tensor | None = None  # (B,) float64, as the reward gave them; NaN or infinite = no score
-    named_scores: dict[str, Tensor] = field(default_factory=dict)  # (B,) float64 of each of several rewards
-    texts: FinishedResponses | None = None  # what rewards and people read
+    scores: Tensor | None = None  # (B,) float64; NaN or infinite = no score
+    named_scores: dict[str, Tensor] = field(default_factory=dict)  # (B,) float64, by reward
+    texts: FinishedResponses | None = None  # for rewards and people
 
     @property
     def sampled(self) -> tuple[Tensor, Tensor]:
-        """Log-probs and entropy of the policy that sampled, (B, T) each: there are none of logged responses."""
+        """Log-probs and entropy of the policy that sampled, (B, T) each; not for logged responses."""
         assert self.rollout_logprobs is not None and self.entropy is not None
         return self.rollout_logprobs, self.entropy
 
     @property
     def logged(self) -> bool:
-        """Whether data held the responses, so that nobody knows who gave them."""
+        """Whether the responses come from data, so that their sampler is unknown."""
         return self.rollout_logprobs is None
 
     @property
@@ -55,7 +55,7 @@ class Trajectory:
 
     @cached_property
     def sound(self) -> Tensor:
-        """(B,) bool: responses with a finite number at every counted token."""
+        """(B,) bool: responses whose numbers are finite at every counted token."""
         sound = torch.ones_like(self.ended)
         for numbers in (self.rollout_logprobs, self.reference_logprobs, self.values):
             if numbers is not None:
@@ -64,7 +64,7 @@ class Trajectory:
 
     @cached_property
     def kl(self) -> Tensor:
-        """k1 from the initial policy, summed over each response: (B,) nats."""
+        """k1 estimate of the KL to the initial policy, summed over each response: (B,) nats."""
         assert self.rollout_logprobs is not None and self.reference_logprobs is not None
         return per_response(
             kl_k1(self.rollout_logprobs, self.reference_logprobs, self.response_mask), self.response_mask
@@ -72,11 +72,11 @@ class Trajectory:
 
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What a model's forward takes."""
+        """The inputs of a model's forward pass."""
         return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
 
     def microbatches(self, token_budget: int, rows: Tensor | None = None) -> list[Tensor]:
-        """Row indices, (n,) each, of micro-batches within the budget; of all rows, or of these."""
+        """Row indices, (n,) each, of micro-batches within the budget, of all rows or of `rows`."""
         rows = torch.arange(len(self.response_ids)) if rows is None else rows
         prompts, responses = (mask.sum(dim=1).cpu()[rows].tolist() for mask in (self.prompt_mask, self.response_mask))
         device = self.response_mask.device.type
@@ -84,7 +84,7 @@ class Trajectory:
         return [rows[torch.tensor(batch)] for batch in batches]
 
     def select(self, rows: Tensor) -> Trajectory:
-        """These rows, trimmed to their own longest prompt and response; without texts."""
+        """These rows, trimmed to their longest prompt and response, without texts."""
         prompts, responses = self.prompt_mask[rows], self.response_mask[rows]
         P = max(1, int(prompts.sum(dim=1).max()))
         T = max(1, int(responses.sum(dim=1).max()))
@@ -107,7 +107,7 @@ class Trajectory:
         return _counted(self.prompt_ids, self.prompt_mask)
 
     def response_token_ids(self) -> list[list[int]]:
-        """Those that count."""
+        """The counted tokens."""
         return _counted(self.response_ids, self.response_mask)
 
 

@@ -14,7 +14,7 @@ from apa_cli.data.prompts import Prompt, PromptSet, collate
 from apa_cli.data.response_tokens import ResponseEncoder
 from apa_cli.data.table import Progress
 from apa_cli.data.template import Template
-from apa_cli.models.fingerprint import reference_fingerprint
+from apa_cli.models.reference import reference_fingerprint
 from apa_cli.models.roles import Models
 from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.reference_logprobs import ReferenceLogprobs, cache_folder, cache_key, reference_logprobs

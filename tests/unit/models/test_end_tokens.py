@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from apa_cli.checkpoints.export import save_policy as export
 from apa_cli.errors import UserError
-from apa_cli.models.end_tokens import end_of_turn
 from apa_cli.models.roles import load_models
+from apa_cli.models.token_ids import end_of_turn
 
 
 @pytest.mark.parametrize("family", CHAT_FAMILIES)

@@ -119,30 +119,24 @@ def test_bf16(policy_dir, adapter, modules):
     compare(policy_dir(), runtime=BF16, tolerance=0.03, **changes)
 
 
-def test_the_head_of_the_model_is_not_called(policy_dir):
-    config = make_config(policy_dir())
-    models = load_models(config, CPU)
-    rollout = make_rollout(models, config, uneven_batch(models.policy))
-    calls = []
-    models.policy.parts.head.module.register_forward_hook(lambda *_: calls.append(1))
-    models.policy.logprobs(*rollout.batch, temperature=1.0)
-    models.policy.hidden_states(*rollout.batch)
-    assert calls == []
-
-
-def test_tokens_that_do_not_count_cost_nothing(policy_dir, monkeypatch):
+def test_only_logits_that_count_are_computed(policy_dir, monkeypatch):
+    """The model's own head is not called, and masked tokens cost nothing."""
     config = make_config(policy_dir(eos_logit=4.0))
     models = load_models(config, CPU)
     rollout = make_rollout(models, config, uneven_batch(models.policy))
-    seen = []
-    head = type(models.policy.parts.head)
-    original = head.logprobs
-    monkeypatch.setattr(
-        head, "logprobs", lambda self, hidden, ids, **rest: seen.append(len(ids)) or original(self, hidden, ids, **rest)
-    )
+    seen, calls, head = [], [], models.policy.parts.head
+    head.module.register_forward_hook(lambda *_: calls.append(1))
+    original = type(head).logprobs
+
+    def noted(self, hidden, ids, **rest):
+        seen.append(len(ids))
+        return original(self, hidden, ids, **rest)
+
+    monkeypatch.setattr(type(head), "logprobs", noted)
     logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    assert seen == [rollout.response_mask.sum()]
-    assert seen[0] < rollout.response_mask.numel()
+    models.policy.hidden_states(*rollout.batch)
+    assert calls == []
+    assert seen == [rollout.response_mask.sum()] and seen[0] < rollout.response_mask.numel()
     assert (logprobs[~rollout.response_mask] == 0).all()
 
 

@@ -9,10 +9,10 @@ from tokenizers import processors
 from apa_cli.config.schema import RewardConfig
 from apa_cli.data.prompts import Prompt, check_room
 from apa_cli.errors import UserError
-from apa_cli.models.limits import Room, filling_id, room_of
-from apa_cli.models.loading import check_vocabulary
+from apa_cli.models.limits import Room, room_of
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
+from apa_cli.models.token_ids import check_vocabulary, filling_id
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rewards.scorers import load_reward
 

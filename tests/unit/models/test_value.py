@@ -56,19 +56,9 @@ def test_values_start_at_zero(policy_dir, critic):
 @pytest.mark.parametrize("critic", ["separate", "shared"])
 def test_hidden_states_narrower_than_the_model(tmp_path, plain_tokenizer, critic):
     """As facebook/opt-350m has them."""
-    OPTForCausalLM(
-        OPTConfig(
-            vocab_size=300,
-            hidden_size=16,
-            ffn_dim=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            word_embed_proj_dim=8,
-            max_position_embeddings=64,
-            eos_token_id=0,
-            do_layer_norm_before=False,
-        )
-    ).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 300, "hidden_size": 16, "ffn_dim": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    narrow = {"word_embed_proj_dim": 8, "max_position_embeddings": 64, "eos_token_id": 0, "do_layer_norm_before": False}
+    OPTForCausalLM(OPTConfig(**sizes, **narrow)).save_pretrained(tmp_path)
     plain_tokenizer.save_pretrained(tmp_path)
     config = make_config(tmp_path, value__kind=critic)
     models = load_models(config, CPU)

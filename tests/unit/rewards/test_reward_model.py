@@ -22,8 +22,8 @@ from apa_cli.config.schema import DataConfig, RewardConfig
 from apa_cli.data import load_prompts
 from apa_cli.data.prompts import collate
 from apa_cli.errors import UserError
-from apa_cli.models.identity import same_tokenizer
 from apa_cli.models.policy_loading import load_policy
+from apa_cli.models.token_ids import same_tokenizer
 from apa_cli.rewards.function import RewardFunction, load_function
 from apa_cli.rewards.record import FinishedResponses, Scored
 from apa_cli.rewards.scorers import load_reward

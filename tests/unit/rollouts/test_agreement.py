@@ -145,7 +145,11 @@ def test_noise_in_training_mode(policy_dir, role):
         lambda layer, _, out: nn.functional.dropout(out, layer.own_dropout, layer.training)
     )
     error = refused(models, config)
-    assert error.where == "policy.path" and "training mode" in error.problem and "layers.1" in error.problem
+    assert (
+        error.where == "policy.path"
+        and "in training and evaluation mode differ" in error.problem
+        and "layers.1" in error.problem
+    )
     assert not models.policy.model.training and not models.value.training
     check(models, config, training=False)  # evaluated, it is off
 

@@ -20,7 +20,7 @@ class Watched:
 
     def __init__(self, models):
         self.shapes = defaultdict(list)
-        networks = {"policy": models.policy.model, "reference": models.reference._frozen.model}
+        networks = {"policy": models.policy.model, "reference": models.reference.frozen.model}
         if hasattr(models.value, "trunk"):
             networks["value"] = models.value.trunk
         for name, network in networks.items():

@@ -12,9 +12,8 @@ from torch.testing import assert_close
 
 from apa_cli.config.schema import AdapterConfig, PolicyConfig, ReferenceConfig
 from apa_cli.data.prompts import LoggedResponse, Prompt
-from apa_cli.models.fingerprint import reference_fingerprint
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.models.reference import load_reference
+from apa_cli.models.reference import load_reference, reference_fingerprint
 from apa_cli.rollouts.reference_logprobs import cache_key, reference_logprobs
 
 

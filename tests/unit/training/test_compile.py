@@ -10,7 +10,6 @@ from torch.testing import assert_close
 from update_setting import setting
 
 from apa_cli.errors import UserError
-from apa_cli.models import compiled
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import objective_of
@@ -87,11 +86,11 @@ def test_without_a_compiler_nothing_is_begun(monkeypatch):
 
 
 def test_a_model_that_does_not_compile_is_said_in_a_line(policy_dir, monkeypatch):
-    def fail(policy, value):
+    def fail(*inputs, **options):
         raise RuntimeError("no such operation\nand a long story")
 
     models = load_models(make_config(policy_dir(), value__kind="separate"), CPU)
-    monkeypatch.setattr(compiled, "_try", fail)
+    monkeypatch.setattr(torch, "compile", lambda forward, **options: fail)
     with pytest.raises(UserError, match=r"does not compile \(.*no such operation.*set it to false") as caught:
         compile_trunks(models.policy, models.value)
     assert "\n" not in str(caught.value)

@@ -1,1 +1,1 @@
-"""How responses are drawn: our own decode loop (hf, static), or vLLM."""
+"""Backends of generation: our own decode loop (hf, static), or vLLM."""

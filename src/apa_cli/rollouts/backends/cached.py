@@ -1,7 +1,7 @@
-"""A batch of sequences half-way through generation: the model's key-value cache and what goes with it.
+"""A batch of sequences during generation, with its key-value cache.
 
-`DynamicBatch` holds a cache that has room for the whole response from the start, `StaticBatch` transformers' static
-cache, which compiled graphs can use.
+`DynamicBatch` has a cache with room for the whole response; `StaticBatch` uses transformers' static cache, which
+compiled graphs need.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from apa_cli.algorithms import position_ids
-from apa_cli.models.policy import Policy
+from apa_cli.models.policy import Policy, base_of
 
-BUCKET = 64  # static caches come in multiples of this many tokens, so that graphs are reused
+BUCKET = 64  # static caches have multiples of this many tokens, so that graphs are reused
 
 
 class DecodingBatch(Protocol):
-    """n rows of the B in flight."""
+    """n of the B rows."""
 
-    rows: Tensor  # (n,) which of the B
+    rows: Tensor  # (n,) indices into the B
 
     def prefill(self) -> Tensor:
         """Logits (n, V) of the first response token."""
 
     def step(self, ids: Tensor) -> Tensor:
-        """Take the newest tokens, (n,), and give the logits (n, V) of the next."""
+        """Append the newest tokens (n,) and return the logits (n, V) of the next."""
 
     def keep(self, indices: Tensor) -> bool:
-        """Go on with these of the n rows alone; False where the cache cannot."""
+        """Keep only these of the n rows; False if the cache cannot."""
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer in a tensor with room for `room` tokens: a step writes its own and copies nothing.
+    """Keys and values of one layer in a tensor with room for `room` tokens, so that a step copies nothing.
 
-    transformers' own layer concatenates, which copies the whole cache at every step.
+    transformers' DynamicLayer concatenates, which copies the whole cache at every step.
     """
 
     def __init__(self, room: int) -> None:
@@ -75,10 +75,10 @@ class RoomyLayer(DynamicLayer):
 
 
 class DynamicBatch:
-    """Left-padded prompts, trimmed to their own longest, on a cache that grows."""
+    """Left-padded prompts, trimmed to the longest, on a growing cache."""
 
     def __init__(self, policy: Policy, rows: Tensor, prompt_ids: Tensor, prompt_mask: Tensor, max_new: int) -> None:
-        self.model, self.rows = base_model(policy), rows
+        self.model, self.rows = base_of(policy.model), rows
         lengths = prompt_mask.sum(dim=1).to(prompt_ids.device)  # (n,)
         width = max(1, int(prompt_mask.sum(dim=1).max()))
         padded = bool((prompt_mask.sum(dim=1) < width).any())  # on the CPU, where prompts come from
@@ -89,12 +89,12 @@ class DynamicBatch:
         accepts = inspect.signature(self.model.forward).parameters
         self.accepts = {name for name in ("position_ids", "logits_to_keep", "cache") if name in accepts}
         self.cache = DynamicCache(config=self.model.config)
-        # without padding most models do without a mask; those that take no positions count them from it
+        # most models need no mask without padding; those without position_ids derive them from it
         self.needs_mask = padded or "position_ids" not in self.accepts
-        # where no layer attends, a mask is of the newest tokens alone, and at a step it hides none of them
+        # without attention layers a mask covers the newest tokens only, and hides none of them at a step
         attends = any(isinstance(layer, CacheLayerMixin) for layer in self.cache.layers)
         self.steps_need_mask = self.needs_mask and (attends or not self.cache.layers)
-        # a layer that has recurrent states besides its keys would select the rows of its keys alone
+        # layers with recurrent states besides keys would select rows of the keys only
         self.selects = all(
             isinstance(layer, DynamicLayer) and not hasattr(layer, "recurrent_states") for layer in self.cache.layers
         )
@@ -103,10 +103,10 @@ class DynamicBatch:
                 self.cache.layers[i] = RoomyLayer(width + max_new)
 
     def prefill(self) -> Tensor:
-        """A prompt that stands in several rows next to each other is read once."""
+        """Read a prompt once if consecutive rows repeat it."""
         mask = self.mask[:, : self.used]
         repeats = ((self.prompt_ids[1:] == self.prompt_ids[:-1]) & (mask[1:] == mask[:-1])).all(dim=1)
-        of_row = nn.functional.pad((~repeats).long().cumsum(dim=0), (1, 0))  # (n,) which of the different prompts
+        of_row = nn.functional.pad((~repeats).long().cumsum(dim=0), (1, 0))  # (n,) index of its distinct prompt
         if not (self.selects and bool(repeats.any())):
             return self._forward(self.prompt_ids, position_ids(mask), masked=self.needs_mask)
         different = nn.functional.pad(~repeats, (1, 0), value=True)  # (n,)
@@ -144,12 +144,12 @@ class DynamicBatch:
 
 
 class StaticBatch:
-    """Prompts padded on the left to a multiple of BUCKET, on a static cache; `forward` may be a compiled one."""
+    """Prompts left-padded to a multiple of BUCKET, on a static cache; `forward` may be compiled."""
 
     def __init__(
         self, policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, cache: StaticCache, forward: Callable[..., Any]
     ) -> None:
-        self.model, self.cache, self.forward = base_model(policy), cache, forward
+        self.model, self.cache, self.forward = base_of(policy.model), cache, forward
         self.rows = torch.arange(len(prompt_ids), device=prompt_ids.device)
         self.ids = prompt_ids
         self.mask = prompt_mask.long()  # (B, P so far)
@@ -163,14 +163,14 @@ class StaticBatch:
     def step(self, ids: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
-        # a graph's output lives in its own memory until its next run
+        # a graph overwrites its output in its next run
         return self._forward(self.forward, ids[:, None], self.positions).clone()
 
     def keep(self, indices: Tensor) -> bool:
         return False  # another shape would be another graph
 
     def _forward(self, forward: Callable[..., Any], ids: Tensor, positions: Tensor) -> Tensor:
-        # the model's own hand makes the mask of the whole cache, outside of what is compiled
+        # the model makes the mask of the whole cache outside of the compiled graph
         inputs = self.model.prepare_inputs_for_generation(
             ids,
             attention_mask=self.mask,
@@ -184,8 +184,3 @@ class StaticBatch:
         if "logits_to_keep" in self.accepts:
             inputs["logits_to_keep"] = 1
         return forward(**inputs).logits[:, -1]
-
-
-def base_model(policy: Policy) -> Any:
-    """The transformers model; a LoRA adapter sits inside its layers."""
-    return policy.model.get_base_model() if policy.is_peft else policy.model

@@ -1,8 +1,8 @@
 """From one step's logits to the next tokens, their log-probs and the entropy, with one softmax for all three.
 
-Log-probs and entropy are those of the full softmax at the sampling temperature in float32, whatever the sampling
-itself leaves out (top-k, top-p, an EOS before min_new_tokens). Logits that hold NaN give some token, with a log-prob
-and an entropy of NaN: what a bad step means is decided elsewhere.
+Log-probs and entropy are those of the full softmax at the sampling temperature in float32, even if sampling is
+truncated (top-k, top-p, no EOS before min_new_tokens). Logits with NaN give some token with log-prob and entropy NaN;
+the caller handles it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from apa_cli.config import schema
 
 RACE_VOCABULARY = 1024
-"""Up to this vocabulary the draw is torch.multinomial's, V random numbers a row; above it one number a row.
+"""Up to this vocabulary size the draw is torch.multinomial's, with V random numbers per row; above it one per row.
 
-On a CPU those numbers are drawn one after the other: 62 ms a step for 64 rows of 50,304, half of all generation time.
+A CPU draws them sequentially: 62 ms per step for 64 rows of 50,304, half of all generation time.
 """
-BLOCK = {"cpu": 1 << 22, "cuda": 1 << 25}  # logits looked at together: each takes some more of their size
-CHUNK = 256  # tokens that the inverse CDF looks into after it has found their chunk
+BLOCK = {"cpu": 1 << 22, "cuda": 1 << 25}  # logits processed together, with several temporaries of their size
+CHUNK = 256  # tokens per chunk of the inverse CDF
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Of n rows: the tokens, log π(token) and entropy in nats, (n,) each."""
+    """Tokens, log π(token) and entropy in nats, (n,) each."""
 
     ids: Tensor
     logprobs: Tensor
@@ -40,7 +40,7 @@ class Choice:
 
 
 class TokenChooser:
-    """What `config` says of choosing a token, applied to logits."""
+    """Choose tokens from logits as `config` describes."""
 
     def __init__(self, config: schema.GenerationConfig, eos_token_ids: list[int], *, greedy: bool) -> None:
         self.temperature = config.temperature
@@ -54,7 +54,7 @@ class TokenChooser:
             self.truncate.append(TopPLogitsWarper(config.top_p))
 
     def noise(self, rows: int, vocabulary: int, device: torch.device) -> Tensor | None:
-        """One step's random numbers for all `rows`, ended ones too, so that a row's numbers do not hang on others."""
+        """Random numbers of one step for all `rows`, finished ones too, so that rows do not affect each other."""
         if self.greedy:
             return None
         if vocabulary <= RACE_VOCABULARY:
@@ -62,7 +62,7 @@ class TokenChooser:
         return torch.rand(rows, dtype=torch.float64, device=device)  # (B,)
 
     def __call__(self, logits: Tensor, noise: Tensor | None, step: int) -> Choice:
-        """`logits` (n, V) may be overwritten. `step` counts the response tokens that are there already."""
+        """`logits` (n, V) may be overwritten. `step`: response tokens so far."""
         n, V = logits.shape
         size = max(1, BLOCK["cpu" if logits.device.type == "cpu" else "cuda"] // V)
         parts = [
@@ -77,7 +77,7 @@ class TokenChooser:
         if noise is None:
             greedy_ids = _without(logits, before_end).argmax(dim=-1)
         scaled = logits.float() if self.temperature == 1 else logits.float() / self.temperature  # (n, V)
-        # below the largest logit, and finite: a logit of −inf has probability 0 and must add 0 to the entropy
+        # relative to the largest logit, and finite, so that a logit of −inf adds 0 to the entropy
         scaled = scaled.sub_(scaled.amax(dim=-1, keepdim=True)).clamp_(min=-1e30)
         probabilities = scaled.softmax(dim=-1)
         normaliser = -probabilities.amax(dim=-1).log()  # (n,) log Σ exp of `scaled`, whose maximum is 0
@@ -87,7 +87,7 @@ class TokenChooser:
         else:
             assert noise is not None
             if before_end or self.truncate:
-                # the processors only ever look at the scores
+                # the processors read the scores only
                 kept = self.truncate(None, _without(scaled, before_end))
                 probabilities = kept.softmax(dim=-1)
             ids = draw(probabilities, noise)
@@ -96,7 +96,7 @@ class TokenChooser:
 
 
 def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
-    """One index a row, (n,), in proportion to `probabilities` (n, V); never one of probability 0.
+    """One index per row, (n,), in proportion to `probabilities` (n, V); never one of probability 0.
 
     Noise of Exp(1), (n, V): the largest of p / noise wins, which is how torch.multinomial draws. Noise of U[0, 1),
     (n,): the inverse of the cumulative distribution.
@@ -109,8 +109,8 @@ def draw(probabilities: Tensor, noise: Tensor) -> Tensor:
 def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The first index at which the cumulative sum exceeds `uniform` × the whole sum.
 
-    Two levels, sums in float64: which chunk of the vocabulary, then which token in it. A plain float32 cumulative sum
-    over a large vocabulary would lose tokens of small probability.
+    Finds the chunk of the vocabulary, then the token in it, with sums in float64. A float32 cumulative sum over a large
+    vocabulary would lose tokens of small probability.
     """
     V = probabilities.shape[1]
     whole = V // CHUNK * CHUNK
@@ -125,11 +125,11 @@ def inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (n,) drawn in proportion to `weights` (n, m), and where in its share `uniform` fell, in [0, 1]."""
+    """Index (n,) drawn in proportion to `weights` (n, m), and the place of `uniform` in its share, in [0, 1]."""
     cumulative = weights.cumsum(dim=-1)
     total = cumulative[:, -1:].contiguous()
     target = uniform[:, None] * total
-    # rounding may put the target on the total: then it is the last index with any weight
+    # if rounding puts the target on the total, take the last index with any weight
     last = torch.searchsorted(cumulative, total, right=False)
     index = torch.minimum(torch.searchsorted(cumulative, target, right=True), last)
     index = index.clamp(max=weights.shape[1] - 1)  # of NaN

@@ -1,4 +1,4 @@
-"""Where each response ends: noted by position the moment it happens, so padding is never told from a genuine EOS."""
+"""Where each response ends, recorded by position, so that padding cannot be confused with a real EOS."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class Ends:
         return len(self.eos_token_ids) > 0 or self.stop is not None
 
     def update(self, response_ids: Tensor) -> None:
-        """`response_ids` (B, t) is all there is of the responses, the newest token last."""
+        """`response_ids` (B, t): the responses so far."""
         if not self.can_end:
             return
         done = torch.isin(response_ids[:, -1], self.eos_token_ids)
         if self.stop is not None and response_ids.shape[1] >= self.min_new_tokens:
-            # only the response is searched: a prompt may well end in a stop string
+            # only the response is searched, as a prompt may end in a stop string
             done = done | self.stop(response_ids, None)  # type: ignore[arg-type]
         self.lengths = torch.where((self.lengths == 0) & done, response_ids.shape[1], self.lengths)
 
 
 class StopInText:
-    """Whether the newest token completed a stop string, found by decoding; for any tokenizer, at a cost each step."""
+    """Whether the newest token completed a stop string, by decoding at each step; for any tokenizer."""
 
     def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, stop
@@ -62,10 +62,10 @@ class StopInText:
 
 
 def _stop_criteria(tokenizer: Any, stop: list[str]) -> StopStringCriteria | StopInText:
-    """Raises UserError for a string that the tokenizer never writes."""
+    """Raises UserError for a string that the tokenizer cannot write."""
     try:
         return StopStringCriteria(tokenizer, stop)
-    except ValueError:  # a vocabulary that it cannot take apart, or strings that are in none of its tokens
+    except ValueError:  # a vocabulary it cannot handle, or strings in none of its tokens
         written = set(tokenizer.decode(list(range(len(tokenizer))), skip_special_tokens=True))
     for string in stop:
         if missing := [character for character in string if character not in written]:

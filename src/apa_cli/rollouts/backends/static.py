@@ -1,7 +1,7 @@
-"""`static`: the policy's forward with a static cache; on a GPU its decode step is compiled into CUDA graphs.
+"""`static`: the policy's forward pass with a static cache; on a GPU the decode step is compiled into CUDA graphs.
 
-Cache and graphs are kept from one rollout to the next, as a graph is tied to the memory it was recorded with. Weights
-are read where they lie, so an optimizer's step needs no new graph. The same on a CPU, without compilation.
+Cache and graphs are kept between rollouts, as a graph is bound to the memory it was recorded with. Weights are read in
+place, so that an optimizer step needs no new graph. On a CPU nothing is compiled.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from apa_cli.config import schema
-from apa_cli.models.policy import Policy
-from apa_cli.rollouts.backends.cached import BUCKET, StaticBatch, base_model
+from apa_cli.models.policy import Policy, base_of
+from apa_cli.rollouts.backends.cached import BUCKET, StaticBatch
 from apa_cli.rollouts.backends.loop import Group, decode_loop
 from apa_cli.rollouts.trajectory import Trajectory
 
 
 class Kept:
-    """What one model keeps between rollouts: its step, compiled or not, and one cache for the longest so far."""
+    """A model's decode step, perhaps compiled, and its largest cache so far, kept between rollouts."""
 
     def __init__(self, model: Any, step: Any) -> None:
         self.model, self.step = model, step
@@ -29,9 +29,9 @@ class Kept:
         self._cache: StaticCache | None = None
 
     def cache(self, rows: int, tokens: int) -> StaticCache:
-        """An empty cache for so many rows with room for at least so many tokens."""
+        """An empty cache with room for at least `tokens` tokens."""
         if self._cache is None or self._rows != rows or self._room < tokens:
-            self._cache = None  # its memory goes before the next one's comes
+            self._cache = None  # frees its memory first
             self._rows, self._room = rows, -(-tokens // BUCKET) * BUCKET
             self._cache = StaticCache(config=self.model.config, max_cache_len=self._room)
         self._cache.reset()
@@ -44,11 +44,11 @@ _KEPT: WeakKeyDictionary[Policy, Kept] = WeakKeyDictionary()
 def generate(
     policy: Policy, prompt_ids: Tensor, prompt_mask: Tensor, config: schema.GenerationConfig, *, greedy: bool
 ) -> Trajectory:
-    """`prompt_ids` and `prompt_mask` (B, P) as the prompts come, on the CPU."""
+    """`prompt_ids` and `prompt_mask` are (B, P) on the CPU."""
     device = policy.runtime.device
     ids, mask = prompt_ids.to(device), prompt_mask.to(device)
     if policy not in _KEPT:
-        model = base_model(policy)
+        model = base_of(policy.model)
         step = torch.compile(model, mode="reduce-overhead") if device.type == "cuda" else model
         _KEPT[policy] = Kept(model, step)
     batch = padded_batch(policy, ids, mask, config.max_new_tokens, _KEPT[policy])
