@@ -273,14 +273,16 @@ class TrainConfig:
         """Whether anything asks for the reward's scores: training, unless they are logged, or evaluation."""
         return self.data.score_column is None or self.evaluation.prompts > 0
 
-    def scorers(self) -> Iterator[tuple[str, str, ScorerConfig]]:
-        """Role, key and settings of every reward and evaluator that is asked; of a weighted sum, of each component."""
-        several: list[tuple[str, str, SeveralConfig]] = []
+    def rewards(self) -> Iterator[tuple[str, str, SeveralConfig]]:
+        """Role, key and settings of the reward and of the evaluator, if each is used."""
         if self.needs_reward:
-            several.append(("reward", "reward", self.reward))
+            yield "reward", "reward", self.reward
         if self.evaluation.reward.given:
-            several.append(("evaluator", "evaluation.reward", self.evaluation.reward))
-        for role, key, reward in several:
+            yield "evaluator", "evaluation.reward", self.evaluation.reward
+
+    def scorers(self) -> Iterator[tuple[str, str, ScorerConfig]]:
+        """`rewards`, with each component in place of a weighted sum."""
+        for role, key, reward in self.rewards():
             if not reward.components:
                 yield role, key, reward
             for name, part in reward.components.items():

@@ -48,14 +48,10 @@ def load_scorers(
     loaded: Loaded = {}
     budget = config.training.microbatch_tokens
     scorers = {
-        key: load_reward(own, policy, runtime, key=key, microbatch_tokens=budget, loaded=loaded, modules=modules)
-        for key, own, asked in (
-            ("reward", config.reward, config.needs_reward),
-            ("evaluation.reward", config.evaluation.reward, config.evaluation.reward.given),
-        )
-        if asked
+        role: load_reward(own, policy, runtime, key=key, microbatch_tokens=budget, loaded=loaded, modules=modules)
+        for role, key, own in config.rewards()
     }
-    return Scorers(reward=scorers.get("reward"), evaluator=scorers.get("evaluation.reward"))
+    return Scorers(reward=scorers.get("reward"), evaluator=scorers.get("evaluator"))
 
 
 Loaded = dict[tuple[str, str | None], tuple[Any, Any]]  # model and tokenizer by path and revision

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import transformers
 from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt
@@ -32,6 +32,8 @@ from apa_cli.secrets import redact_text
 from apa_cli.training.memory_estimate import Estimate, estimates
 
 SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # bitsandbytes: numbers in the smallest tensor it quantises, and in a block
+
+Say = Callable[[str], None]
 
 
 class Role(NamedTuple):
@@ -78,7 +80,8 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
 
     with warnings.catch_warnings():  # libraries warn about each other: a run sends that to run.log
         warnings.simplefilter("ignore")
-        plan, prompts = announce_models(config, runtime, note), None
+        plan = announce_models(config, runtime, note)
+        prompts: Sequence[Prompt] | None = None
         try:
             prompts, lines = planned_readings(config, runtime)
         except UserError:
@@ -92,7 +95,7 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
         )
 
 
-def announce_models(config: TrainConfig, runtime: Runtime, note: Callable[[str], None]) -> Plan | None:
+def announce_models(config: TrainConfig, runtime: Runtime, note: Say) -> Plan | None:
     """Report the size of each role. Raises UserError if they cannot fit; a run may use a model that hides its sizes."""
     try:
         plan = make_plan(config, runtime)
@@ -112,12 +115,7 @@ def announce_models(config: TrainConfig, runtime: Runtime, note: Callable[[str],
 
 
 def announce_estimates(
-    plan: Plan | None,
-    config: TrainConfig,
-    runtime: Runtime,
-    prompts: Sequence[Prompt] | None,
-    note: Callable[[str], None],
-    warn: Callable[[str], None],
+    plan: Plan | None, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt] | None, note: Say, warn: Say
 ) -> None:
     """Report what sampling and the update need for these prompts, and warn if memory may not suffice."""
     if plan is None:
@@ -239,7 +237,8 @@ def _reference(config: TrainConfig, dtype: torch.dtype, policy: Any) -> Role:
 
 def _value(config: TrainConfig, policy: Any, models: list[Any]) -> Role:
     """The critic. Its own transformer, if it has one, is added to `models`."""
-    given, weights, own = config.value, "a head on the policy", []
+    given, weights = config.value, "a head on the policy"
+    own: list[nn.Parameter] = []
     if given.kind == "none":
         return Role("value", "none: the responses to a prompt are compared")
     if given.kind == "separate":
@@ -247,7 +246,7 @@ def _value(config: TrainConfig, policy: Any, models: list[Any]) -> Role:
         if given.path is not None:
             key, path, revision = "value.path", given.path, given.revision
         weights = f"a network of its own, from {given.path or 'the policy'}"
-        models.append(_build(key, path, trained_dtype(config.policy), config, revision, transformers.AutoModel))
+        models.append(_build(key, path, trained_dtype(config.policy), config, revision, AutoModel))
         own = list(models[-1].parameters())
     elif given.kind == "adapter":
         weights = "the policy's base, an adapter and a head of its own"
@@ -267,25 +266,18 @@ def _rewards(config: TrainConfig, runtime: Runtime) -> Iterator[Role]:
         elif (holder := holders.setdefault((one.path, one.revision), name)) != name:
             yield Role(name, f"those of {holder}")
         else:
-            model = transformers.AutoModelForSequenceClassification.from_config(
-                classifier_config(one.path, one.revision, f"{key}.path"),
-                dtype=runtime.frozen_dtype,
-                trust_remote_code=False,
-            )
+            shape = classifier_config(one.path, one.revision, f"{key}.path")
+            options = {"dtype": runtime.frozen_dtype, "trust_remote_code": False}
+            model = AutoModelForSequenceClassification.from_config(shape, **options)
             yield _role(name, one.path, model.parameters())
 
 
 def _build(
-    key: str,
-    path: str,
-    dtype: torch.dtype,
-    config: TrainConfig,
-    revision: str | None,
-    auto_class: Any = transformers.AutoModelForCausalLM,
+    key: str, path: str, dtype: torch.dtype, config: TrainConfig, revision: str | None, auto: Any = AutoModelForCausalLM
 ) -> Any:
     trust = config.policy.trust_remote_code and path == config.policy.path
     model_config = load_causal_config(key, path, revision=revision, trust_remote_code=trust)
-    return auto_class.from_config(model_config, dtype=dtype, trust_remote_code=trust)
+    return auto.from_config(model_config, dtype=dtype, trust_remote_code=trust)
 
 
 def _weights(model: Any, *adapters: str, without: bool = False) -> list[nn.Parameter]:
@@ -297,15 +289,8 @@ def _role(name: str, weights: str, parameters: Iterable[nn.Parameter], optimizer
     """Without an optimizer nothing is trained."""
     own = list(parameters)
     trained = [p for p in own if p.requires_grad and optimizer is not None]
-    return Role(
-        name=name,
-        weights=weights,
-        parameters=sum(p.numel() for p in own),
-        trained=sum(p.numel() for p in trained),
-        parameter_bytes=sum(p.nbytes for p in own),
-        gradient_bytes=sum(p.nbytes for p in trained),
-        optimizer_bytes=sum(_state_bytes(p, optimizer) for p in trained),
-    )
+    sizes = sum(p.nbytes for p in own), sum(p.nbytes for p in trained), sum(_state_bytes(p, optimizer) for p in trained)
+    return Role(name, weights, sum(p.numel() for p in own), sum(p.numel() for p in trained), *sizes)
 
 
 def _state_bytes(weight: nn.Parameter, optimizer: str | None) -> int:

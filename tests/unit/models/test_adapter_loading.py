@@ -26,17 +26,8 @@ WITH_DROPOUT = {
     "boft": peft.BOFTConfig(boft_block_size=4, boft_dropout=0.5, **LAYERS),
     "lokr": peft.LoKrConfig(r=2, rank_dropout=0.5, module_dropout=0.5, **LAYERS),
 }
-SMALL = {
-    "vocab_size": 300,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
+SMALL = {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+SMALL |= {"num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 NEW = {
     "phi3": (Phi3Config(**SMALL), {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}),

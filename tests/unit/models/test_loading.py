@@ -66,18 +66,6 @@ def test_another_tokenizer_of_the_same_size(policy_dir, tmp_path, key):
     load_models(make_config(policy_dir(), **changes), CPU)
 
 
-def test_a_critic_may_start_from_another_model(policy_dir, reward_dir):
-    """From a reward model, say; but not from weights that are not its own."""
-    from safetensors.torch import load_file
-
-    from apa_cli.models.value import SeparateValue
-
-    value = load_models(make_config(policy_dir(), value__path=str(reward_dir)), CPU).value
-    assert isinstance(value, SeparateValue)
-    saved = load_file(reward_dir / "model.safetensors")
-    assert torch.equal(value.trunk.state_dict()["embed_in.weight"], saved["gpt_neox.embed_in.weight"])
-
-
 def test_a_critic_is_never_filled_with_random_weights(copy, policy_dir):
     shutil.copy(policy_dir(kind="llama") / "model.safetensors", copy / "model.safetensors")
     refused(policy_dir(), "value.path", "lacks weights", value__path=str(copy))

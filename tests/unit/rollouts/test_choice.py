@@ -86,13 +86,6 @@ def test_logprobs_and_entropy_in_float64(temperature):
     assert (choice.ids % 3 != 0).all()
 
 
-def test_uniform_logits_worked_by_hand():
-    choose = chooser(temperature=0.5)
-    choice = choose(torch.zeros(3, 8), choose.noise(3, 8, torch.device("cpu")), 0)
-    assert_close(choice.logprobs, torch.full((3,), -math.log(8)))
-    assert_close(choice.entropy, torch.full((3,), math.log(8)))
-
-
 def test_an_end_that_may_not_come_yet_is_not_chosen_but_counts_in_the_softmax():
     logits = torch.tensor([[0.0, math.log(3), math.log(4)]])
     for greedy in (True, False):

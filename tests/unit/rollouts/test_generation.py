@@ -168,24 +168,6 @@ def test_a_stop_string_of_characters_that_are_several_tokens(policy_dir, played)
     assert decode(policy, rollout, generation.stop) == ["\N{COMET}", ""]
 
 
-def test_no_end_before_min_new_tokens(policy_dir):
-    """The EOS is not drawn, and the log-probs are still those of the whole softmax."""
-    folder = policy_dir(pad=False, eos_logit=4.0)
-    policy, generation = load(folder)
-    torch.manual_seed(4)
-    batch = uneven_batch(policy, 64)
-    free = sample(policy, batch, generation)
-    assert (free.response_mask.sum(dim=1) < 3).sum() > 5  # otherwise the rest would show nothing
-    policy, generation = load(folder, generation__min_new_tokens=3, generation__temperature=0.7)
-    rollout = sample(policy, batch, generation)
-    lengths = rollout.response_mask.sum(dim=1)
-    assert lengths.min() == 4  # three tokens, then perhaps an EOS
-    assert rollout.ended.sum() > 5
-    logprobs, _ = policy.logprobs(*rollout.batch, temperature=0.7)
-    counted = rollout.response_mask
-    assert_close(rollout.rollout_logprobs[counted], logprobs[counted].detach(), atol=5e-6, rtol=0)
-
-
 def test_greedy_takes_the_likeliest(policy_dir):
     policy, generation = load(policy_dir())
     rollout = sample(policy, uneven_batch(policy), generation, greedy=True)
