@@ -31,5 +31,5 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
             if setting.recipe == "reviews_apa" and picture.exists():
                 pictures.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(picture, pictures / "reviews_apa.png")
-    words = "On held-out prompts, before → after (KL: nats a response; entropy: nats a token):"
+    words = "On held-out prompts, before → after (KL: nats per response; entropy: nats per token):"
     return [words, "", *table(["recipe", *COLUMNS, "wall clock"], rows)]

@@ -48,7 +48,7 @@ LOGGED = {"prompt": "p", "response": "x"}
 
 ROWS = [
     data("a link to nothing", "l.jsonl", lambda folder, parts: (folder / "l.jsonl").symlink_to("gone.jsonl"),
-         "data.path: l.jsonl is a link to gone.jsonl, which is not there; mend the link"),
+         "data.path: l.jsonl is a link to gone.jsonl, which is not there; fix the link"),
     data("no such file", "promts.jsonl", NOTHING_MADE, "data.path: there is no file promts.jsonl; did you mean prompts.jsonl?"),
     data("a kind of file that is not read", "a.pkl", file("a.pkl", b"\x80\x04."), "a.pkl: the kind of file is not known; …"),
     data("an empty file", "a.jsonl", file("a.jsonl", ""), "a.jsonl: holds no prompts; give it at least one row"),

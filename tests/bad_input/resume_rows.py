@@ -83,11 +83,11 @@ ROWS = [
            halve("checkpoints/iter_000002/policy/model.safetensors"), halve("checkpoints/iter_000001/manifest.json")),
     resume("a finished run without checkpoints", f"resume=run {GO_ON}", "resume: run has no whole checkpoint to go on from, only summary.json and final and checkpoints/latest and metrics of 2 iterations; …",
            without("checkpoints/iter_000001"), without("checkpoints/iter_000002")),
-    resume("a configuration that is not YAML", f"resume=run {GO_ON}", "run/config.yaml: line 2: not YAML: …; mend that line", put("config.yaml", "seed: [1\n")),
-    *(resume(f"versions.json that is {text}", f"resume=run {GO_ON}", "run/versions.json: is not as the run wrote it; mend it, or delete it: nothing is compared then", put("versions.json", text))
+    resume("a configuration that is not YAML", f"resume=run {GO_ON}", "run/config.yaml: line 2: not YAML: …; fix that line", put("config.yaml", "seed: [1\n")),
+    *(resume(f"versions.json that is {text}", f"resume=run {GO_ON}", "run/versions.json: is not as the run wrote it; fix it, or delete it: nothing is compared then", put("versions.json", text))
       for text in ("[1", "[1]", '{"inputs": 5}', '{"inputs": {"policy.path": 3}}')),
-    resume("metrics with a broken line", f"resume=run {GO_ON}", "…/run: …metrics.jsonl, line 1: not JSON (…); mend the line, or leave this run out", not_a_line("metrics.jsonl")),
-    resume("samples with a broken line", f"resume=run {GO_ON}", "run/samples.jsonl: line 1: not JSON (…); mend the line, or move the file away", not_a_line("samples.jsonl"), begun=True),
+    resume("metrics with a broken line", f"resume=run {GO_ON}", "…/run: …metrics.jsonl, line 1: not JSON (…); fix the line, or leave this run out", not_a_line("metrics.jsonl")),
+    resume("samples with a broken line", f"resume=run {GO_ON}", "run/samples.jsonl: line 1: not JSON (…); fix the line, or move the file away", not_a_line("samples.jsonl"), begun=True),
     resume("full weights with an adapter now", f"resume=run {GO_ON} policy.adapter.r=2 resume_allow_changes=true", "resume: the checkpoint's weights decide this: policy.adapter.r 0 → 2; set it back, or start a new run"),
     checkpoint("a checkpoint without a manifest", f"resume: …/iter_000002 has no manifest.json: it is half-written or no checkpoint; {GIVE}", without("manifest.json")),
     checkpoint("a manifest cut short", f"resume: …/iter_000002/manifest.json cannot be read (…); {GIVE}", halve("manifest.json")),

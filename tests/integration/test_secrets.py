@@ -200,7 +200,7 @@ def test_a_token_in_the_path_of_a_reward_servers_address(tmp_path: Path, cwd: Pa
         assert trained.returncode == 0, trained.stderr
         resumed = run("apa-train", f"resume={out}/run", "training.iterations=3", cwd=cwd)
         assert resumed.returncode == 2
-        assert b"reward.url: its path was kept out of config.yaml" in resumed.stderr
+        assert b"reward.url: its path is not stored in config.yaml" in resumed.stderr
         again = run("apa-train", f"resume={out}/run", "training.iterations=3", f"reward.url={url}", cwd=cwd)
         assert again.returncode == 0, again.stderr
         swept = run("apa-train", "-m", *served[:-1], f"reward.url={url},{url}/b", f"output_dir={out}/sweep", cwd=cwd)

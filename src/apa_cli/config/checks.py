@@ -97,7 +97,7 @@ def _check_list(key: str, items: list[Any]) -> None:
             raise UserError(key, f"holds {kind} in its list ({item})", f"give {expected(key)}")
         # A stop string may well be a blank line, so only the empty string is refused.
         if item == "" or item is None:
-            raise UserError(key, "an empty item in the list", "take it out, or quote what you mean")
+            raise UserError(key, "an empty item in the list", "remove it, or quote it")
 
 
 def _check_policy(config: TrainConfig) -> None:
@@ -105,7 +105,7 @@ def _check_policy(config: TrainConfig) -> None:
     if adapter.r > 0 and adapter.path is not None:
         raise UserError(
             "policy.adapter.r",
-            f"{adapter.r}, but the trained adapter in policy.adapter.path has a rank of its own",
+            f"{adapter.r}, but the trained adapter in policy.adapter.path has its own rank",
             "set policy.adapter.r=0",
         )
     for name, given in (("dropout", adapter.dropout > 0), ("target_modules", adapter.target_modules is not None)):
@@ -126,7 +126,9 @@ def _check_policy(config: TrainConfig) -> None:
         raise UserError("policy.dtype", f"bf16, but arithmetic is in {config.precision}", "add precision=bf16")
     if config.value.kind == "adapter" and not adapter.enabled:
         raise UserError(
-            "value.kind", "adapter, but the policy has none to share its base", "add policy=lora, or value=separate"
+            "value.kind",
+            "adapter, but the policy has no adapter whose base it could share",
+            "add policy=lora, or value=separate",
         )
     if config.value.kind != "separate" and config.value.path is not None:
         what = {
@@ -178,14 +180,14 @@ def _check_chat(config: TrainConfig) -> None:
                 f"add {remedy}, or unset it",
             )
     if data.prompt_template is not None and "{prompt}" not in data.prompt_template:
-        raise UserError("data.prompt_template", "holds no {prompt}", "write it where the prompt is to stand")
+        raise UserError("data.prompt_template", "contains no {prompt}", "put {prompt} where the prompt belongs")
     if data.prompt_template is not None and data.format not in ("auto", "text"):
-        problem = f"set, and it is for plain text, not for data.format={data.format}"
+        problem = f"set, but it applies to plain text, not to data.format={data.format}"
         raise UserError("data.prompt_template", problem, "unset it, or add data.format=text")
     own = ("conversation", "messages", "chat_template", "add_generation_prompt", "tokenize", "continue_final_message")
     for argument in own:
         if argument in data.template_arguments:
-            raise UserError("data.template_arguments", f"{argument} is not yours to set", "leave it out")
+            raise UserError("data.template_arguments", f"{argument} is set by apa-cli", "leave it out")
 
 
 def _check_objective(config: TrainConfig) -> None:
@@ -195,7 +197,7 @@ def _check_objective(config: TrainConfig) -> None:
             owners = [other for other, known in objectives().items() if name in known.reads]
             raise UserError(
                 f"objective.{name}",
-                f"only {' and '.join(owners)} has a target, and objective.name={objective.name}",
+                f"only used by {' and '.join(owners)}, but objective.name={objective.name}",
                 f"add objective={owners[0]}, or set it to null",
             )
     if objective.kl_target is None:
@@ -207,24 +209,24 @@ def _check_objective(config: TrainConfig) -> None:
             raise UserError(
                 "objective.kl_lambda_min",
                 f"{lowest:g}, but objective.kl_lambda_max={highest:g}",
-                "lower the one or raise the other",
+                "lower objective.kl_lambda_min or raise objective.kl_lambda_max",
             )
         if not lowest <= value <= highest:
             raise UserError(
                 "objective.kl_lambda",
                 f"{value:g}, but a steered λ stays between {lowest:g} and {highest:g}",
-                "begin between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
+                "start between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
             )
         return
     if objective.kl_coef == 0:
         raise UserError(
-            "objective.kl_coef", "0, which no steering moves", "begin above 0, or set objective.kl_target=null"
+            "objective.kl_coef", "0, which cannot be steered", "set it above 0, or set objective.kl_target=null"
         )
     if objective.kl_horizon <= config.rollout.batch_size:
         raise UserError(
             "objective.kl_horizon",
             f"{objective.kl_horizon}, but one iteration already has {config.rollout.batch_size} responses",
-            "raise it, so that β moves over several iterations",
+            "raise it, so that β adapts over several iterations",
         )
 
 
@@ -234,15 +236,21 @@ def _check_best(config: TrainConfig) -> None:
         return
     if not metric.startswith("eval/"):
         raise UserError(
-            "checkpoint.best_metric", f"{metric} is not measured on held-out prompts", "name one of eval/*: eval/reward"
+            "checkpoint.best_metric",
+            f"{metric} is not measured on held-out prompts",
+            "name an eval/ metric, such as eval/reward",
         )
     if config.evaluation.prompts == 0:
-        raise UserError("checkpoint.best_metric", "set, but evaluation.prompts=0", "set evaluation.prompts, or null")
+        raise UserError(
+            "checkpoint.best_metric",
+            "set, but evaluation.prompts=0",
+            "set evaluation.prompts, or checkpoint.best_metric=null",
+        )
     if metric.startswith("eval/evaluator") and not config.evaluation.reward.given:
         raise UserError(
             "checkpoint.best_metric",
             f"{metric}, but there is no evaluator",
-            "set evaluation.reward.kind, or eval/reward",
+            "set evaluation.reward.kind, or use eval/reward",
         )
 
 
@@ -251,12 +259,12 @@ def _check_backend(config: TrainConfig) -> None:
     if generation.rows is not None and generation.backend != "hf":
         raise UserError(
             "generation.rows",
-            f"generation.backend={generation.backend} has caches of its own",
+            f"not used by generation.backend={generation.backend}, which manages its own cache",
             "set it to null, or use generation.backend=hf",
         )
     if generation.backend == "vllm":
         if config.device == "cpu":
-            raise UserError("generation.backend", "vllm samples on a GPU, and device=cpu", "use generation.backend=hf")
+            raise UserError("generation.backend", "vllm needs a GPU, but device=cpu", "use generation.backend=hf")
         if find_spec("vllm") is None:
             raise UserError(
                 "generation.backend",
@@ -269,10 +277,10 @@ def _check_compile(config: TrainConfig) -> None:
     if not config.training.compile:
         return
     if config.policy.gradient_checkpointing:
-        problem = "compiled code keeps what it chooses to, and policy.gradient_checkpointing=true"
-        raise UserError("training.compile", problem, "set one of the two to false")
+        problem = "compiled code decides itself what to keep, but policy.gradient_checkpointing=true"
+        raise UserError("training.compile", problem, "set training.compile or policy.gradient_checkpointing to false")
     if config.value.kind == "adapter":
-        problem = "policy and critic would be compiled anew for each other, and value.kind=adapter"
+        problem = "with value.kind=adapter, policy and critic would be recompiled for each other"
         raise UserError("training.compile", problem, "set it to false, or add value=shared")
 
 
@@ -307,4 +315,4 @@ def _check_sizes(config: TrainConfig) -> None:
 
 def _not_above(key: str, value: int, bound_key: str, bound: int) -> None:
     if value > bound:
-        raise UserError(key, f"{value} is more than {bound_key}={bound}", "lower the one or raise the other")
+        raise UserError(key, f"{value} is more than {bound_key}={bound}", f"lower {key} or raise {bound_key}")

@@ -79,7 +79,7 @@ def compose_raw(
             composed = compose(name, overrides, return_hydra_config=True)
         _refuse_code(composed.hydra, overrides)
         if composed.hydra.mode == RunMode.MULTIRUN and not any("hydra.mode=" in word for word in overrides):
-            raise UserError("hydra.mode", "set in a file, where it begins no sweep", "leave it out, and add -m")
+            raise UserError("hydra.mode", "set in a file, where it does not start a sweep", "leave it out, and add -m")
         run_dir = composed.hydra.run._get_node("dir")._value()
         with open_dict(composed):
             if run_dir != "${output_dir}":  # hydra.run.dir=DIR
@@ -104,7 +104,7 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
     except Exception as error:
         raise explained(error) from error
     if not isinstance(config, TrainConfig):
-        raise UserError("--config-name", "this configuration is not typed", "begin its defaults with train_schema")
+        raise UserError("--config-name", "this configuration is not typed", "start its defaults with train_schema")
     check_config(config)
     config.objective.kl_lambda = config.objective.resolved.get("kl_lambda", config.objective.kl_lambda)
     return config
@@ -127,7 +127,7 @@ def explained(error: Exception) -> Exception:
     message = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     remedy = "see apa-train --help"
     if isinstance(cause, InterpolationResolutionError | GrammarParseError):
-        remedy = "mend the ${...}, or put it in single quotes with a backslash before $ to mean it literally"
+        remedy = "fix the ${...}, or put it in single quotes with a backslash before $ to mean it literally"
     parts = [part for part in (where, key) if part]
     return UserError(": ".join(parts), re.sub(r"^In '[^']+': ", "", message).strip().rstrip("."), remedy)
 
@@ -164,7 +164,7 @@ def _refuse_code(hydra: DictConfig, overrides: list[str]) -> None:
     for key, value in _leaves(OmegaConf.to_container(hydra, resolve=False), "hydra"):
         if _is_code(key, value) and not any(override.lstrip("+~").startswith(key) for override in overrides):
             text = " ".join(str(value).split())[:80]
-            remedy = "take it out of the YAML, which runs no code, or give it on the command line"
+            remedy = "remove it from the YAML file, which runs no code, or give it on the command line"
             raise UserError(key, f"names code or a command to run ({text})", remedy)
 
 

@@ -12,13 +12,13 @@ def check_advantage(config: TrainConfig) -> None:
     if rollout.batch_size % rollout.responses_per_prompt:
         raise UserError(
             "rollout.batch_size",
-            f"{rollout.batch_size} is no multiple of rollout.responses_per_prompt={rollout.responses_per_prompt}",
+            f"{rollout.batch_size} is not a multiple of rollout.responses_per_prompt={rollout.responses_per_prompt}",
             f"make it {_next_multiple(rollout.batch_size, rollout.responses_per_prompt)}",
         )
     if advantage.name == "gae" and without_critic:
         raise UserError(
             "advantage.name",
-            "gae needs a critic, and value.kind=none",
+            "gae needs a critic, but value.kind=none",
             "add advantage=group rollout.responses_per_prompt=4, or value=separate",
         )
     if advantage.name == "gae" and advantage.group_scale:
@@ -30,9 +30,9 @@ def check_advantage(config: TrainConfig) -> None:
     if config.value.warmup_iterations >= config.training.iterations:
         raise UserError(
             "value.warmup_iterations",
-            f"{config.value.warmup_iterations}, which leaves no iteration of training.iterations="
-            f"{config.training.iterations} to the policy",
-            "lower the one or raise the other",
+            f"{config.value.warmup_iterations}, but training.iterations={config.training.iterations} then leaves none "
+            "for the policy",
+            "lower value.warmup_iterations or raise training.iterations",
         )
     if without_critic:
         _check_no_critic(config)
@@ -41,7 +41,7 @@ def check_advantage(config: TrainConfig) -> None:
 def _check_group(config: TrainConfig) -> None:
     if config.value.kind != "none":
         more = " rollout.responses_per_prompt=4" if config.rollout.responses_per_prompt < 2 else ""
-        problem = f"{config.value.kind}, but advantage.name=group asks no critic"
+        problem = f"{config.value.kind}, but advantage.name=group uses no critic"
         raise UserError("value.kind", problem, f"add value=none{more}")
     if config.rollout.responses_per_prompt < 2:
         raise UserError(
@@ -49,7 +49,7 @@ def _check_group(config: TrainConfig) -> None:
             "1, but advantage.name=group compares the responses to a prompt",
             "add rollout.responses_per_prompt=4",
         )
-    for name, why in (("gamma", "a response is one action and nothing is discounted"), ("gae_lambda", "it is GAE's")):
+    for name, why in (("gamma", "a response is one action without discounting"), ("gae_lambda", "it belongs to GAE")):
         default = getattr(AdvantageConfig(), name)
         if getattr(config.advantage, name) != default:
             key = f"advantage.{name}"

@@ -18,30 +18,30 @@ def check_source(config: TrainConfig) -> None:
         ("rollout.reference_cache", config.rollout.reference_cache is not None),
     ):
         if given:
-            problem = "set, but only logged responses are read from data, and rollout.source=online"
+            problem = "set, but it applies to logged responses, and rollout.source=online"
             raise UserError(key, problem, f"add rollout.source=offline, or {key}=null")
 
 
 def _check_offline(config: TrainConfig) -> None:
     objective, rollout, stop_if = config.objective, config.rollout, config.training.stop_if
-    logged = "and rollout.source=offline"
+    logged = "but rollout.source=offline"
     if objectives()[objective.name].divides_by_rollout:
-        problem = f"{objective.name} divides by the probabilities of the policy that sampled, {logged} knows none"
+        problem = f"{objective.name} needs the probabilities of the policy that sampled, {logged} has none"
         others = " or ".join(f"objective={name}" for name, own in objectives().items() if not own.divides_by_rollout)
         raise UserError("objective.name", problem, f"add {others}, or rollout.source=online")
     if objective.kl_target is not None:
-        problem = f"steered by the KL of what the policy samples, {logged} samples nothing in the loop"
+        problem = f"steered by the KL of sampled responses, {logged} samples none in the loop"
         raise UserError(
             "objective.kl_target", problem, "set it to null and choose objective.kl_lambda; evaluations measure KL"
         )
     if config.advantage.name == "group":
-        problem = f"group compares several sampled responses to a prompt, {logged} has those that were logged"
+        problem = f"group compares several sampled responses to a prompt, {logged} uses logged ones"
         raise UserError("advantage.name", problem, "add advantage=gae value=separate, or rollout.source=online")
     if rollout.responses_per_prompt > 1:
-        problem = f"{rollout.responses_per_prompt}, {logged} takes the responses that were logged"
+        problem = f"{rollout.responses_per_prompt}, {logged} uses the logged responses"
         raise UserError("rollout.responses_per_prompt", problem, "set it to 1")
     for name in ("kl_above", "entropy_below", "reward_below"):
         if getattr(stop_if, name) is not None:
-            problem = f"watches what the policy samples in the loop, {logged} samples nothing there"
+            problem = f"limits what the policy samples in the loop, {logged} samples nothing there"
             remedy = "set it to null; checkpoint.best_metric keeps the best evaluation"
             raise UserError(f"training.stop_if.{name}", problem, remedy)

@@ -83,7 +83,7 @@ def _prepared(word: str, several: bool, folders: Sequence[str]) -> str:
     if name.startswith(("hydra.", "hydra/")) or any(_is_group(folder, name) for folder in folders):
         return word
     if override.is_sweep_override() and not several:
-        remedy = "add -m to run each of them, or quote the value to mean it as one"
+        remedy = "add -m to run each of them, or quote the value to keep it as one"
         if name in all_keys() and all_keys()[name].type is list:
             remedy = f"write {name}=[{value}]"
         raise UserError(name, f"several values ({value})", remedy)
@@ -97,7 +97,7 @@ def _prepared(word: str, several: bool, folders: Sequence[str]) -> str:
         raise UserError(name, "cannot be deleted", "leave out the ~; set it to null where it may be null")
     known = all_keys().get(name)
     if override.is_add() and (name in sections() or (known is not None and known.type is not dict)):
-        raise UserError(name, "exists already", "leave out the + before it")
+        raise UserError(name, "already exists", "leave out the + before it")
     if override.is_sweep_override():
         return word
     given = override.value()
@@ -124,10 +124,10 @@ def _check_choice(override: Override, word: str) -> None:
     if override.is_delete():
         raise UserError(word, "a group cannot be deleted", f"choose one of its files: {name}=CHOICE")
     if override.is_add() or override.is_force_add():
-        raise UserError(word, "the group is there already", f"leave out the +: {word.lstrip('+')}")
+        raise UserError(word, "the group already exists", f"leave out the +: {word.lstrip('+')}")
     if isinstance(value, (list, dict)):
         remedy = f"give one: {name}=CHOICE; to run each of several: -m {name}=A,B"
-        raise UserError(name, f"one choice, and no list ({override.get_value_string()})", remedy)
+        raise UserError(name, f"one choice, not a list ({override.get_value_string()})", remedy)
     if not override.is_sweep_override() and not (isinstance(value, str) and value):
         remedy = "GROUP=CHOICE takes the name of a choice, which apa-train --help lists"
         raise UserError(word, "not the name of a choice", remedy)

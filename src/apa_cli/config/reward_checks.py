@@ -23,7 +23,7 @@ def check_rewards(config: TrainConfig) -> None:
     for name in config.reward.components if config.rollout.offline else ():
         if name in _TAKEN_LOGGED:
             metric = "score_std" if name == "score" else name
-            raise UserError(f"reward.components.{name}", f"logged/{metric} is another metric", "name it otherwise")
+            raise UserError(f"reward.components.{name}", f"logged/{metric} is another metric", "choose another name")
     _check_length(config)
 
 
@@ -50,8 +50,8 @@ def check_reward(reward: SeveralConfig, key: str, *, needed: bool = True) -> Non
         where = f"{key}.components.{name}"
         _check_name(name, list(reward.components), where)
         if part.weight == 0:
-            remedy = f"give it a weight, or take it out: ~{where}"
-            raise UserError(f"{where}.weight", "0, so that it counts for nothing", remedy)
+            remedy = f"give it a weight, or remove it: ~{where}"
+            raise UserError(f"{where}.weight", "0, so that it has no effect", remedy)
         _check_one(part, where)
 
 
@@ -63,16 +63,16 @@ def _check_alone(reward: SeveralConfig, key: str) -> None:
             raise UserError(f"{key}.{name}", f"set, but the rewards are in {key}.components", remedy)
     default = type(reward)().kind
     if reward.kind != default:
-        remedy = f"add {key}.kind={default}; each component has a kind of its own"
+        remedy = f"add {key}.kind={default}; each component has its own kind"
         raise UserError(f"{key}.kind", f"{reward.kind}, but the rewards are in {key}.components", remedy)
 
 
 def _check_name(name: str, names: list[str], where: str) -> None:
     if not _NAME.fullmatch(name):
-        remedy = "name it with letters, digits, _ and -, a letter first, such as brevity"
-        raise UserError(where, "not a name that a metric can have", remedy)
+        remedy = "use letters, digits, _ and -, starting with a letter, such as brevity"
+        raise UserError(where, "not usable as the name of a metric", remedy)
     if name in _TAKEN or (name.endswith("_std") and name.removesuffix("_std") in names):
-        raise UserError(where, f"reward/{name} is another metric", "name it otherwise")
+        raise UserError(where, f"reward/{name} is another metric", "choose another name")
 
 
 def _check_one(reward: ScorerConfig, key: str, *, several: bool = False) -> None:
@@ -107,7 +107,7 @@ def _check_length(config: TrainConfig) -> None:
     if reward.length_penalty == 0:
         return
     if reward.length_target is None:
-        remedy = "say from how many tokens on: reward.length_target=TOKENS, or set reward.length_penalty=0"
+        remedy = "set the length that is free: reward.length_target=TOKENS, or set reward.length_penalty=0"
         raise UserError("reward.length_target", f"not set, but reward.length_penalty={reward.length_penalty:g}", remedy)
     if reward.length_target >= longest:
         problem = f"{reward.length_target}, but no response is longer than generation.max_new_tokens={longest}"
@@ -140,7 +140,9 @@ def check_key_name(name: str, key: str, *, example: str) -> None:
 def check_url(url: str, key: str, key_of_secret: str, *, example: str) -> None:
     """A plain web address, without anything secret in it but perhaps its path."""
     if REDACTED in url:
-        raise UserError(key, "its path was kept out of config.yaml, as it may be a secret", f"give it again: {key}=URL")
+        raise UserError(
+            key, "its path is not stored in config.yaml, since it may be a secret", f"give it again: {key}=URL"
+        )
     try:
         parts = urlsplit(url)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -150,8 +152,8 @@ def check_url(url: str, key: str, key_of_secret: str, *, example: str) -> None:
     if valid and ("@" in parts.netloc or parts.query or parts.fragment):
         raise UserError(
             key,
-            "holds a user name, a password, a query or a fragment",
-            f"give the plain address; the key goes into the environment variable that {key_of_secret} names",
+            "contains a user name, a password, a query or a fragment",
+            f"give the plain address; put the key in the environment variable that {key_of_secret} names",
         )
     if not valid:
         raise UserError(key, f"{redact_text(url)!r} is not a web address", f"write it like {example}")

@@ -74,7 +74,7 @@ def refuse_variables(output_dir: str) -> None:
     for place in (folder, *folder.parents):
         if (found := re.search(r"\$\{?(\w+)", place.name)) and not os.path.lexists(place):
             remedy = f"write ${{oc.env:{found[1]}}}, or the folder itself"
-            raise UserError("output_dir", f"{found[0]} stands as it is in {output_dir}: no shell has read it", remedy)
+            raise UserError("output_dir", f"{found[0]} in {output_dir} was not expanded by a shell", remedy)
 
 
 class UserFileSource(ConfigSource):
@@ -147,12 +147,12 @@ def read_yaml(path: str) -> dict[str, Any]:
         OmegaConf.create(plain)  # checks the ${...} in it
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(where, f"{line}not YAML: {error.problem or error}", "mend that line") from error
+        raise UserError(where, f"{line}not YAML: {error.problem or error}", "fix that line") from error
     except OmegaConfBaseException as error:
         problem = str(error).splitlines()[0]
-        raise UserError(f"{where}: {error.full_key or error.key}", problem, "mend the ${...}") from error
+        raise UserError(f"{where}: {error.full_key or error.key}", problem, "fix the ${...}") from error
     except RecursionError as error:
-        raise UserError(where, "refers to itself, or is nested too deep", "write it out without & and *") from error
+        raise UserError(where, "refers to itself, or is nested too deeply", "write it out without & and *") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(where, f"cannot be read: {reason}", "give a text file that holds YAML") from error
@@ -235,9 +235,7 @@ def _choices(entry: Any, where: str) -> Iterator[dict[str, Any]]:
         raise UserError(f"{where}: defaults", f"{entry!r} is not a recipe or a choice", "write `- objective: ppo`")
     for key, name in entry.items():
         if isinstance(name, list):
-            raise UserError(
-                f"{where}: defaults", f"{key}: one choice, and no list ({name})", f"write `- {key}: CHOICE`"
-            )
+            raise UserError(f"{where}: defaults", f"{key}: one choice, not a list ({name})", f"write `- {key}: CHOICE`")
         group = str(key).removeprefix("override ").strip().removeprefix("/")
         known = (*groups(), SWEEP)
         if group not in known and not group.startswith("hydra/"):

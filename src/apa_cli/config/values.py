@@ -38,7 +38,7 @@ def check_value(name: str, value: Any, file: str = "") -> None:
             check_value(f"{name}.{part}", inner, file)
     elif is_component(name):
         remedy = "write the keys below it, such as path or weight" if file else f"write {name}.KEY=VALUE"
-        raise UserError(at, f"holds keys, and is no value ({_short(value)})", remedy)
+        raise UserError(at, f"holds keys and cannot have a value ({_short(value)})", remedy)
     elif key is None:
         naming = NAMING_KEY.get(name) or next((key for key in all_keys() if key.startswith(f"{name}.")), name)
         meant = _short(value) if name in NAMING_KEY and isinstance(value, str) else "VALUE"
@@ -93,7 +93,7 @@ def _holds_no_keys(name: str, file: str) -> UserError:
     key = find_key(name)
     assert key is not None
     what = "a list" if key.type is list else "a value"
-    return UserError(_at(name, file), f"{what}, and holds no keys", f"give {expected(name)}")
+    return UserError(_at(name, file), f"{what}, not a group of keys", f"give {expected(name)}")
 
 
 def _at(name: str, file: str) -> str:

@@ -65,7 +65,7 @@ def _files(local: str, path: str, key: str) -> dict[str, str] | None:
             raise UserError(key, f"no file is named {path}", "check the pattern")
         return {name: name for name in found}
     if os.path.islink(local):
-        raise UserError(key, f"{path} is a link to {os.readlink(local)}, which is not there", "mend the link")
+        raise UserError(key, f"{path} is a link to {os.readlink(local)}, which is not there", "fix the link")
     if file_suffix(local) or not HUB_ID.fullmatch(path):
         raise UserError(key, f"there is no file {path}", _nearest_file(local))
     if path.lower().endswith(FOREIGN_SUFFIXES):

@@ -54,13 +54,13 @@ class RewardFunction:
             scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
         except CallTimeoutError as error:
             problem = f"{self.name} has not returned after {self.timeout:g} s"
-            remedy = f"mend it (run.log says where it hangs), or raise {self._timeout_key}; null waits for ever"
+            remedy = f"fix it (run.log says where it hangs), or raise {self._timeout_key}; null waits for ever"
             raise UserError(self.key, problem, remedy) from _their_frames(error)
         except KeyboardInterrupt:  # a signal's
             raise
         except BaseException as error:
             cause = error.__cause__ if isinstance(error, CallError) and error.__cause__ is not None else error
-            remedy = "mend it: run.log, or APA_TRACEBACK=1, has the traceback"
+            remedy = "fix it: run.log, or APA_TRACEBACK=1, has the traceback"
             if self.timeout is not None and _MAIN_THREAD.search(_brief(cause)):
                 remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
             raise UserError(self.key, f"{self.name} raised {_brief(cause)}", remedy) from _their_frames(cause)
@@ -99,7 +99,7 @@ def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = N
         raise
     except BaseException as error:  # SystemExit too
         problem = f"importing {module_name} raised {_brief(error)}"
-        raise UserError(key, problem, "mend the module or its name") from _their_frames(error)
+        raise UserError(key, problem, "fix the module or its name") from _their_frames(error)
     function = getattr(module, attribute, None)
     if not callable(function):
         names = [n for n, v in vars(module).items() if inspect.isfunction(v) and not n.startswith("_")]

@@ -129,10 +129,10 @@ def read_run(folder: Path) -> Run:
     try:
         rows = [row for row in read_metrics(folder) if isinstance(row, dict) and "iteration" in row]
     except (ValueError, RecursionError, OSError) as error:
-        raise UserError(str(folder), str(error), "mend the line, or leave this run out") from error
+        raise UserError(str(folder), str(error), "fix the line, or leave this run out") from error
     if wrong := next((row["iteration"] for row in rows if not isinstance(row["iteration"], int)), None):
         problem = f"{METRICS_FILE} has the iteration {wrong!r}, which is no whole number"
-        raise UserError(str(folder), problem, "mend the line, or leave this run out")
+        raise UserError(str(folder), problem, "fix the line, or leave this run out")
     rows = [{name: _measured(folder, name, value) for name, value in row.items()} for row in rows]
     return Run(
         folder=folder,
@@ -151,7 +151,7 @@ def _measured(folder: Path, name: str, value: Any) -> float | None:
         return value if value is not None and abs(value) < LARGEST else None
     shown_value = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:40]}…"
     problem = f"{METRICS_FILE} has {shown_value} as {name}, which is no number"
-    raise UserError(str(folder), problem, "mend the line, or leave this run out")
+    raise UserError(str(folder), problem, "fix the line, or leave this run out")
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:
@@ -212,7 +212,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     config = _read_yaml(folder / CONFIG_FILE) or {}
     if not isinstance(config, dict):
         problem = "not a mapping of keys to values"
-        raise UserError(str(folder / CONFIG_FILE), problem, "mend it, or leave this run out")
+        raise UserError(str(folder / CONFIG_FILE), problem, "fix it, or leave this run out")
     return config
 
 
@@ -230,7 +230,7 @@ def _read_yaml(path: Path) -> Any:
             return OmegaConf.to_container(content, resolve=False)
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         problem = str(error).splitlines()[0]
-        raise UserError(str(path), f"cannot be read: {problem}", "mend it, or leave this run out") from error
+        raise UserError(str(path), f"cannot be read: {problem}", "fix it, or leave this run out") from error
 
 
 def _lenient_lines(path: Path) -> list[dict[str, Any]]:

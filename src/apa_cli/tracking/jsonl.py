@@ -67,5 +67,5 @@ def _rewind(path: Path, start_iteration: int | None) -> None:
     except (ValueError, KeyError, TypeError) as error:
         text = str(error).removeprefix(f"{path}, ")
         problem = text if isinstance(error, ValueError) else "a line has no number as its iteration"
-        raise UserError(shown(str(path)), problem, "mend the line, or move the file away") from error
+        raise UserError(shown(str(path)), problem, "fix the line, or move the file away") from error
     write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))

@@ -64,7 +64,7 @@ def read_noted(file: Path) -> dict[str, Any]:
         noted = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(noted, dict) and all(isinstance(there, dict) for there in dict(noted.get("inputs", {})).values()):
             return noted
-    raise UserError(shown(str(file)), "is not as the run wrote it", "mend it, or delete it: nothing is compared then")
+    raise UserError(shown(str(file)), "is not as the run wrote it", "fix it, or delete it: nothing is compared then")
 
 
 def differences(before: Digests, now: Digests, config: TrainConfig, changed: Collection[str]) -> list[str]:

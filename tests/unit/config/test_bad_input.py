@@ -24,9 +24,9 @@ BAD = [
     (["objetive=ppo"], "objetive: unknown key; did you mean objective?"),
     (["+policy.foo=1"], "policy.foo: unknown key"),
     (["++training.iteratons=1"], "training.iteratons: unknown key; did you mean training.iterations?"),
-    (["+objective.kl_coef=1"], "objective.kl_coef: exists already; leave out the +"),
+    (["+objective.kl_coef=1"], "objective.kl_coef: already exists; leave out the +"),
     (["~objective.kl_lambda"], "objective.kl_lambda: cannot be deleted; leave out the ~"),
-    (["seed.x=1"], "seed: a value, and holds no keys; give a whole number"),
+    (["seed.x=1"], "seed: a value, not a group of keys; give a whole number"),
     # choices and files
     (["objective=pp0"], "objective=pp0: no such choice; did you mean ppo? choose one of apa, awr, ppo"),
     (["objective=null"], "objective=null: not the name of a choice"),

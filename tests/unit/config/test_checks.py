@@ -106,7 +106,7 @@ IMPOSSIBLE = [
     ({**GROUP, "objective__value_clip_range": 0.3}, "objective.value_clip_range", "=null"),
     ({**GROUP, "value__warmup_iterations": 1}, "value.warmup_iterations", "value.warmup_iterations=0"),
     ({**GROUP, "value__keep": True}, "value.keep", "value.keep=false"),
-    ({"value__warmup_iterations": 100}, "value.warmup_iterations", "lower the one"),
+    ({"value__warmup_iterations": 100}, "value.warmup_iterations", "lower value.warmup_iterations"),
     ({"advantage__group_scale": True}, "advantage.group_scale", "advantage=group"),
     ({"reward__path": None}, "reward.path", "reward.path=MODEL"),
     ({"reward__kind": "function"}, "reward.function", "reward.function="),
@@ -125,7 +125,7 @@ IMPOSSIBLE = [
     (
         {"objective__kl_target": 6.0, "objective__kl_lambda_min": 20.0},
         "objective.kl_lambda_min",
-        "lower the one or raise the other",
+        "lower objective.kl_lambda_min or raise objective.kl_lambda_max",
     ),
     (
         {"objective__name": "ppo", "objective__kl_target": 6.0, "objective__kl_horizon": 64},
@@ -150,7 +150,7 @@ IMPOSSIBLE = [
     ({"policy__adapter__dropout": 0.1}, "policy.adapter.dropout", "policy=lora"),
     ({"policy__adapter__target_modules": ["q"]}, "policy.adapter.target_modules", "policy=lora"),
     ({"policy__adapter__r": 8, "policy__adapter__path": "a"}, "policy.adapter.r", "policy.adapter.r=0"),
-    ({"generation__stop": ["ok", ""]}, "generation.stop", "take it out"),
+    ({"generation__stop": ["ok", ""]}, "generation.stop", "remove it"),
     ({"generation__backend": "paged"}, "generation.backend", "backend=hf, or static or vllm"),
     ({"generation__backend": "vllm", "device": "cpu"}, "generation.backend", "backend=hf"),
     ({"policy__path": "???"}, "policy.path", "policy.path=VALUE"),
@@ -158,7 +158,7 @@ IMPOSSIBLE = [
     (
         {"training__stop_if__kl_above": 20.0, "training__stop_if__patience": 101},
         "training.stop_if.patience",
-        "lower the one or raise the other",
+        "lower training.stop_if.patience or raise training.iterations",
     ),
 ]
 

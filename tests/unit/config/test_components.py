@@ -102,7 +102,10 @@ def test_entries_are_begun_once_and_name_no_folder():
             [FREE, "+reward.components.a.zzz=1"],
             "reward.components.a.zzz: unknown key; a reward has kind, path, ",
         ),
-        ([FREE, "reward.components.a=m"], "reward.components.a: holds keys, and is no value (m); write reward.compo"),
+        (
+            [FREE, "reward.components.a=m"],
+            "reward.components.a: holds keys and cannot have a value (m); write reward.compo",
+        ),
         ([FREE, "reward.components=m"], "reward.components: "),
         ([FREE, "reward.components=null"], "reward.components: cannot be null; give names with keys below them"),
         ([FREE, "~reward.components"], "reward.components: cannot be deleted"),
@@ -119,7 +122,7 @@ def test_entries_are_begun_once_and_name_no_folder():
         (["reward.kind=http", "reward.url=localhost:5000"], "reward.url: 'localhost:5000' is not a web address"),
         (
             ["reward.kind=http", "'reward.url=\"http://me:secret@a/b\"'".strip("'")],
-            "reward.url: holds a user name, a password, a query or a fragment",
+            "reward.url: contains a user name, a password, a query or a fragment",
         ),
         (
             ["reward.kind=http", "reward.url=http://a/b", "reward.api_key_env=hf_secret"],

@@ -141,7 +141,7 @@ BAD_FILES = [
     ("policy: {path: '${nope}'}", "policy.path: Interpolation key 'nope' not found"),
     ("policy: {path: '${nope'}", "mine.yaml: policy.path"),
     ("seed: 1\nobjective.name: ppo\nobjective: {name: awr}", "mine.yaml: objective: set twice"),
-    ("hydra: {mode: MULTIRUN}", "hydra.mode: set in a file, where it begins no sweep; leave it out, and add -m"),
+    ("hydra: {mode: MULTIRUN}", "hydra.mode: set in a file, where it does not start a sweep; leave it out, and add -m"),
     ("reward: {_target_: os.system}", "mine.yaml: reward._target_: unknown key"),
 ]
 
