@@ -144,16 +144,17 @@ def report(target: Path, *, small: bool) -> list[str]:
         job = read_job(record["job"])
         tables[job] = table = summary.rows(job, record["results"])
         found = [*summary.verdicts(job, table), *(gpu.verdicts(job, record, table) if record["gpu"] else [])]
+        found = [] if small else found  # nothing is judged by small sizes
         judged += found
-        details += section(job, record, table, [] if small else found)
+        details += section(job, record, table, found)
     points, base = growth(target)
     if base:
-        verdicts = summary.growth_verdicts(points)
+        verdicts = [] if small else summary.growth_verdicts(points)
         judged += verdicts
         details += ["## Growth", "", f"{GROWN} {circumstances(base)}"]
         for axis, along in points.items():
             details += ["", *page.table([axis, *list(along[0])[1:]], [summary.cells(row) for row in along])]
-        details += ["", *(verdict.sentence() for verdict in ([] if small else verdicts)), ""]
+        details += ["", *(verdict.sentence() for verdict in verdicts), ""]
     missing = [f"{job.title}{' (needs a GPU)' if job.cuda else ''}" for job in JOBS if job.name not in records]
     said = [*overview.lines(tables, points, judged), *([f"- Not measured: {'; '.join(missing)}."] if missing else [])]
     picture = overview.draw(tables, target.parent / "images" / "performance.png")

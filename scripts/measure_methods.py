@@ -28,12 +28,14 @@ sys.path[:0] = [str(ROOT / "scripts")]
 
 from studies import (  # noqa: E402
     critic,
+    family,
     figures,
     group,
     grpo,
     offline,
     page,
     paper,
+    passes,
     rewards,
     runs,
     stability,
@@ -44,7 +46,7 @@ from studies import (  # noqa: E402
 from apa_cli.config.compose import compose_train  # noqa: E402
 from apa_cli.config.sources import shown  # noqa: E402
 
-MODULES = (paper, figures, steer, stability, group, critic, grpo, rewards, offline)
+MODULES = (paper, figures, steer, stability, group, critic, grpo, rewards, offline, family, passes)
 STUDIES = {study.__name__.removeprefix("studies."): study for study in MODULES}
 PAGE = "docs/methods.md"
 PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6

@@ -38,7 +38,7 @@ class Panel:
     mean_only: bool = False
     levels: Sequence[float] = ()  # dashed lines across
     bands: Sequence[tuple[float, float]] = ()
-    log: bool = False
+    log: str = ""  # which axis, x or y
 
 
 def curves(path: Path, alt: str, panels: Sequence[Panel], *, same_y: bool = False) -> str:
@@ -51,8 +51,11 @@ def curves(path: Path, alt: str, panels: Sequence[Panel], *, same_y: bool = Fals
             axes.axhline(level, color=GREY, linewidth=0.8, linestyle="--")
         for low, high in panel.bands:
             axes.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
-        if panel.log:
+        if panel.log == "y":
             axes.set_yscale("log")
+        elif panel.log == "x":
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
         tidy(axes, panel.title)
         axes.set_xlabel(panel.x)
         axes.set_ylabel(panel.y)

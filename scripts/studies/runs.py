@@ -41,6 +41,7 @@ class Setting:
 
     name: str
     recipe: str | None  # None: TRL's
+    objective: str | None = None  # a preset in place of the recipe's
     keys: Mapping[str, Any]  # dotted
     evaluations: int = EVALUATIONS  # 0: before and after only
 
@@ -49,7 +50,8 @@ class Setting:
 
     def content(self, size: Size) -> str:
         """The recipe's text."""
-        config = OmegaConf.create({"defaults": [f"/config/{self.recipe}", "_self_"]})
+        preset = [{"override /objective": self.objective}] if self.objective else []
+        config = OmegaConf.create({"defaults": [f"/config/{self.recipe}", *preset, "_self_"]})
         usual = {"training.iterations": size.iterations, "evaluation.every": self.every(size)}
         usual |= {} if size.prompts is None else {"evaluation.prompts": size.prompts}
         usual |= {"checkpoint.every": 0, "tracking.wandb.mode": "disabled"}

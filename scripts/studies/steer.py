@@ -103,5 +103,5 @@ def _picture(runs: Found, pictures: Path) -> str:
     kl, knob = (partial(measures.points, x="iteration", y=name) for name in ("kl/to_init", "objective/kl_lambda"))
     bands = [(target * (1 - TOLERANCE), target * (1 + TOLERANCE)) for target in TARGETS]
     left = Panel(title="KL from the initial policy", of=kl, lines=drawn, y="nats per response", bands=bands)
-    right = Panel(title="λ", of=knob, lines=drawn, log=True)
+    right = Panel(title="λ", of=knob, lines=drawn, log="y")
     return curves(pictures / "methods_steer.png", "KL and λ over training", [left, right])

@@ -30,6 +30,7 @@ class Contestant:
     key: str
     values: tuple[float, ...]
     recipe: str | None  # None: TRL's
+    objective: str | None = None  # a preset in place of the recipe's
     colour: str
     keys: Mapping[str, Any] = field(default_factory=dict)
 
@@ -37,7 +38,7 @@ class Contestant:
         word = self.key.rsplit("_", 1)[-1]
         keys = {**self.keys, "optimizer.learning_rate": cell[0], self.key: cell[1]}
         name = f"{self.stem}_lr{cell[0]:g}_{word}{cell[1]:g}"
-        return Setting(name=name, recipe=self.recipe, keys=keys, evaluations=EVALUATIONS)
+        return Setting(name=name, recipe=self.recipe, objective=self.objective, keys=keys, evaluations=EVALUATIONS)
 
     def said(self, value: float) -> str:
         return f"{self.knob} {value:g}"

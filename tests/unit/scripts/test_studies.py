@@ -17,9 +17,32 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
-from studies import critic, figures, group, grpo, offline, page, paper, rewards, runs, stability, steer, trl_grpo  # noqa: E402
+from studies import (  # noqa: E402
+    critic,
+    family,
+    figures,
+    group,
+    grpo,
+    offline,
+    page,
+    paper,
+    passes,
+    rewards,
+    runs,
+    stability,
+    steer,
+    trl_grpo,
+)
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
+THERE = {file.stem for file in (ROOT / "configs" / "objective").glob("*.yaml")}
+
+
+@pytest.fixture(autouse=True)
+def only_presets_that_are_there(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(family, "PRESETS", tuple(name for name in family.PRESETS if name in THERE))
+    objectives = {title: each for title, each in passes.OBJECTIVES.items() if each[0] in THERE}
+    monkeypatch.setattr(passes, "OBJECTIVES", objectives)
 
 
 def evaluation(
@@ -327,7 +350,7 @@ def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
     page.write(place, "more", ["text"])
     page.write(place, "more", ["new"])
     assert place.read_text("utf-8").startswith(kept) and "\nnew\n<!-- end of more -->" in place.read_text("utf-8")
-    for name in (*script.STUDIES.keys() - {"paper", "figures"},):
+    for name in script.STUDIES.keys() - {"paper", "figures", "family", "passes"}:
         assert f"<!-- {name}: " in (ROOT / script.PAGE).read_text("utf-8")
 
 
@@ -404,6 +427,46 @@ def test_the_paper_runs_its_grid_then_the_chosen_and_then_their_other_knobs():
     stages = [(len(settings), list(seeds)) for settings, seeds in paper.stages(QUICK, paper_runs)]
     assert stages == [(6, [0]), (3, [1, 2]), (3, [1, 2])]
     assert [(len(s), list(seeds)) for s, seeds in grpo.stages(SIZE, runs.Found)] == [(18, [0]), (0, [1, 2])]
+
+
+def put(found: runs.Found, name: str, ends: list[float], **more: float) -> None:
+    """Runs of the tuning seed and of the seeds from 1 on, at 4 nats, with these rewards at the end."""
+    found[name] = [run(seed, [], [evaluation(0, 0, 0), {**evaluation(6, 4.0, end), **more}])
+                   for seed, end in enumerate(ends)]  # fmt: skip
+
+
+def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(family, "PRESETS", ("apa", "awr", "ppo"))
+    whole, found = family.grid(SIZE), runs.Found()
+    assert {len(whole.cells(each)) for each in whole.contestants} == {4}
+    setting = whole.contestants[2].setting((3e-4, 0.2))
+    assert "override /objective: ppo" in setting.content(SIZE) and "kl_coef: 0.2" in setting.content(SIZE)
+    for each, ends in zip(whole.contestants, ([1.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 9.0]), strict=True):
+        put(found, each.setting((1e-4, each.values[1])).name, ends, **{"eval/distinct_2": 0.5})
+        put(found, each.setting((3e-4, each.values[1])).name, [0.5, 50.0, 50.0])  # of fresh seeds, which choose nothing
+    lines = family.lines(found, SIZE, tmp_path)
+    rollouts = "Evaluator per rollout (mean over training): lower than apa: awr; no significant difference: ppo."
+    assert f"- {rollouts}" in lines and any(line.startswith("- Evaluator at the highest KL") for line in lines)
+    assert any(line.startswith("| awr | 0.0001 | λ 2 | 1.00 ± 0.00 | 4.00 ± 0.00 | 0.50 ± 0.00 |") for line in lines)
+    with pytest.raises(UserError, match="objective=none_such: no such choice"):
+        family.contestant("none_such")
+
+
+def test_passes_go_on_from_the_cell_that_family_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(passes, "OBJECTIVES", {"apa": ("apa", {}), passes.BOUND: passes.OBJECTIVES[passes.BOUND]})
+    found = runs.Found()
+    put(found, "family_apa_lr0.0001_lambda0.3", [1.0, 2.0, 2.0])
+    put(found, "passes8_apa_lr0.0001_lambda0.3", [0.0, 1.0, 1.0])
+    settings = passes.chosen(found, SIZE)
+    assert [settings["apa", count].name for count in (2, 8)] == list(found)  # 2 are the recipe's own
+    bound = settings[passes.BOUND, 2]
+    assert bound.keys == {"objective.target_bound": 3.0, "training.epochs_per_rollout": 2,
+                          "optimizer.learning_rate": 1e-4, "objective.kl_lambda": 0.3}  # fmt: skip
+    assert {setting.name for setting in settings.values()} <= {setting.name for setting in passes.settings(SIZE)}
+    lines = passes.lines(found, SIZE, tmp_path)
+    best = "- apa: the evaluator's reward is highest with 2 passes (2.00), significantly lower with 8."
+    assert lines[:2] == [best, f"- {passes.BOUND}: too few runs."]
+    assert (tmp_path / "methods_passes.png").stat().st_size > 5000
 
 
 def test_other_recipes_need_learning_rates_an_evaluator_and_three_objectives(tmp_path: Path, monkeypatch: Any):
