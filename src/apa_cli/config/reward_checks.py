@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from apa_cli.config.schema import ScorerConfig, SeveralConfig, TrainConfig
@@ -11,6 +12,7 @@ from apa_cli.secrets import REDACTED, redact_text
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")  # capitals: a key pasted here by mistake is refused, and not repeated
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+_OF_KIND = (("function", "function"), ("url", "http"), ("api_key_env", "http"), ("answer_column", "math"))
 _TAKEN = ("mean", "std", "length_penalty")  # reward/… already
 # logged/… already, offline; score would have a score_std
 _TAKEN_LOGGED = ("score", "score_mean", "score_std", "response_length", "complete_fraction", "log_ratio")
@@ -57,7 +59,7 @@ def check_reward(reward: SeveralConfig, key: str, *, needed: bool = True) -> Non
 
 def _check_alone(reward: SeveralConfig, key: str) -> None:
     """Several rewards leave no place for one beside them."""
-    for name in ("path", "function", "url"):
+    for name in ("path", "function", "url", "answer_column"):
         if getattr(reward, name) is not None:
             remedy = f"add {key}.{name}=null, or move it to a component: {key}.components.NAME.{name}"
             raise UserError(f"{key}.{name}", f"set, but the rewards are in {key}.components", remedy)
@@ -71,7 +73,8 @@ def _check_name(name: str, names: list[str], where: str) -> None:
     if not _NAME.fullmatch(name):
         remedy = "use letters, digits, _ and -, starting with a letter, such as brevity"
         raise UserError(where, "not usable as the name of a metric", remedy)
-    if name in _TAKEN or (name.endswith("_std") and name.removesuffix("_std") in names):
+    own, _, last = name.rpartition("_")
+    if name in _TAKEN or (last in ("std", "unreadable") and own in names):
         raise UserError(where, f"reward/{name} is another metric", "choose another name")
 
 
@@ -79,7 +82,7 @@ def _check_one(reward: ScorerConfig, key: str, *, several: bool = False) -> None
     if reward.kind == "model" and reward.path is None and reward.function is None and reward.url is None:
         remedy = f"give a model: {key}.path=MODEL" + (f", or several rewards: {key}.components" if several else "")
         raise UserError(f"{key}.path", f"not set, but {key}.kind=model needs it", remedy)
-    for name, kind in (("function", "function"), ("url", "http"), ("api_key_env", "http")):
+    for name, kind in _OF_KIND:
         if reward.kind != kind and getattr(reward, name) is not None:
             remedy = f"add {key}.kind={kind}, or {key}.{name}=null"
             raise UserError(f"{key}.{name}", f"set, but {key}.kind={reward.kind}", remedy)
@@ -98,6 +101,12 @@ def _check_one(reward: ScorerConfig, key: str, *, several: bool = False) -> None
         check_url(reward.url, f"{key}.url", f"{key}.api_key_env", example="http://127.0.0.1:5000/score")
         if reward.api_key_env is not None:
             check_key_name(reward.api_key_env, f"{key}.api_key_env", example="REWARD_TOKEN")
+    if reward.kind == "math":
+        if reward.answer_column is None:
+            remedy = f"name the column with the right answers: {key}.answer_column=COLUMN"
+            raise UserError(f"{key}.answer_column", f"not set, but {key}.kind=math needs it", remedy)
+        if find_spec("math_verify") is None:
+            raise UserError(f"{key}.kind", "math needs math-verify", "pip install 'apa-cli[math]'")
     if reward.kind == "none" and reward.path is not None:
         raise UserError(f"{key}.path", f"set, but {key}.kind=none", f"add {key}.kind=model, or {key}.path=null")
 

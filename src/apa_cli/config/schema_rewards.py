@@ -15,8 +15,8 @@ class ScorerConfig:
 
     kind: str = choice(
         "model",
-        "a sequence-classification model, a Python function, or a reward served over HTTP",
-        choices=("model", "function", "http"),
+        "a sequence-classification model, a Python function, a reward served over HTTP, or a check of final answers",
+        choices=("model", "function", "http", "math"),
     )
     path: Optional[str] = text(
         None, "reward model, or a PEFT adapter of one: local folder, Hub id, or builtin:reviews/reward"
@@ -28,6 +28,10 @@ class ScorerConfig:
     )
     api_key_env: Optional[str] = text(
         None, "http: environment variable that holds a bearer token (not the token itself); null = send none"
+    )
+    answer_column: Optional[str] = text(
+        None,
+        "math: column with the right answer: a number, an expression, or a text with #### 42 or \\boxed{42}",
     )
     batch_size: int = number(64, "http: responses per request", minimum=1)
     concurrency: int = number(2, "http: simultaneous requests", minimum=1, maximum=64)
@@ -63,9 +67,12 @@ class ScorerConfig:
     @property
     def source(self) -> str:
         """What makes the scores, for people."""
-        return {"function": self.function, "http": public_address(self.url or "")}.get(
-            self.kind, self.path
-        ) or "nothing"
+        others = {
+            "function": self.function,
+            "http": public_address(self.url or ""),
+            "math": f"final answers against column {self.answer_column}",
+        }
+        return others.get(self.kind, self.path) or "nothing"
 
 
 @dataclass(kw_only=True)
@@ -106,8 +113,8 @@ class EvaluatorConfig(SeveralConfig):
 
     kind: str = choice(
         "none",
-        "separate evaluator that training never sees: a model, a function, or one served over HTTP",
-        choices=("none", "model", "function", "http"),
+        "separate evaluator that training never sees: a model, a function, one served over HTTP, or a check of answers",
+        choices=("none", "model", "function", "http", "math"),
     )
 
     @property

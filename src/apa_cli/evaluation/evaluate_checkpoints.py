@@ -29,6 +29,7 @@ from apa_cli.models.reference import Reference, load_reference
 from apa_cli.models.roles import Models
 from apa_cli.rewards.function import check_functions
 from apa_cli.rewards.http import probe_served
+from apa_cli.rewards.math import check_answers
 from apa_cli.rewards.preview import check_templates
 from apa_cli.rewards.scorers import Scorers, load_scorers
 from apa_cli.rewards.weighted import by_role
@@ -100,6 +101,7 @@ def evaluate_checkpoints(
     runtime = select_runtime(config.device, config.precision)
     probe_served(config)
     modules = check_functions(config)
+    check_answers(config)
     judge = EndpointJudge(config.evaluation.judge) if config.evaluation.judge.base_url is not None else None
     bench: _Bench | None = None
     frozen: Reference | None = None

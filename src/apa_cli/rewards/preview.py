@@ -15,6 +15,7 @@ from apa_cli.models.device import Runtime
 from apa_cli.models.loading import load_config, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.rewards.classifier import classifier_config, classifier_tokenizer
+from apa_cli.rewards.math import MathReward, check_answers
 from apa_cli.rewards.record import FinishedResponses, Scorer
 from apa_cli.rewards.reward_model import RewardModel
 from apa_cli.rewards.scorers import load_reward
@@ -41,6 +42,8 @@ def readings(prompt: Prompt, policy: Policy, scorers: Mapping[str, Scorer | None
     for role, scorer in scorers.items():
         if isinstance(scorer, RewardModel):
             text = _decoded(scorer.tokenizer, scorer.fed(finished)[0][0])
+        elif isinstance(scorer, MathReward):
+            text = scorer.reading(finished.columns, finished.responses[0] if prompt.logged is not None else None)
         else:
             text = prompt.text
         lines.append(f"{role:<10} reads {visible(text)}")
@@ -86,6 +89,7 @@ def planned_readings(config: TrainConfig, runtime: Runtime) -> tuple[list[Prompt
     """
     from transformers import AutoModelForCausalLM
 
+    check_answers(config)
     given = config.policy
     options: dict[str, Any] = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
     tokenizer = load_tokenizer("policy.path", given.path, **options)
@@ -103,6 +107,8 @@ def planned_readings(config: TrainConfig, runtime: Runtime) -> tuple[list[Prompt
 def _planned(key: str, config: ScorerConfig, policy: Policy, runtime: Runtime) -> Scorer | None:
     from transformers import AutoModelForSequenceClassification
 
+    if config.kind == "math":
+        return load_reward(config, policy, runtime, key=key, microbatch_tokens=1)
     if config.kind != "model" or config.path is None:
         return None
     with torch.device("meta"):

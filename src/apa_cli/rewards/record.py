@@ -40,10 +40,10 @@ def whole_texts(finished: FinishedResponses) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Scores of B responses, and of several rewards what each of them gave, without its weight."""
+    """Scores of B responses, of several rewards what each of them gave, without its weight, and what was counted."""
 
     scores: list[float]
-    parts: dict[str, list[float]] = field(default_factory=dict)  # by component; {} of a single reward
+    parts: dict[str, list[float]] = field(default_factory=dict)  # by component or count; {} of most single rewards
 
     def parts_of(self, row: int) -> dict[str, float]:
         return {name: scores[row] for name, scores in self.parts.items()}

@@ -13,6 +13,7 @@ from apa_cli.models.token_ids import same_tokenizer
 from apa_cli.rewards.classifier import load_classifier
 from apa_cli.rewards.function import RewardFunction, load_function
 from apa_cli.rewards.http import HttpReward
+from apa_cli.rewards.math import MathReward
 from apa_cli.rewards.record import FinishedResponses, Scored, Scorer
 from apa_cli.rewards.reward_model import RewardModel
 from apa_cli.rewards.weighted import WeightedRewards, by_role, score
@@ -92,6 +93,8 @@ def load_reward(
         return RewardFunction(function, config.function, key=f"{key}.function", timeout=config.timeout_seconds)
     if config.kind == "http":
         return HttpReward(config, key=key)
+    if config.kind == "math":
+        return MathReward(config, key=key)
     assert config.path is not None
     place = (config.path, config.revision)
     if place not in loaded:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from apa_cli.errors import UserError
 from apa_cli.rewards.function import within_float32
+from apa_cli.rewards.math import MathReward
 from apa_cli.rewards.record import FinishedResponses, Scored, Scorer
 
 
@@ -20,9 +21,11 @@ class WeightedRewards:
         return self.score(finished).scores
 
     def score(self, finished: FinishedResponses) -> Scored:
-        parts = {name: scorer(finished) for name, scorer in self.scorers.items()}
-        rows = zip(*parts.values(), strict=True)
-        return Scored(scores=[self._sum(row) for row in rows], parts=parts)
+        scored = {name: score(scorer, finished) for name, scorer in self.scorers.items()}
+        rows = zip(*(part.scores for part in scored.values()), strict=True)
+        parts = {name: part.scores for name, part in scored.items()}
+        counts = {f"{name}_{what}": given for name, part in scored.items() for what, given in part.parts.items()}
+        return Scored(scores=[self._sum(row) for row in rows], parts=parts | counts)
 
     def not_finite(self, row: int, score: float) -> UserError:
         """Of a sum whose every part is finite."""
@@ -39,15 +42,16 @@ class WeightedRewards:
 
 def score(scorer: Scorer, finished: FinishedResponses) -> Scored:
     """What a reward, or several, say of the responses."""
-    return scorer.score(finished) if isinstance(scorer, WeightedRewards) else Scored(scores=scorer(finished))
+    several = isinstance(scorer, (WeightedRewards, MathReward))
+    return scorer.score(finished) if several else Scored(scores=scorer(finished))
 
 
 def complaint(scorer: Scorer, scored: Scored, row: int) -> UserError:
     """About a score that is not finite: of the first component that gave none."""
     if isinstance(scorer, WeightedRewards):
-        for name, value in scored.parts_of(row).items():
-            if not math.isfinite(value):
-                return scorer.scorers[name].not_finite(row, value)
+        for name, part in scorer.scorers.items():
+            if not math.isfinite(value := scored.parts_of(row)[name]):
+                return part.not_finite(row, value)
     return scorer.not_finite(row, scored.scores[row])
 
 

@@ -35,6 +35,7 @@ from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.roles import Models, load_models
 from apa_cli.rewards.function import RewardFunction, check_functions
 from apa_cli.rewards.http import probe_served
+from apa_cli.rewards.math import check_answers
 from apa_cli.rewards.preview import answered, check_templates, readings
 from apa_cli.rewards.reward_model import RewardModel
 from apa_cli.rewards.scorers import Scorers, load_scorers
@@ -139,6 +140,7 @@ def _prepare(
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     modules = check_functions(config)
+    check_answers(config)
     plan = announce_models(config, runtime, tracker.note)
     models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
     scorers = load_scorers(config, models.policy, runtime, modules=modules)

@@ -117,6 +117,12 @@ def test_entries_are_begun_once_and_name_no_folder():
         (["reward.length_penalty=0.1", "reward.length_target=32"], "reward.length_target: 32, but no response is long"),
         (["reward.length_penalty=-1"], "reward.length_penalty: -1 is out of range"),
         (["evaluation.reward.length_penalty=1"], "evaluation.reward.length_penalty: unknown key"),
+        (["reward=math"], "reward.answer_column: not set, but reward.kind=math needs it; name the column"),
+        (["reward.answer_column=a"], "reward.answer_column: set, but reward.kind=model; add reward.kind=math, or"),
+        (
+            [FREE, "reward.components.a={kind:math,answer_column:a}", "reward.components.a_unreadable.path=m"],
+            "reward.components.a_unreadable: reward/a_unreadable is another metric",
+        ),
         (["reward.kind=http"], "reward.url: not set, but reward.kind=http needs it; give its address: reward.url="),
         (["reward.url=http://a/b"], "reward.url: set, but reward.kind=model; add reward.kind=http, or reward.url=null"),
         (["reward.kind=http", "reward.url=localhost:5000"], "reward.url: 'localhost:5000' is not a web address"),
