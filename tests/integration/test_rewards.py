@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from command import apa_train, environment
+from tiny_models import make_tokenizer, save_policy
 
 SMALL = (
     *("rollout.batch_size=8", "training.minibatch_size=8", "training.iterations=2", "evaluation.prompts=4"),
@@ -97,3 +98,31 @@ def test_a_component_without_a_score(tmp_path: Path, functions: Path):
     assert [line["reward/b"] for line in run.metrics] == [1.0, 1.0]
     assert [line["optim/skipped_responses"] for line in run.metrics] == [1, 1]
     assert [line["optim/skipped_minibatches"] for line in run.metrics] == [0, 0]
+
+
+def test_final_answers_of_logged_responses(tmp_path: Path):
+    """Half of the responses are right, a quarter cannot be read; the same column judges what is sampled."""
+    pytest.importorskip("math_verify", reason="the extra math is not installed")
+    save_policy(tmp_path / "policy", make_tokenizer())
+    responses = ["so #### 1,000", "it is 1000.0", "it is 7", "no idea"]
+    rows = [
+        {"prompt": f"row {row}", "response": responses[row % 4], "answer": "500 * 2 = 1000\n#### 1000"}
+        for row in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "held_out.jsonl").write_text(json.dumps({"prompt": "six", "answer": 6}) + "\n", encoding="utf-8")
+    run = apa_train(
+        tmp_path / "run",
+        *("config=own", f"policy.path={tmp_path / 'policy'}", "reward=math", "reward.answer_column=answer"),
+        *("rollout=offline", f"data.path={tmp_path / 'rows.jsonl'}", f"data.eval_path={tmp_path / 'held_out.jsonl'}"),
+        *(*SMALL, "training.iterations=1", "rollout.batch_size=12", "training.minibatch_size=12"),
+        *(f"rollout.reference_cache={tmp_path / 'cache'}", "evaluation.prompts=1"),
+        *("evaluation.reward.kind=math", "evaluation.reward.answer_column=answer", "value.warmup_iterations=0"),
+    )
+    assert run.code == 0, run.errors
+    assert run.metrics[-1]["logged/score_mean"] == 0.5
+    assert run.metrics[-1]["logged/unreadable"] == 0.25
+    assert {"eval/evaluator", "eval/evaluator/unreadable"} <= run.metrics[-1].keys()
+    log = (run.folder / "run.log").read_text(encoding="utf-8")
+    assert "reads 1000 as the right answer (column answer), and of its response 1000" in log
+    assert "no final answer can be read in 3 of 12 responses" in log
