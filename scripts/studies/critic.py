@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apa_cli.runs.folders import Run
-from apa_cli.runs.settings import estimate
-from studies import measures, steer
+from studies import compare, measures, steer
+from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, Line, Panel, curves
-from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
 TITLE = "where a critic starts: policy, reward model, warm-up, shared trunk"
@@ -46,73 +44,32 @@ def settings(size: Size) -> list[Setting]:
     return list(map(setting, [*starts[:4:2], starts[4]] if size.quick else starts))
 
 
-def explained_last(run: Run) -> float | None:
+def explained(first: int, last: int) -> compare.Column:
+    return compare.mean(partial(measures.between, name="value/explained_variance", first=first, last=last))
+
+
+def explained_late(run: Run) -> float | None:
     return measures.between(run, "value/explained_variance", run.iterations - LATE + 1, run.iterations)
 
 
 def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
-    found = {start: mine for start in STARTS if (mine := runs[setting(start).name])}
-    level = measures.common_level(*found.values())
-    judged = [measures.OVER_TRAINING, measures.LAST_THIRD, *([measures.at_kl(level)] if level else [])]
-    explained = partial(measures.between, name="value/explained_variance")
-    early = {f"explained variance, iterations {a} to {b}": partial(explained, first=a, last=b) for a, b in EARLY}
-    columns = {**early, f"last {LATE}": explained_last, **{each.name: each.of for each in judged}}
-    columns |= {
-        "KL, last third": partial(measures.tail, name="eval/kl"),
-        "CPU seconds per iteration": partial(measures.typical, name="time/cpu"),
-    }
-    usual = (POLICY, found.get(POLICY, []))
-    drawn = [
-        Line(label=s, colour=colour, runs=found[s]) for s, colour in zip(STARTS, COLOURS, strict=True) if s in found
-    ]
+    rows = [Row(cells=[start], name=start, runs=runs[setting(start).name], against=POLICY if start != POLICY else "")
+            for start in STARTS]  # fmt: skip
+    drawn = [Line(label=row.name, colour=colour, runs=row.runs)
+             for row, colour in zip(rows, COLOURS, strict=True) if row.runs]  # fmt: skip
     variance = partial(measures.points, x="iteration", y="value/explained_variance")
-    panels = [
-        Panel(title="Explained variance of the critic", of=variance, lines=drawn, mean_only=True, levels=[0]),
-        Panel(
-            title="Separate evaluator",
-            of=measures.reward_over_rollouts,
-            lines=drawn,
-            x="responses sampled",
-            y=EVALUATOR,
-        ),
-    ]
-    return [
-        _best(found),
-        "",
-        curves(pictures / "methods_critic.png", "Explained variance and evaluator", panels),
-        "",
-        *table(
-            ["critic", *columns],
-            [[s, *(measures.shown(mine, of) for of in columns.values())] for s, mine in found.items()],
-        ),
-        "",
-        f"APA at λ {KL_LAMBDA:g}. Each run has the same number of rollouts, so that a warm-up of {WARMUP} iterations "
-        f"leaves {WARMUP} fewer to the policy. {measures.HALF}.",
-        "",
-        DETAILS,
-        *(
-            line
-            for each in judged
-            for mine in found.items()
-            if mine != usual
-            for line in measures.sentences(mine, usual, [each])
-        ),
-    ]
-
-
-def _best(found: Mapping[str, Sequence[Run]]) -> str:
-    """The starts in the order of what they earned over training, and which of them the intervals tell apart."""
-    means = {
-        start: value.mean for start, runs in found.items() if (value := estimate(map(measures.OVER_TRAINING.of, runs)))
-    }
-    if len(means) < 2:
-        return "Too few settings have runs to say which start is best."
-    best, *rest = sorted(means, key=lambda start: -means[start])
-    worse = [s for s in rest if measures.compare((best, found[best]), (s, found[s]), measures.OVER_TRAINING).sign]
-    words = f"The evaluator's mean over training is highest with the critic *{best}* ({means[best]:.2f})."
-    for title, starts in (
-        ("Significantly lower", worse),
-        ("No significant difference", [start for start in rest if start not in worse]),
-    ):
-        words += f" {title}: {'; '.join(f'*{s}* ({means[s]:.2f})' for s in starts)}." if starts else ""
-    return words
+    left = Panel(title="Explained variance of the critic", of=variance, lines=drawn, mean_only=True, levels=[0])
+    right = Panel(title="Separate evaluator", of=measures.reward_over_rollouts, lines=drawn, x="responses sampled",
+                  y=EVALUATOR)  # fmt: skip
+    columns = {f"explained variance, iterations {a} to {b}": explained(a, b) for a, b in EARLY}
+    columns |= {f"last {LATE}": compare.mean(explained_late)}
+    columns |= {measures.OVER_TRAINING.name: compare.mean(measures.over_training), **compare.LAST_THIRD}
+    return compare.report(
+        rows,
+        ["critic"],
+        {**columns, **compare.SECONDS},
+        lambda ours, theirs: [measures.OVER_TRAINING, measures.LAST_THIRD, *measures.at_common_kl(ours, theirs)],
+        picture=curves(pictures / "methods_critic.png", "Explained variance and evaluator", [left, right]),
+        note=f"APA at λ {KL_LAMBDA:g}. Each run has the same number of rollouts, so that a warm-up of {WARMUP} "
+        f"iterations leaves {WARMUP} fewer to the policy.",
+    )

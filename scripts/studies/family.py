@@ -5,17 +5,17 @@ A preset is run as it is, with the sizes of the built-in recipe. Comparisons are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 from apa_cli.config.compose import compose_train
 from apa_cli.config.schema import TrainConfig
-from apa_cli.runs.folders import Run
-from studies import measures
+from studies import compare, measures
+from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
 from studies.measures import Measure
-from studies.page import DETAILS, table
+from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import TUNING_SEED, Contestant, Grid
 
@@ -64,90 +64,39 @@ def stages(size: Size, read: Callable[[], Found]) -> Stages:
     yield [each.setting(cell) for each, (cell, _) in grid(size).chosen(read()).items()], size.seeds
 
 
-END = [Measure(name=title, of=lambda run, name=name: run.last(f"eval/{name}"), digits=3)  # type: ignore[misc]
+END = [Measure(name=f"{title} at the end", of=lambda run, name=name: run.last(f"eval/{name}"), digits=3)  # type: ignore[misc]
        for title, name in (("entropy", "entropy"), ("different responses", "unique_fraction"),
                            ("distinct-2", "distinct_2"))]  # fmt: skip
-COLUMNS = [
-    measures.LAST_THIRD,
-    Measure(name="KL, last third", of=partial(measures.tail, name="eval/kl")),
-    measures.OVER_TRAINING,
-    *(Measure(name=f"{each.name} at the end", of=each.of, digits=3) for each in END),
-    Measure(name="CPU seconds per iteration", of=partial(measures.typical, name="time/cpu")),
-]
+COLUMNS = {
+    **compare.LAST_THIRD,
+    **{each.name: compare.mean(each.of, each.digits) for each in (measures.OVER_TRAINING, *END)},
+    **compare.SECONDS,
+    "collapsed": compare.count(measures.collapsed),
+}
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    cells = grid(size)
-    chosen = cells.chosen(found)
-    fresh = {each: runs for each, (cell, _) in chosen.items() if (runs := cells.fresh(found, each, cell))}
-    header = ["preset", "learning rate", "knob", *(each.name for each in COLUMNS), "collapsed"]
-    rows = []
-    for each, runs in fresh.items():
-        (rate, value), free = chosen[each]
-        figures = [measures.shown(runs, column.of, column.digits) for column in COLUMNS]
-        note = "" if free else ", all collapsed"
-        gone = f"{sum(map(measures.collapsed, runs))} of {len(runs)}"
-        rows.append([each.title, f"{rate:g}", f"{each.said(value)}{note}", *figures, gone])
-    picture = curves(pictures / "methods_family.png", "Evaluator, entropy and distinct-2", _panels(fresh))
-    return [
-        *_compared(fresh),
-        "",
-        picture,
-        "",
-        f"Lines are means over seeds. {measures.HALF}; KL is in nats per response, entropy in nats per token.",
-        "",
-        DETAILS,
-        *table(header, rows),
-        "",
-        *_sentences(fresh),
-        "",
-        *table(*cells.table(found)),
-    ]
+    cells, apa = grid(size), PRESETS[0]
+    rows, drawn = [], []
+    for each, ((rate, value), free) in cells.chosen(found).items():
+        runs, name = cells.fresh(found, each, (rate, value)), each.title
+        labels = [name, f"{rate:g}", f"{each.said(value)}{'' if free else ', all collapsed'}"]
+        rows.append(Row(cells=labels, name=name, runs=runs, against=apa if name != apa else ""))
+        style = STYLES[PRESETS.index(name) // len(COLOURS)]
+        drawn += [Line(label=name, colour=each.colour, runs=runs, style=style)] if runs else []
+    said = compare.report(
+        rows,
+        ["preset", "learning rate", "knob"],
+        COLUMNS,
+        lambda ours, theirs: [*measures.at_common_kl(ours, theirs), measures.OVER_TRAINING, *END],
+        picture=curves(pictures / "methods_family.png", "Evaluator, entropy and distinct-2", _panels(drawn)),
+        note="Lines are means over seeds. KL is in nats per response, entropy in nats per token; equal KL is the "
+        "highest multiple of half a nat that all runs of both settings reach.",
+    )
+    return [*said, "", *table(*cells.table(found))]
 
 
-def _questions(ours: Sequence[Run], theirs: Sequence[Run]) -> dict[str, list[Measure]]:
-    level = measures.common_level(ours, theirs)
-    return {
-        "Evaluator at the highest KL that all runs of both reach": [measures.at_kl(level)] if level else [],
-        "Evaluator per rollout (mean over training)": [measures.OVER_TRAINING],
-        "Entropy at the end": END[:1],
-        "Different responses at the end": END[1:2],
-        "Distinct-2 at the end": END[2:],
-    }
-
-
-def _pairs(fresh: Mapping[Contestant, Sequence[Run]]) -> list[tuple[str, measures.Difference]]:
-    """(question, difference from APA) of every other preset."""
-    apa = next(((each.title, runs) for each, runs in fresh.items() if each.title == PRESETS[0]), None)
-    return [
-        (question, measures.compare((each.title, runs), apa, what))
-        for each, runs in fresh.items()
-        if apa and each.title != apa[0]
-        for question, asked in _questions(runs, apa[1]).items()
-        for what in asked
-    ]
-
-
-def _sentences(fresh: Mapping[Contestant, Sequence[Run]]) -> list[str]:
-    return [f"- {difference.sentence()}" for _, difference in _pairs(fresh)]
-
-
-def _compared(fresh: Mapping[Contestant, Sequence[Run]]) -> list[str]:
-    """A line for each question: which presets are significantly higher or lower than APA."""
-    answers: dict[str, dict[str, list[str]]] = {}
-    for question, difference in _pairs(fresh):
-        way = {1: "higher than apa", -1: "lower than apa", 0: "no significant difference"}[difference.sign]
-        way = way if difference.judged else "not comparable"
-        answers.setdefault(question, {}).setdefault(way, []).append(difference.ours)
-    return [
-        f"- {question}: {'; '.join(f'{way}: ' + ', '.join(names) for way, names in ways.items())}."
-        for question, ways in answers.items()
-    ] or ["Nothing to compare yet: it takes runs of apa and another preset with fresh seeds."]
-
-
-def _panels(fresh: Mapping[Contestant, Sequence[Run]]) -> list[Panel]:
-    drawn = [Line(label=each.title, colour=each.colour, runs=runs,
-                  style=STYLES[PRESETS.index(each.title) // len(COLOURS)]) for each, runs in fresh.items()]  # fmt: skip
+def _panels(drawn: Sequence[Line]) -> list[Panel]:
     common = {"lines": drawn, "mean_only": True}
     over = {name: partial(measures.points, x="iteration", y=f"eval/{name}") for name in ("entropy", "distinct_2")}
     return [

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apa_cli.config.compose import compose_train
 from apa_cli.models.device import select_runtime
 from apa_cli.rewards.preview import planned_readings
-from apa_cli.runs.settings import estimate
 from apa_cli.training.memory_plan import gib, make_plan, with_estimates
-from studies import measures
+from studies import compare, measures
+from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
-from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
 TITLE = "APA, AWR and PPO without a critic, beside themselves with one"
@@ -28,12 +26,6 @@ BASELINES: dict[str, tuple[str, dict[str, Any]]] = {
     OTHERS: ("_group4", GROUP),
     SCALED: ("_group4_scaled", {**GROUP, "advantage.group_scale": True}),
 }
-COLUMNS = {
-    **{f"{title}, last third": partial(measures.tail, name=f"eval/{name}")
-       for title, name in (("evaluator", "evaluator"), ("KL", "kl"), ("reward", "reward"))},
-    "CPU seconds per iteration": partial(measures.typical, name="time/cpu"),
-    "wall seconds": partial(measures.typical, name="time/iteration"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,53 +62,29 @@ def settings(size: Size) -> list[Setting]:
 
 
 def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
-    rows: list[list[str]] = []
-    said: list[str] = []
-    judged: dict[str, measures.Difference] = {}
-    panels = []
-    for objective in OBJECTIVES:
-        found = {baseline: mine for baseline in objective.baselines if (mine := runs[objective.setting(baseline).name])}
-        drawn = [Line(label=b, colour=c, runs=found[b]) for b, c in zip(BASELINES, COLOURS, strict=False) if b in found]
-        label = f"{objective.title}, {objective.knob}"
-        panels.append(Panel(title=label, of=measures.reward_over_kl, lines=drawn, x=KL, y=EVALUATOR))
+    rows, panels = [], []
+    for each in OBJECTIVES:
+        label = f"{each.title}, {each.knob}"
+        found = {baseline: mine for baseline in each.baselines if (mine := runs[each.setting(baseline).name])}
         for baseline, mine in found.items():
-            figures = [*(measures.shown(mine, of) for of in COLUMNS.values()), measures.least_unique(mine)]
-            rows.append([label, baseline, *figures, *planned(objective.setting(baseline))])
-            if baseline == CRITIC or CRITIC not in found:
-                continue
-            ours, theirs = ((f"{objective.title} with {name}", found[name]) for name in (baseline, CRITIC))
-            at_levels = [
-                measures.compare(ours, theirs, each) for each in measures.at_two_levels(LOW, mine, found[CRITIC])
-            ]
-            at_levels = [difference for difference in at_levels if difference.judged]
-            judged |= {f"{objective.title}, {d.measure.name}, {baseline}": d for d in at_levels}
-            said += [f"- {difference.sentence()}" for difference in at_levels]
-            said += measures.sentences(ours, theirs, [measures.LAST_THIRD])
-            seconds, before = (
-                estimate(measures.typical(run, "time/cpu") for run in found[name]) for name in (baseline, CRITIC)
-            )
-            if seconds and before:
-                share = f"{seconds.mean / before.mean:.0%}"
-                words = f"an iteration takes {share} of the CPU seconds that it takes with a critic"
-                said.append(f"- {objective.title}, {baseline}: {words}.")
-    header = ["objective", "baseline", *COLUMNS, "different responses", "models", "peak"]
-    return [
-        _summary(judged),
-        "",
-        curves(pictures / "methods_group.png", "Evaluator against KL", panels, same_y=True),
-        "",
-        *table(header, rows),
-        "",
-        f"Levels of KL: {LOW:g} nats, and the highest multiple of half a nat that all runs of both settings reach. "
-        f"Last third: means over the evaluations in the last third of training. {measures.HALF}. Seconds are medians "
-        "over iterations, without evaluations; the machine also did other work, which affects wall seconds. Memory is "
+            against = "" if baseline == CRITIC else f"{each.title} with {CRITIC}"
+            cells = [label, baseline, *planned(each.setting(baseline))]
+            rows.append(Row(cells=cells, name=f"{each.title} with {baseline}", runs=mine, against=against))
+        drawn = [Line(label=b, colour=c, runs=found[b]) for b, c in zip(BASELINES, COLOURS, strict=False) if b in found]
+        panels.append(Panel(title=label, of=measures.reward_over_kl, lines=drawn, x=KL, y=EVALUATOR))
+    return compare.report(
+        rows,
+        ["objective", "baseline", "models", "peak"],
+        {**compare.LAST_THIRD, **compare.UNIQUE, **compare.SECONDS},
+        lambda ours, theirs: [*measures.at_common_kl(ours, theirs, low=LOW), measures.LAST_THIRD, measures.CPU],
+        picture=curves(pictures / "methods_group.png", "Evaluator against KL", panels, same_y=True),
+        note=f"Levels of KL: {LOW:g} nats, and the highest multiple of half a nat that all runs of both settings "
+        "reach. Last third: means over the evaluations in the last third of training. Seconds are medians over "
+        "iterations, without evaluations; the machine also did other work, which affects wall seconds. Memory is "
         "planned, not measured (`apa-train plan_only=true`): *models* are weights, gradients and optimizer states, and "
         "*peak* adds what sampling or the update needs. [performance.md](performance.md) has the measured speed and "
         "memory of larger models.",
-        "",
-        DETAILS,
-        *said,
-    ]
+    )
 
 
 def planned(setting: Setting) -> list[str]:
@@ -125,14 +93,3 @@ def planned(setting: Setting) -> list[str]:
     runtime = select_runtime("cpu", config.precision)
     plan = with_estimates(make_plan(config, runtime), config, runtime, planned_readings(config, runtime)[0])
     return [gib(plan.certain_bytes), gib(plan.expected_bytes)]
-
-
-def _summary(judged: dict[str, measures.Difference]) -> str:
-    if not judged:
-        return "Too few seeds to say whether the evaluator's reward differs at equal KL."
-    other = [name for name, difference in judged.items() if difference.sign]
-    words = (
-        "At equal KL, the evaluator's reward with and without a critic does not differ significantly in "
-        f"{len(judged) - len(other)} of {len(judged)} comparisons"
-    )
-    return f"{words}; it does in: {'; '.join(other)}." if other else f"{words}."

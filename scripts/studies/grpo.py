@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE
-from studies import measures
+from studies import compare, measures
+from studies.compare import Row
 from studies.draw import EVALUATOR, KL, Line, Panel, curves
 from studies.group import GROUP
-from studies.page import DETAILS, table
+from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import TUNING_SEED, Cell, Contestant, Grid
 
@@ -28,11 +29,6 @@ GRPO = Contestant(title="TRL's GRPO", stem="grpo_group4", knob="β", key="object
 GRID = Grid(contestants=(APA, PPO, GRPO), rates=(1e-4, 3e-4))
 QUICK = Grid(contestants=[replace(c, values=c.values[:1]) for c in GRID.contestants], rates=GRID.rates[1:])
 LEVELS = (1.0, 1.5)  # evaluator rewards up to which rollouts and seconds are counted
-QUESTIONS = {
-    "evaluator per rollout": "Per rollout (mean over training)",
-    "evaluator after": "per second (after as many CPU seconds as the fastest run took)",
-    "evaluator at ": "at equal KL",
-}
 
 
 def grid(size: Size) -> Grid:
@@ -76,121 +72,64 @@ def choices(found: Found, size: Size) -> dict[Contestant, tuple[tuple[Cell, Cell
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     chosen = choices(found, size)
-    fresh, near = (
-        {each: runs for each, (cells, _) in chosen.items() if (runs := grid(size).fresh(found, each, cells[which]))}
-        for which in (0, 1)
-    )
-    if not fresh:
+    rows, tuned, nearest = [], [], []
+    for each, ((cell, near), free) in chosen.items():
+        for rate, value in dict.fromkeys((cell, near)):
+            first = (rate, value) == cell
+            runs, note = grid(size).fresh(found, each, (rate, value)), "" if free else ", all collapsed"
+            labels = [each.title, f"{rate:g}", f"{each.said(value)}{note if first else ', nearest in KL'}"]
+            name = each.title if first else f"{each.title} ({each.said(value)}, learning rate {rate:g})"
+            rows.append(Row(cells=labels, name=name, runs=runs, against="" if each is GRPO else GRPO.title))
+            drawn = [Line(label=each.title, colour=each.colour, runs=runs)] if runs else []
+            tuned += drawn if first else []
+            nearest += drawn if (rate, value) == near else []
+    if not tuned:
         return ["Only the tuning runs are there: nothing to compare yet."]
-    theirs = next((each for each in fresh if each.recipe is None), None)
-    said = []
-    if theirs is None:
-        short = "TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone."
-    else:
-        pairs = {}  # ours: what is compared at the tuned setting, and at equal KL with the name of the setting
-        for ours in (each for each in fresh if each is not theirs):
-            level = measures.common_level(near[ours], near[theirs]) if ours in near and theirs in near else None
-            rate, value = chosen[ours][0][1]
-            named = f"{ours.title} ({ours.said(value)}, learning rate {rate:g})"
-            pairs[ours] = [((ours.title, fresh[ours]), fresh[theirs], asked(fresh[ours], fresh[theirs]))]
-            pairs[ours] += [((named, near[ours]), near[theirs], [measures.at_kl(level)])] if level else []
-        short = _in_short(pairs)
-        for mine, other, what in (part for parts in pairs.values() for part in parts):
-            said += measures.sentences(mine, (theirs.title, other), what)
-    return [
-        short,
-        "",
-        _picture(fresh, near, pictures),
-        "",
-        *table(*_table(found, size, chosen)),
-        "",
-        *CIRCUMSTANCES,
-        "",
-        DETAILS,
-        *said,
-        "",
-        *table(*grid(size).table(found)),
-    ]
-
-
-def _in_short(
-    pairs: Mapping[Contestant, Sequence[tuple[tuple[str, list[Run]], list[Run], list[measures.Measure]]]],
-) -> str:
-    """Higher, lower, or not significantly different: what is asked of each of ours beside TRL's."""
-    answers: dict[str, list[str]] = {}
-    for ours, parts in pairs.items():
-        for (_, mine), other, what in parts:
-            for difference in (measures.compare((ours.title, mine), (GRPO.title, other), each) for each in what):
-                question = next(
-                    (q for start, q in QUESTIONS.items() if difference.measure.name.startswith(start)), None
-                )
-                if question is not None and difference.judged:
-                    way = {0: "not significantly different", 1: "higher", -1: "lower"}[difference.sign]
-                    answers.setdefault(question, []).append(f"{ours.title} is {way}")
-    words = "; ".join(f"{question}: {', '.join(each)}" for question, each in answers.items())
-    return (
-        f"The evaluator's reward compared with TRL's GRPO. {words}." if words else "Too few seeds to tell a difference."
+    per_rollout = Panel(title="Per rollout", of=measures.reward_over_rollouts, lines=tuned, x="responses sampled",
+                        y=EVALUATOR)  # fmt: skip
+    per_second = Panel(title="Per second", of=measures.reward_over_seconds, lines=tuned, x="CPU seconds of training")
+    at_kl = Panel(title="At equal KL: settings nearest to GRPO's", of=measures.reward_over_kl, lines=nearest, x=KL)
+    columns = {each.name: compare.mean(each.of, each.digits) for each in (*RESPONSES, *SECONDS)}
+    alt = "Evaluator against rollouts, seconds and KL"
+    said = compare.report(
+        rows,
+        ["", "learning rate", "knob"],
+        {**compare.LAST_THIRD, **columns, **compare.SECONDS, **compare.UNIQUE},
+        asked,
+        picture=curves(pictures / "methods_grpo.png", alt, [per_rollout, per_second, at_kl], same_y=True),
+        note=CIRCUMSTANCES,
     )
+    missing = "TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone."
+    return [*([] if GRPO in chosen else [missing, ""]), *said, "", *table(*grid(size).table(found))]
 
 
 def until(cost: Callable[[Run], list[tuple[float, float]]], name: str, digits: int) -> list[measures.Measure]:
     of = partial(measures.cost_until, cost=cost)
-    return [measures.Measure(name=f"{name} until {level:g}", of=partial(of, level=level), digits=digits)
+    return [measures.Measure(name=f"{name} until evaluator {level:g}", of=partial(of, level=level), digits=digits)
             for level in LEVELS]  # fmt: skip
 
 
 RESPONSES = until(measures.reward_over_rollouts, "responses", 0)
 SECONDS = until(measures.reward_over_seconds, "CPU seconds", 1)
-CPU = measures.Measure(name="CPU seconds per iteration", of=partial(measures.typical, name="time/cpu"))
 
 
 def asked(ours: Sequence[Run], theirs: Sequence[Run]) -> list[measures.Measure]:
-    """Per rollout, and per second within what the quicker of all runs took in all."""
-    budget = min((measures.reward_over_seconds(run)[-1][0] for run in (*ours, *theirs)), default=0.0)
+    """Per rollout, per second within what the fastest of these runs took, and at equal KL."""
+    budget = min(measures.reward_over_seconds(run)[-1][0] for run in (*ours, *theirs))
     after = partial(measures.reward_after, seconds=budget)
+    short = "evaluator per second (after as many CPU seconds as the fastest run took)"
     return [
-        measures.Measure(name="evaluator per rollout, mean over training", of=measures.over_training),
-        *(replace(each, name=each.name.replace("until", "sampled until evaluator")) for each in RESPONSES),
-        measures.Measure(name=f"evaluator after {budget:.0f} CPU seconds", of=after),
-        *(replace(each, name=each.name.replace("until", "until evaluator")) for each in SECONDS),
-        measures.LAST_THIRD,
-        CPU,
-    ]
-
-
-def _table(
-    found: Found, size: Size, chosen: Mapping[Contestant, tuple[tuple[Cell, Cell], bool]]
-) -> tuple[list[str], list[list[str]]]:
-    last = (("evaluator", "evaluator"), ("KL", "kl"), ("reward", "reward"))
-    columns = [
-        measures.Measure(name=f"{title}, last third", of=partial(measures.tail, name=f"eval/{name}"))
-        for title, name in last
-    ]
-    columns += [
+        replace(measures.OVER_TRAINING, short="evaluator per rollout (mean over training)"),
         *RESPONSES,
+        measures.Measure(name=f"evaluator after {budget:.0f} CPU seconds", of=after, short=short),
         *SECONDS,
-        CPU,
-        measures.Measure(name="wall seconds", of=partial(measures.typical, name="time/iteration")),
+        *measures.at_common_kl(ours, theirs),
+        measures.LAST_THIRD,
+        measures.CPU,
     ]
-    rows = []
-    for contestant, (cells, free) in chosen.items():
-        for rate, value in dict.fromkeys(cells):
-            runs = grid(size).fresh(found, contestant, (rate, value))
-            note = ", nearest in KL" if (rate, value) != cells[0] else "" if free else ", all collapsed"
-            if runs:
-                figures = [measures.shown(runs, each.of, each.digits) for each in columns]
-                row = [
-                    contestant.title,
-                    f"{rate:g}",
-                    f"{contestant.said(value)}{note}",
-                    *figures,
-                    measures.least_unique(runs),
-                ]
-                rows.append(row)
-    return ["", "learning rate", "knob", *(each.name for each in columns), "different responses"], rows
 
 
-CIRCUMSTANCES = [
+CIRCUMSTANCES = (
     "How it was compared. All train `builtin:reviews/policy` in full, in fp32 and with one thread, on the same prompts "
     "in the same order: 64 responses per iteration, 4 per prompt, at most 32 tokens, temperature 1, no top-k and no "
     "top-p; 2 passes in minibatches of 16; AdamW with β₂ 0.95, gradients clipped at 1, a constant learning rate. The "
@@ -199,24 +138,8 @@ CIRCUMSTANCES = [
     "deviation, ε 0.2. One rule chose learning rate and KL knob from grids of the same size on seed 0, which is not "
     "counted afterwards: the highest evaluator reward at the end among settings that did not collapse. For the "
     "comparison at equal KL, our runs are repeated with the setting of the grid whose KL at the end was nearest to "
-    "that of TRL's choice on seed 0. All policies are judged by apa-cli's evaluation on the same held-out prompts.",
-    "",
+    "that of TRL's choice on seed 0. All policies are judged by apa-cli's evaluation on the same held-out prompts.\n\n"
     "Seconds are processor seconds of the process, without the start and evaluations, so that other work on the "
     "machine affects them little. Wall seconds per iteration (medians) are shown beside them. The model has half a "
-    "million weights, so that much of an iteration is overhead: [performance.md](performance.md) has larger models. ± "
-    "is half the width of a 95 % interval over seeds.",
-]
-
-
-def _picture(
-    fresh: Mapping[Contestant, Sequence[Run]], near: Mapping[Contestant, Sequence[Run]], pictures: Path
-) -> str:
-    tuned, nearest = (
-        [Line(label=c.title, colour=c.colour, runs=runs) for c, runs in each.items()] for each in (fresh, near)
-    )
-    panels = [
-        Panel(title="Per rollout", of=measures.reward_over_rollouts, lines=tuned, x="responses sampled", y=EVALUATOR),
-        Panel(title="Per second", of=measures.reward_over_seconds, lines=tuned, x="CPU seconds of training"),
-        Panel(title="At equal KL: settings nearest to GRPO's", of=measures.reward_over_kl, lines=nearest, x=KL),
-    ]
-    return curves(pictures / "methods_grpo.png", "Evaluator against rollouts, seconds and KL", panels, same_y=True)
+    "million weights, so that much of an iteration is overhead: [performance.md](performance.md) has larger models."
+)

@@ -162,11 +162,12 @@ class Measure:
 
 
 LAST_THIRD = Measure(name="evaluator, last third", of=partial(tail, name="eval/evaluator"))
+CPU = Measure(name="CPU seconds per iteration", of=partial(typical, name="time/cpu"))
 OVER_TRAINING = Measure(name="evaluator, mean over training", of=over_training)
 
 
-def at_kl(level: float) -> Measure:
-    return Measure(name=f"evaluator at {level:g} nats", of=partial(reward_at_kl, level=level))
+def at_kl(level: float, short: str = "") -> Measure:
+    return Measure(name=f"evaluator at {level:g} nats", of=partial(reward_at_kl, level=level), short=short)
 
 
 def common_level(*groups: Sequence[Run]) -> float | None:
@@ -176,10 +177,11 @@ def common_level(*groups: Sequence[Run]) -> float | None:
     return level if level > 0 else None
 
 
-def at_two_levels(low: float, *groups: Sequence[Run]) -> list[Measure]:
-    """The evaluator at `low` nats, which every run passes early, and at the highest level in common."""
-    top = common_level(*groups)
-    return [at_kl(level) for level in sorted({min(low, top), top})] if top else []
+def at_common_kl(*groups: Sequence[Run], low: float = 0.0) -> list[Measure]:
+    """The evaluator at the highest level in common; before it at `low` nats, which every run passes early."""
+    level = common_level(*groups)
+    early = [at_kl(low)] if level and 0 < low < level else []
+    return [*early, at_kl(level, "evaluator at equal KL")] if level else []
 
 
 @dataclass(frozen=True, kw_only=True)

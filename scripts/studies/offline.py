@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import estimate
-from studies import measures
+from studies import compare, measures
+from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
-from studies.page import table
 from studies.runs import Found, Setting, Size
 
 TITLE = "APA and AWR on logged pairs, without sampling in the loop"
@@ -41,24 +40,13 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
     cells = [(objective, value) for objective, lambdas in LAMBDAS.items() for value in lambdas]
     found = {cell: mine for cell in cells if (mine := runs[setting(*cell).name])}
     gains = {cell: value for cell, mine in found.items() if (value := estimate(map(gain, mine)))}
-    judged = [value for value in gains.values() if value.half is not None]
-    columns = {
-        "evaluator before": lambda run: run.first("eval/evaluator"),
-        "last third": measures.LAST_THIRD.of,
-        "gain": gain,
-        "KL, last third": partial(measures.tail, name="eval/kl"),
-        "entropy, last third": partial(measures.tail, name="eval/entropy"),
-    }
+    best = {o: max((c for c in gains if c[0] == o), key=lambda c: gains[c].mean, default=None) for o in LAMBDAS}
+    names = {cell: f"{cell[0].upper()} (λ {cell[1]:g})" for cell in cells}
     rows = [
-        [
-            objective.upper(),
-            f"{value:g}",
-            *(measures.shown(mine, of) for of in columns.values()),
-            measures.least_unique(mine),
-        ]
+        Row(cells=[objective.upper(), f"{value:g}"], name=names[objective, value], runs=mine,
+            against=names[best["awr"]] if best["awr"] and (objective, value) == best["apa"] else "")
         for (objective, value), mine in found.items()
-    ]
-    better = sum(value.mean > (value.half or 0.0) for value in judged)
+    ]  # fmt: skip
     panels = [
         Panel(title=f"{objective.upper()}, logged pairs alone", of=measures.reward_over_kl, x=KL, y=EVALUATOR, lines=[
             Line(label=f"λ {value:g}", colour=colour, runs=found[objective, value])
@@ -66,37 +54,24 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         ])
         for objective, lambdas in LAMBDAS.items()
     ]  # fmt: skip
-    best = {o: max((c for c in gains if c[0] == o), key=lambda c: gains[c].mean, default=None) for o in LAMBDAS}
-    return [
-        "Learning from the pairs significantly raises the separate evaluator's reward above the initial policy's in "
-        f"{better} of {len(judged)} settings."
-        if judged
-        else "Too few seeds to say whether the pairs raise the evaluator's reward.",
-        "",
-        *(
-            f"- {d.sentence()}{' No significant difference.' if d.judged and not d.sign else ''}"
-            for d in _beside(found, best)
-        ),
-        "",
-        curves(pictures / "methods_offline.png", "Evaluator against KL", panels, same_y=True),
-        "",
-        *table(["objective", "λ", *columns, "different responses"], rows),
-        "",
-        "APA and AWR are compared at the λ with the largest gain of each, and at a KL that all runs of both reach. "
-        "Last third: means over the evaluations in the last third of training, which sample from the policy. "
-        f"{measures.HALF}; KL is in nats per response, entropy in nats per token.",
-    ]
-
-
-def _beside(
-    found: Mapping[tuple[str, float], list[Run]], best: Mapping[str, tuple[str, float] | None]
-) -> list[measures.Difference]:
-    """APA and AWR at two levels of KL and over the last third, each at its best λ; [] where one was not judged."""
-    cells = [cell for cell in best.values() if cell is not None]
-    if len(cells) < len(best):
-        return []
-    ours, theirs = ((f"{objective.upper()} (λ {value:g})", found[objective, value]) for objective, value in cells)
-    return [
-        measures.compare(ours, theirs, each)
-        for each in [*measures.at_two_levels(LOW, ours[1], theirs[1]), measures.LAST_THIRD]
-    ]
+    columns = {
+        "evaluator before": compare.mean(lambda run: run.first("eval/evaluator")),
+        "last third": compare.third("eval/evaluator"),
+        "gain": compare.mean(gain),
+        "KL, last third": compare.third("eval/kl"),
+        "entropy, last third": compare.third("eval/entropy"),
+    }
+    judged = [value for value in gains.values() if value.half is not None]
+    better = sum(value.mean > (value.half or 0.0) for value in judged)
+    said = compare.report(
+        rows,
+        ["objective", "λ"],
+        {**columns, **compare.UNIQUE},
+        lambda ours, theirs: [*measures.at_common_kl(ours, theirs, low=LOW), measures.LAST_THIRD],
+        picture=curves(pictures / "methods_offline.png", "Evaluator against KL", panels, same_y=True),
+        note="APA and AWR are compared at the λ with the largest gain of each, and at a KL that all runs of both "
+        "reach. Last third: means over the evaluations in the last third of training, which sample from the policy. KL "
+        "is in nats per response, entropy in nats per token.",
+    )
+    first = "- the separate evaluator's reward is significantly above the initial policy's in"
+    return [f"{first} {better} of {len(judged)} settings.", *said]

@@ -33,7 +33,7 @@ COLUMNS = {
     "evaluator, mean over training": measures.over_training,
     "entropy at the end": lambda run: run.last("eval/entropy"),
     "different responses at the end": lambda run: run.last("eval/unique_fraction"),
-    "CPU seconds per iteration": partial(measures.typical, name="time/cpu"),
+    measures.CPU.name: measures.CPU.of,
 }
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from apa_cli.runs.tables import spread
-from studies import measures
+from studies import compare, measures
+from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, Line, Panel, curves
-from studies.page import table
 from studies.runs import Found, Setting, Size
 from studies.steer import RECIPE, fixed
 
@@ -17,6 +16,7 @@ DURATION = "9 runs (3 of them shared with steer), about 10 minutes of one CPU co
 TARGET = 12
 PENALTIES = (0.0, 0.05, 0.2)
 KL_LAMBDA = 0.3
+PLAIN = "no penalty"
 CHANGES = (
     measures.Measure(name="length", of=lambda run: run.last("eval/response_length"), digits=1),
     measures.Measure(name="evaluator", of=lambda run: run.last("eval/evaluator")),
@@ -36,37 +36,32 @@ def settings(size: Size) -> list[Setting]:
 
 
 def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
-    plain, rows, drawn = runs[penalised(0.0).name], [], []
-    for penalty, colour in zip(PENALTIES, COLOURS, strict=False):
+    rows = []
+    for penalty in PENALTIES:
+        name = f"{penalty:g} a token beyond {TARGET}" if penalty else PLAIN
         mine = runs[penalised(penalty).name]
-        if not mine:
-            continue
-        row = [f"{penalty:g}", measures.shown(mine, lambda run: run.first("eval/response_length"), 1)]
-        row += [
-            measures.shown(mine, "eval/response_length", 1),
-            measures.shown(mine, "eval/evaluator"),
-            measures.shown(mine, "eval/kl", 1),
-        ]
-        row += [measures.shown(mine, partial(measures.tail, name="reward/length_penalty", part=5)) if penalty else "–"]
-        changes = [measures.compare(("with", mine), ("without", plain), each) for each in CHANGES]
-        rows.append([*row, *(spread(each.value, each.measure.digits) if penalty else "–" for each in changes)])
-        label = f"{penalty:g} a token beyond {TARGET}" if penalty else "no penalty"
-        drawn.append(Line(label=label, colour=colour, runs=mine))
+        rows.append(Row(cells=[f"{penalty:g}"], name=name, runs=mine, against=PLAIN if penalty else ""))
+    drawn = [Line(label=row.name, colour=c, runs=row.runs) for row, c in zip(rows, COLOURS, strict=False) if row.runs]
     length, judged = (
-        partial(measures.points, x="iteration", y=name) for name in ("policy/response_length", "eval/evaluator")
+        partial(measures.points, x="iteration", y=n) for n in ("policy/response_length", "eval/evaluator")
     )
     panels = [
         Panel(title="Length of a response", of=length, lines=drawn, y="tokens", levels=[TARGET]),
         Panel(title="Separate evaluator", of=judged, lines=drawn, y=EVALUATOR),
     ]
-    header = ["penalty per token", "length before", "length after", "evaluator after", "KL", "penalty at the end",
-              "length, change", "evaluator, change"]  # fmt: skip
-    return [
-        f"`reward.length_target={TARGET}`, λ {KL_LAMBDA:g}, on held-out prompts. Length is in tokens, including the "
-        "end token; changes are relative to the runs without a penalty, paired by seed. The evaluator ignores length "
-        f"as such: more friendly sentences score higher. {measures.HALF}.",
-        "",
-        *table(header, rows),
-        "",
-        curves(pictures / "methods_rewards.png", "Length and evaluator over training", panels),
-    ]
+    columns = {
+        "length before": compare.mean(lambda run: run.first("eval/response_length"), 1),
+        "length after": compare.mean("eval/response_length", 1),
+        "evaluator after": compare.mean("eval/evaluator"),
+        "KL": compare.mean("eval/kl", 1),
+        "penalty at the end": compare.mean(partial(measures.tail, name="reward/length_penalty", part=5)),
+    }
+    return compare.report(
+        rows,
+        ["penalty per token"],
+        columns,
+        lambda ours, theirs: CHANGES,
+        picture=curves(pictures / "methods_rewards.png", "Length and evaluator over training", panels),
+        note=f"`reward.length_target={TARGET}`, λ {KL_LAMBDA:g}, on held-out prompts. Length is in tokens, including "
+        "the end token. The evaluator ignores length as such: more friendly sentences score higher.",
+    )

@@ -72,7 +72,10 @@ def test_the_level_in_common_is_the_highest_half_nat_that_every_run_comes_to():
     far, near = run([(0, 0, 0), (3, 6.4, 1), (6, 5.0, 1)]), run([(0, 0, 0), (6, 4.7, 1)])
     assert (measures.common_level([far], [near]), measures.common_level([far])) == (4.5, 6.0)
     assert measures.common_level([far], [run([(0, 0, 0), (6, 0.4, 1)])]) is None
-    assert [each.name for each in measures.at_two_levels(2.0, [far])] == ["evaluator at 2 nats", "evaluator at 6 nats"]
+    assert [each.name for each in measures.at_common_kl([far], low=2.0)] == [
+        "evaluator at 2 nats",
+        "evaluator at 6 nats",
+    ]
 
 
 @pytest.mark.parametrize(
