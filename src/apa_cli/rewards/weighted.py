@@ -42,8 +42,9 @@ class WeightedRewards:
 
 def score(scorer: Scorer, finished: FinishedResponses) -> Scored:
     """What a reward, or several, say of the responses."""
-    several = isinstance(scorer, (WeightedRewards, MathReward))
-    return scorer.score(finished) if several else Scored(scores=scorer(finished))
+    if isinstance(scorer, (WeightedRewards, MathReward)):
+        return scorer.score(finished)
+    return Scored(scores=scorer(finished))
 
 
 def complaint(scorer: Scorer, scored: Scored, row: int) -> UserError:

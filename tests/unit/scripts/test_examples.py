@@ -1,0 +1,172 @@
+"""APA in other trainers: the examples called as verl and prime-rl document it, beside our own loss."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from apa_cli.algorithms import apa_loss
+
+EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples"
+LENGTHS = [5, 2, 7, 1]
+KL_LAMBDA = 0.3
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch, place: str, **contents: Any) -> ModuleType:
+    """The example `name`, while `place` is a module that holds `contents` alone."""
+    module = ModuleType(place)
+    vars(module).update(contents)
+    parts = place.split(".")
+    for end in range(1, len(parts)):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:end]), ModuleType(".".join(parts[:end])))
+    monkeypatch.setitem(sys.modules, place, module)
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
+
+
+@pytest.fixture
+def verl_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, dict[str, Any]]]:
+    """What a stand-in of verl's registry then finds under the name apa."""
+    registry: dict[str, Callable[..., tuple[Tensor, dict[str, Any]]]] = {}
+
+    def register_policy_loss(name: str) -> Callable[[Any], Any]:
+        return lambda function: registry.setdefault(name, function)
+
+    place = "verl.trainer.ppo.core_algos"
+    example = load("verl_apa", monkeypatch, place, register_policy_loss=register_policy_loss)
+    assert example.KL_LAMBDA == KL_LAMBDA
+    assert list(registry) == ["apa"]
+    return registry["apa"]
+
+
+@dataclass
+class LossInputs:
+    trainer_logprobs: Tensor  # (T,) all of them
+    inference_logprobs: Tensor
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+    loss_mask: Tensor
+    loss_weights: Tensor | None = field(default=None)
+
+
+@dataclass
+class LossOutputs:
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@pytest.fixture
+def prime_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LossOutputs]:
+    place = "prime_rl.trainer.rl.loss"
+    contents = {"LossInputs": LossInputs, "LossOutputs": LossOutputs}
+    example = load("prime_rl_apa", monkeypatch, place, **contents)
+    loss: Callable[..., LossOutputs] = example.apa
+    return loss
+
+
+@pytest.fixture
+def batch() -> dict[str, Tensor]:
+    """Float64 log-probs and advantages (B, T) of uneven responses, NaN behind their ends."""
+    torch.manual_seed(0)
+    mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]  # (B, T)
+    names = ("policy", "rollout", "initial", "advantages")
+    tensors = {name: torch.randn(mask.shape, dtype=torch.float64).where(mask, torch.nan) for name in names}
+    return {**tensors, "mask": mask}
+
+
+def gradient(loss: Callable[[Tensor], Tensor], policy: Tensor) -> Tensor:
+    leaf = policy.clone().requires_grad_()
+    (found,) = torch.autograd.grad(loss(leaf), leaf)
+    return found
+
+
+def ours(batch: dict[str, Tensor], anchor: str) -> Tensor:
+    advantages, mask = batch["advantages"], batch["mask"]
+    return gradient(lambda p: apa_loss(p, batch[anchor], advantages, mask, kl_lambda=KL_LAMBDA), batch["policy"])
+
+
+@pytest.mark.parametrize("counted", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_verl(verl_loss: Any, batch: dict[str, Tensor], counted: bool, ranks: int):
+    """One response a micro-batch where verl counts the minibatch's tokens, and else the minibatch in one."""
+    tokens = {"dp_size": ranks, "batch_num_tokens": sum(LENGTHS)} if counted else {}
+    parts = [slice(row, row + 1) for row in range(len(LENGTHS))] if counted else [slice(None)]
+
+    def loss(policy: Tensor) -> Tensor:
+        found = [
+            verl_loss(
+                old_log_prob=batch["rollout"][rows],
+                log_prob=policy[rows],
+                advantages=batch["advantages"][rows],
+                response_mask=batch["mask"][rows],
+                loss_agg_mode="token-mean",
+                config=SimpleNamespace(global_batch_info=tokens),
+                rollout_is_weights=None,
+            )
+            for rows in parts
+        ]
+        assert all(isinstance(metrics["actor/target_residual"], float) for _, metrics in found)
+        return torch.stack([value for value, _ in found]).sum()
+
+    assert_close(gradient(loss, batch["policy"]), ours(batch, "rollout") * (ranks if counted else 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"loss_agg_mode": "seq-mean-token-sum"}, "set loss_agg_mode=token-mean"),
+        ({"rollout_is_weights": torch.ones(4, 7)}, "no importance weights"),
+    ],
+)
+def test_verl_is_refused_what_apa_has_no_place_for(verl_loss: Any, batch: dict[str, Tensor], changes: Any, error: str):
+    with pytest.raises(ValueError, match=error):
+        verl_loss(batch["rollout"], batch["policy"], batch["advantages"], batch["mask"], **changes)
+
+
+def prime_gradient(prime_loss: Any, batch: dict[str, Tensor], weights: Tensor | None, **kwargs: Any) -> Tensor:
+    """Of the losses of all sequences, added up and divided by their tokens."""
+
+    def loss(policy: Tensor) -> Tensor:
+        outputs = [
+            prime_loss(
+                LossInputs(
+                    trainer_logprobs=policy[row],
+                    inference_logprobs=batch["rollout"][row],
+                    ref_logprobs=batch["initial"][row] if kwargs.get("anchor") == "reference" else None,
+                    advantages=batch["advantages"][row],
+                    loss_mask=batch["mask"][row],
+                    loss_weights=None if weights is None else weights[row],
+                ),
+                kl_lambda=KL_LAMBDA,
+                **kwargs,
+            )
+            for row in range(len(LENGTHS))
+        ]
+        assert all(output.metrics["target_residual"].dim() == 0 for output in outputs)
+        return torch.stack([output.loss for output in outputs]).sum() / sum(LENGTHS)
+
+    return gradient(loss, batch["policy"])
+
+
+def test_prime_rl(prime_loss: Any, batch: dict[str, Tensor]):
+    assert_close(prime_gradient(prime_loss, batch, None), ours(batch, "rollout"))
+    assert_close(prime_gradient(prime_loss, batch, None, anchor="reference"), ours(batch, "initial"))
+    weights = torch.rand_like(batch["policy"]) + 0.5
+    assert_close(prime_gradient(prime_loss, batch, weights), weights * ours(batch, "rollout"))
+    alone = LossInputs(batch["policy"][0], batch["rollout"][0], None, batch["advantages"][0], batch["mask"][0])
+    for anchor in ("reference", "initial"):
+        with pytest.raises(ValueError, match=f"no log-probs for anchor={anchor}"):
+            prime_loss(alone, anchor=anchor)
