@@ -14,7 +14,7 @@ import os
 import shutil
 import signal
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +39,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """The whole text or what was there before. A link at `path` is replaced, not followed."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A temporary file to write, which is synced and renamed to `path` at the end. A link there is replaced."""
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     fault_point()
     try:
-        with beside.open("x", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield beside
+        with beside.open("rb") as written:
+            os.fsync(written.fileno())
         fault_point()
         os.replace(beside, path)
     finally:
@@ -55,6 +55,12 @@ def write_text(path: Path, text: str) -> None:
             beside.unlink(missing_ok=True)
     fault_point()
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the whole text, or leave what is there."""
+    with new_file(path) as beside:
+        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def json_value(value: Any) -> Any:

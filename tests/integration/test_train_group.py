@@ -38,15 +38,6 @@ def test_nothing_of_a_critic(run: Finished):
     assert "none: the responses to a prompt are compared" in (run.folder / "run.log").read_text(encoding="utf-8")
 
 
-def test_a_recipes_learning_rate_for_the_critic_is_said_to_be_unused(run: Finished, tmp_path: Path):
-    words = ("advantage=group", "value=none", "rollout.responses_per_prompt=4", "training.iterations=1")
-    default = apa_train(tmp_path / "run", *SMALL, "tracking.wandb.mode=disabled", *words)
-    assert default.code == 0, default.errors
-    note = "optimizer.value_learning_rate is the recipe's for a critic: there is none, and it is not used"
-    assert note in (default.folder / "run.log").read_text(encoding="utf-8")
-    assert note not in (run.folder / "run.log").read_text(encoding="utf-8")
-
-
 def test_resumed_it_is_the_run_that_never_stopped(run: Finished, tmp_path: Path):
     train(tmp_path / "run", "training.iterations=2", "objective=ppo")
     resumed = train(tmp_path / "run", "training.iterations=3", "objective=ppo", "resume=auto")

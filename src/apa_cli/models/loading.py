@@ -269,31 +269,14 @@ def _as_user_error(key: str, path: str, error: Exception) -> UserError:
         return UserError(key, f"{path} has no safetensors weights", remedy)
     on_disk = Path(path).expanduser().is_dir() or path.startswith(PREFIX)
     reason = first_line(error)
-    if on_disk and isinstance(error, KeyError) and (name := _name_of(resolve_path(path), error.args[:1])):
-        reason = f"transformers knows no {name}={error.args[0]!r}, which its config.json asks for"
+    if on_disk and isinstance(error, KeyError):
+        reason = f"transformers finds no {error}, which its config.json names or lacks"
     elif isinstance(error, (TypeError, AttributeError)):
         reason = f"{type(error).__name__}: {reason}"
     remedy = "save the model again, copy it again, or update transformers"
     if not on_disk:
         remedy = "check the name, your network and, for gated models, `hf auth login`"
     return UserError(key, f"cannot load {path} ({reason})", remedy)
-
-
-def _name_of(folder: str, value: tuple[Any, ...]) -> str | None:
-    """The name of this value in config.json, nested names included."""
-
-    def search(node: Any) -> str | None:
-        for name, child in node.items() if isinstance(node, dict) else ():
-            if (child,) == value:
-                return str(name)
-            if found := search(child):
-                return found
-        return None
-
-    try:
-        return search(json.loads((Path(folder).expanduser() / "config.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
-        return None
 
 
 def first_line(error: Exception) -> str:

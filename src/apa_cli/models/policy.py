@@ -29,6 +29,8 @@ class Policy:
     pad_token_id: may equal an EOS, as masks are positional.
     parts: the model's trunk and head, if a trial at loading shows that they explain its logits; None if not `apart`.
     room: the most prompt and response tokens, if known. known_ids: rows of the embedding.
+
+    A batch is prompt_ids and prompt_mask (B, P), and response_ids and response_mask (B, T).
     """
 
     def __init__(
@@ -85,20 +87,12 @@ class Policy:
         """The policy's trained parameters, without those of a critic's adapter on the same model."""
         return self._trained
 
-    def logprobs(
-        self,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        response_ids: Tensor,
-        response_mask: Tensor,
-        *,
-        temperature: float,
-    ) -> tuple[Tensor, Tensor]:
+    def logprobs(self, *batch: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """log π(a|s) of the response tokens, (B, T) float32, and the head's input, (B, T, H).
 
         Masked tokens get 0. If the model has `parts`, their logits are never computed.
         """
-        batch = prompt_ids, prompt_mask, response_ids, response_mask
+        _, _, response_ids, response_mask = batch
         if self.parts is None:
             logits, hidden = self.response_forward(*batch)
             logprobs = response_logprobs(logits, response_ids, temperature=temperature)
@@ -114,22 +108,17 @@ class Policy:
         whole = torch.zeros(response_mask.numel(), dtype=logprobs.dtype, device=logprobs.device)
         return whole.index_put((counted,), logprobs).view_as(response_mask), hidden
 
-    def hidden_states(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
-    ) -> Tensor:
+    def hidden_states(self, *batch: Tensor) -> Tensor:
         """The head's input at the positions that predict the response tokens, (B, T, H)."""
-        batch = prompt_ids, prompt_mask, response_ids, response_mask
         if self.parts is None:
             return self.response_forward(*batch)[1]
         with self.runtime.autocast():
-            return response_logits(self.parts.hidden(self._inputs(*batch)), response_ids.shape[1])
+            return response_logits(self.parts.hidden(self._inputs(*batch)), batch[2].shape[1])
 
     @torch.no_grad()
-    def counted_logits(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
-    ) -> Callable[[slice], Tensor]:
+    def counted_logits(self, *batch: Tensor) -> Callable[[slice], Tensor]:
         """A function from a slice of the counted tokens, in the mask's order, to their logits (n, V)."""
-        batch = prompt_ids, prompt_mask, response_ids, response_mask
+        response_mask = batch[3]
         if self.parts is None:
             logits = self.response_forward(*batch)[0][response_mask]  # (N, V)
             return lambda tokens: logits[tokens]
@@ -137,12 +126,10 @@ class Policy:
         hidden = self.hidden_states(*batch)[response_mask]  # (N, H)
         return lambda tokens: head.logits(hidden[tokens])
 
-    def response_forward(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def response_forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
         """One call of the whole model: logits (B, T, V) of the response tokens, and the head's input (B, T, H)."""
-        T = response_ids.shape[1]
-        inputs = self._inputs(prompt_ids, prompt_mask, response_ids, response_mask)  # (B, L)
+        T = batch[2].shape[1]
+        inputs = self._inputs(*batch)  # (B, L)
         if self._accepts["logits_to_keep"]:
             inputs["logits_to_keep"] = T + 1
         captured: list[Tensor] = []

@@ -84,17 +84,14 @@ class SeparateValue(nn.Module):
         """V at the response positions, (B, T) float32."""
         return self.head(self.hidden_states(*batch))
 
-    def hidden_states(
-        self, prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
-    ) -> Tensor:
+    def hidden_states(self, *batch: Tensor) -> Tensor:
         """The head's input, (B, T, H)."""
         accepted = inspect.signature(self.trunk.forward).parameters
-        inputs = model_inputs(prompt_ids, prompt_mask, response_ids, response_mask)
-        inputs = {name: value for name, value in inputs.items() if name in accepted}
+        inputs = {name: value for name, value in model_inputs(*batch).items() if name in accepted}
         trunk = self.compiled if self.training and self.compiled is not None else self.trunk
         with self._runtime.autocast():
             hidden = trunk(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
-        return response_logits(hidden, response_ids.shape[1])
+        return response_logits(hidden, batch[2].shape[1])
 
     def save(self, folder: Path) -> None:
         with own_noise(self.trunk):

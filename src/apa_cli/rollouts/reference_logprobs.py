@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 import time
-import uuid
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from apa_cli.data.prompts import Prompt
-from apa_cli.files import fault_point, sync_folder
+from apa_cli.files import new_file
 
 KIND = "apa-cli reference log-probs 1"
 PARTIAL_SECONDS = 24 * 3600.0  # age at which an unfinished file is abandoned
@@ -105,24 +104,14 @@ def _read(file: Path, key: str, tokens: int) -> tuple[Tensor | None, str]:
 
 
 def _write(file: Path, flat: Tensor, key: str) -> None:
-    """Write a synced temporary file and rename it, so that concurrent runs do not collide."""
+    """Write the file, whether or not another run writes it too, and remove abandoned temporary files."""
     file.parent.mkdir(parents=True, exist_ok=True)
     for left in file.parent.glob(".reference_*.partial"):
         with contextlib.suppress(FileNotFoundError):  # another run has just finished it
             if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
                 left.unlink()
-    beside = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        fault_point()
+    with new_file(file) as beside:
         save_file({"logprobs": flat}, beside, {"key": key, "sha256": _checksum(flat)})
-        with beside.open("rb") as written:
-            os.fsync(written.fileno())
-        fault_point()
-        os.replace(beside, file)
-        fault_point()
-        sync_folder(file.parent)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _checksum(flat: Tensor) -> str:

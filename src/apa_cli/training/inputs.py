@@ -11,24 +11,31 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+
+from apa_cli import __version__
 from apa_cli.assets.resolve import resolve_path
 from apa_cli.checkpoints.manifest import sha256_of
 from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
+from apa_cli.data.prompts import Prompt, PromptSet
 from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
 from apa_cli.models.weight_files import ADAPTER_CONFIG, TOKENIZER
 from apa_cli.runs.folders import flat
+from apa_cli.training.resume import ALLOW, KEY, Resumption
 
-if TYPE_CHECKING:
-    from apa_cli.data.prompts import Prompt
+VERSIONS_FILE = "versions.json"
 
 Digests = dict[str, dict[str, str]]  # by key of the configuration, by name of what lies there: size and SHA-256
 
@@ -37,6 +44,53 @@ _INSTALLED = {"site-packages", "dist-packages"}
 _ROWS_DEPEND_ON = ("data.", "seed", "evaluation.prompts")
 _SHOWN = 3  # names of one key in a message
 _plain = json.JSONEncoder(default=str).encode
+
+
+def versions_of(
+    config: TrainConfig,
+    resumption: Resumption | None,
+    models: dict[str, Any],
+    runtime: Runtime,
+    prompts: PromptSet,
+    held_out: PromptSet,
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """versions.json: versions of the software, commits of what came from the Hub, and `digests` of local inputs.
+
+    A resumed run is compared with the versions it started with: different software is a warning, as it may round
+    differently, and different inputs raise UserError unless resume_allow_changes is set. What a checkpoint holds has no
+    commit, so the first one is kept.
+    """
+    found: dict[str, Any] = {
+        role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()
+    }
+    found |= {"data": prompts.commit, "eval_data": held_out.commit}
+    commits = {f"{name}_commit": commit for name, commit in found.items() if commit}
+    versions: dict[str, Any] = {
+        "apa_cli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "peft": version("peft"),
+        "device": runtime.describe(),
+    }
+    now = digests(config, prompts.prompts, held_out.prompts)
+    file = resumption.source / VERSIONS_FILE if resumption is not None else None
+    before = read_noted(file) if file is not None and file.is_file() else {**versions, **commits}
+    versions |= {name: value for name, value in before.items() if name.endswith("_commit") and value} | commits
+    said = {name: f"{name} {before.get(name)} → {new}" for name, new in versions.items() if before.get(name) != new}
+    changed = [said.pop(name) for name in commits if before.get(name) not in (None, commits[name])]
+    if resumption is not None and "inputs" in before:
+        keys = [text.partition(" ")[0] for text in resumption.changed]
+        changed += differences(before["inputs"], now, config, keys)
+    if changed:
+        problem = f"changed under the same path since the run began: {', '.join(changed)}"
+        if not config.resume_allow_changes:
+            raise UserError(KEY, problem, f"put it back, or add {ALLOW}=true to go on with the change")
+        warn(problem)
+    if said:
+        warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(said.values())}")
+    return {**versions, "inputs": now}
 
 
 def digests(config: TrainConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> Digests:

@@ -1,8 +1,7 @@
 """The memory that a run needs: weights, gradients and optimizer states to the byte, everything else as an estimate.
 
-All models are built from their configurations on torch's meta device, where tensors have shapes but no data. A run
-whose weights cannot fit is refused before any are loaded. The estimate follows once the lengths of the prompts are
-known.
+The models are built on torch's meta device, without data. A run whose weights cannot fit is refused before any are
+loaded. The estimate follows once the lengths of the prompts are known.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
         for line in lines:
             note(line)
         announce_estimates(
-            plan, config, runtime, prompts, note, lambda line: print(f"warning: {line}", file=sys.stderr)
+            plan, config, runtime, prompts, note, lambda warning: print(f"warning: {warning}", file=sys.stderr)
         )
 
 
@@ -99,9 +98,9 @@ def announce_models(config: TrainConfig, runtime: Runtime, note: Say) -> Plan | 
     """Report the size of each role. Raises UserError if they cannot fit; a run may use a model that hides its sizes."""
     try:
         plan = make_plan(config, runtime)
-    except (UserError, KeyboardInterrupt):
+    except UserError:
         raise
-    except Exception as error:  # loading reports user errors; a model's own code may fail in any way
+    except Exception as error:  # a model's own code may fail in any way
         problem = f"{type(error).__name__}: {first_line(error)}"
         if config.plan_only:
             problem = f"the models cannot be planned ({problem})"

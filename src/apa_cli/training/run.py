@@ -1,15 +1,13 @@
-"""One run from configuration to summary: what `apa-train` calls once the configuration is known to be sound."""
+"""One run from a checked configuration to its summary."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import logging
-import platform
 import random
 import time
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from apa_cli import __version__
 from apa_cli.checkpoints.lock import run_lock
 from apa_cli.checkpoints.manifest import listed_only
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, check_run_folder, is_run, record, recover
@@ -33,11 +30,10 @@ from apa_cli.files import write_text
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.roles import Models, load_models
-from apa_cli.rewards.function import RewardFunction, check_functions
+from apa_cli.rewards.function import check_functions
 from apa_cli.rewards.http import probe_served
 from apa_cli.rewards.math import check_answers
-from apa_cli.rewards.preview import answered, check_templates, readings
-from apa_cli.rewards.reward_model import RewardModel
+from apa_cli.rewards.preview import check_templates, how_scored, readings
 from apa_cli.rewards.scorers import Scorers, load_scorers
 from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
@@ -48,42 +44,29 @@ from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.ending import conclude, save_what_there_is, write_summary
-from apa_cli.training.inputs import differences, digests, read_noted
+from apa_cli.training.inputs import VERSIONS_FILE, versions_of
 from apa_cli.training.iteration import Learner
 from apa_cli.training.logged_data import read_logged, view_of_reference
 from apa_cli.training.loop import Run, judge_initial_again, training_loop
 from apa_cli.training.memory_plan import announce_estimates, announce_models, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
-from apa_cli.training.resume import ALLOW, KEY, Resumption, begin_from, find_resumption
+from apa_cli.training.resume import Resumption, begin_from, find_resumption
 from apa_cli.training.state import TrainingState, initial_state, objective_of
 from apa_cli.training.state_files import Snapshot, resume_state
 from apa_cli.training.steward.interrupts import Interrupts
 from apa_cli.training.steward.steward import Steward
 
 CONFIG_FILE = "config.yaml"
-VERSIONS_FILE = "versions.json"
-READS = {
-    "chat": "messages and response in its own chat template",
-    "policy": "the policy's own text, template and all",
-    "text": "prompt and response as plain text",
-    "pair": "prompt and response as two segments",
-}
-CLOSED = {
-    "auto": ", and EOS behind a response that ended",
-    "always": ", and EOS behind every response",
-    "never": ", and no EOS behind it",
-}
-TRIED = 64  # prompts that reward models are shown before training
-QUIETLY = {"terminal": False}  # to run.log alone: the command prints the one line
+QUIETLY = {"terminal": False}  # to run.log only, as the command prints the message
 
 
 def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) -> None:
-    """Run `config` in its output_dir and leave there all that DESIGN.md's run folder holds.
+    """Train in config.output_dir, from the start or resuming.
 
-    `signals`: they stop the run in good order, and in the end this process; otherwise Ctrl-C raises wherever it comes.
-    The folder becomes a run when everything is loaded; a start that fails before leaves nothing. Raises UserError for
-    what the user can mend, SaveError where the end could not be saved, Interrupted after a signal; the traceback of
-    anything else is in run.log.
+    `signals`: handle them, so that they save and stop the run; without, Ctrl-C raises KeyboardInterrupt anywhere.
+    The folder becomes a run once everything is loaded, and a start that fails before that leaves nothing. Raises
+    UserError, SaveError if the end could not be saved, and Interrupted after a signal. Any other error is logged to
+    run.log with its traceback.
     """
     started = time.perf_counter()
     run_dir = Path(config.output_dir)
@@ -110,14 +93,14 @@ def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) ->
             for line in damaged:
                 tracker.warn(line)
             try:
-                run, state, versions = _prepare(config, run_dir, runtime, resumption, tracker, interrupts)
-                _begin(config, run_dir, resumption, tracker, overrides, versions)
+                run, state, versions = _prepare(config, runtime, resumption, tracker, interrupts)
+                _begin(resumption, tracker, overrides, versions)
                 after = _train(run, state, started)
                 summary = conclude(run, state, after, started)
             except KeyboardInterrupt as interruption:
                 logging.getLogger(LOGGER).info("stopped by %s", interruption or "an interrupt", extra=QUIETLY)
                 raise
-            except (UserError, RunError) as error:  # of the user's own code the traceback, of ours none
+            except (UserError, RunError) as error:  # with the traceback of the user's code only
                 logging.getLogger(LOGGER).error("stopped: %s", error, exc_info=error.__cause__, extra=QUIETLY)
                 raise
             except Exception as error:
@@ -130,13 +113,12 @@ def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) ->
 
 def _prepare(
     config: TrainConfig,
-    run_dir: Path,
     runtime: Runtime,
     resumption: Resumption | None,
     tracker: Tracker,
     interrupts: Interrupts,
 ) -> tuple[Run, TrainingState, dict[str, Any]]:
-    """Load models, prompts and, of a run that goes on, its state. Also what versions.json will say."""
+    """Load models, prompts and, to resume, the state. Also returns the content of versions.json."""
     checkpoint = resumption.checkpoint if resumption is not None else None
     tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
     modules = check_functions(config)
@@ -186,7 +168,7 @@ def _prepare(
     for line in dict.fromkeys([*prompts.findings.lines(), *held_out.findings.lines()]):
         tracker.warn(line)
     announce_estimates(plan, config, runtime, rows, tracker.note, tracker.warn)
-    _say_how_it_is_read(models, scorers, prompts, rows[0], tracker)
+    _log_readings(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,
         batch_size=config.rollout.prompts,
@@ -200,13 +182,13 @@ def _prepare(
             f"policy.dtype=bf16: a step of the learning rate is lost in rounding on {lost:.0%} of the trained weights; "
             "leave it at auto, or raise optimizer.learning_rate"
         )
-    checkpoints = CheckpointStore(run_dir, config.checkpoint, warn=tracker.warn, metrics=tracker)
+    checkpoints = CheckpointStore(tracker.run_dir, config.checkpoint, warn=tracker.warn, metrics=tracker)
     seed_everything(config.seed)
     if resumption is not None:
         for line in resume_state(resumption, state):
             tracker.note(line)
     parts = {**models.parts(), **scorers.models()}
-    versions = _versions(config, resumption, parts, runtime, prompts, held_out, tracker)
+    versions = versions_of(config, resumption, parts, runtime, prompts, held_out, tracker.warn)
     if checkpoint is not None:
         checkpoints.went_on_from(checkpoint, Snapshot(models=models, state=state))
     steward = Steward(config, models, scorers, state, tracker, interrupts)
@@ -225,27 +207,24 @@ def _prepare(
     return run, state, versions
 
 
-def _begin(
-    config: TrainConfig,
-    run_dir: Path,
-    resumption: Resumption | None,
-    tracker: Tracker,
-    overrides: list[str],
-    versions: dict[str, Any],
-) -> None:
-    """From here on the folder holds a run."""
+def _begin(resumption: Resumption | None, tracker: Tracker, overrides: list[str], versions: dict[str, Any]) -> None:
+    """Make the folder a run's."""
+    run_dir = tracker.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     record(run_dir, RUN, RUN_BEGINS)
     if resumption is not None:
         begin_from(resumption, run_dir)
     tracker.begin()
-    _write_settings(run_dir, config, overrides)
+    # without the options of this start, such as `resume`, which are in overrides.yaml
+    settings: Any = redact(replace(tracker.config, resume=None, resume_allow_changes=False, plan_only=False))
+    for name, content in ((CONFIG_FILE, settings), ("overrides.yaml", redact(overrides))):
+        write_text(run_dir / name, OmegaConf.to_yaml(OmegaConf.create(escaped(content))))
     write_text(run_dir / VERSIONS_FILE, json.dumps(versions, indent=2) + "\n")
-    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # a finished run that goes on is finished no longer
+    (run_dir / SUMMARY_FILE).unlink(missing_ok=True)  # a finished run that is extended
 
 
 def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
-    """The loop. Whatever ends it early, what was learnt is saved first."""
+    """The loop. An early end saves what was learnt."""
     earlier = state.seconds
     try:
         judge_initial_again(run, state)
@@ -257,14 +236,14 @@ def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
 
 
 def seed_everything(seed: int) -> None:
-    """torch for sampling and shuffling; Python and numpy for what a reward function may draw."""
+    """Seed torch, and Python and NumPy for reward functions."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
 
 
 def check_best_metric(config: TrainConfig) -> None:
-    """Raise UserError when checkpoint.best_metric is nothing that evaluations measure."""
+    """Raise UserError if no evaluation measures checkpoint.best_metric."""
     metric = config.checkpoint.best_metric
     parts = (("reward", config.reward), ("evaluator", config.evaluation.reward))
     several = [f"{group}/{name}" for group, reward in parts for name in reward.components]
@@ -277,10 +256,6 @@ def check_best_metric(config: TrainConfig) -> None:
 
 def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
     generation = config.generation
-    if config.evaluation.reward.given and config.evaluation.prompts == 0:
-        tracker.note("evaluation.reward is given, and evaluation.prompts=0: nothing is evaluated")
-    if models.value is None and config.optimizer.value_learning_rate is not None:
-        tracker.note("optimizer.value_learning_rate is the recipe's for a critic: there is none, and it is not used")
     if generation.top_k or generation.top_p < 1:
         tracker.warn(
             "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "
@@ -292,8 +267,8 @@ def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
         tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")
 
 
-def _say_how_it_is_read(models: Models, rewards: Scorers, prompts: PromptSet, shown: Prompt, tracker: Tracker) -> None:
-    """What ends a response, and the texts that the models are given: both go wrong without a sign."""
+def _log_readings(models: Models, rewards: Scorers, prompts: PromptSet, shown: Prompt, tracker: Tracker) -> None:
+    """Log what ends a response and how every model reads the texts, as errors there raise no exception."""
     if models.policy.ends:
         tracker.note(f"a response ends at {models.policy.describe_ends()}")
     if models.policy.tokenizer.chat_template and not prompts.chat:
@@ -306,68 +281,5 @@ def _say_how_it_is_read(models: Models, rewards: Scorers, prompts: PromptSet, sh
     check_templates(prompts, scorers)
     for line in readings(shown, models.policy, scorers):
         logging.getLogger(LOGGER).info("%s", line, extra=QUIETLY)
-    first = answered(prompts.prompts[:TRIED], models.policy)
-    for name, scorer in scorers.items():
-        if isinstance(scorer, RewardFunction) and (line := scorer.arguments.describe()):
-            tracker.note(line)
-        if isinstance(scorer, RewardModel):
-            scorer.fed(first)  # whatever it cannot read is said before the first rollout
-            written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)
-            end = f", closed by its {written}" if written else CLOSED[scorer.config.eos]
-            tracker.note(f"the {name} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
-            if (score := scorer.describe_score()) is not None:
-                tracker.note(f"the {name}'s score is {score}")
-
-
-def _write_settings(run_dir: Path, config: TrainConfig, overrides: list[str]) -> None:
-    """As the run is, not how this start of it came about: what `resume` said is in overrides.yaml."""
-    resolved: Any = redact(replace(config, resume=None, resume_allow_changes=False, plan_only=False))
-    write_text(run_dir / CONFIG_FILE, OmegaConf.to_yaml(OmegaConf.create(escaped(resolved))))
-    write_text(run_dir / "overrides.yaml", OmegaConf.to_yaml(OmegaConf.create(escaped(redact(overrides)))))
-
-
-def _versions(
-    config: TrainConfig,
-    resumption: Resumption | None,
-    models: dict[str, Any],
-    runtime: Runtime,
-    prompts: PromptSet,
-    held_out: PromptSet,
-    tracker: Tracker,
-) -> dict[str, Any]:
-    """Also the Hub's commit of each model and data set that came from there, and digests of what is on this disk.
-
-    Of a run that goes on, a change is said: other versions may round differently. Raises UserError where inputs have
-    changed under the same path. What its checkpoint brings has no commit, so the one of its beginning stays.
-    """
-    found: dict[str, Any] = {
-        role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()
-    }
-    found |= {"data": prompts.commit, "eval_data": held_out.commit}
-    commits = {f"{name}_commit": commit for name, commit in found.items() if commit}
-    versions: dict[str, Any] = {
-        "apa_cli": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "peft": version("peft"),
-        "device": runtime.describe(),
-    }
-    now = digests(config, prompts.prompts, held_out.prompts)
-    file = resumption.source / VERSIONS_FILE if resumption is not None else None
-    before = read_noted(file) if file is not None and file.is_file() else {**versions, **commits}
-    versions |= {name: value for name, value in before.items() if name.endswith("_commit") and value} | commits
-    moved = [name for name in commits if before.get(name) not in (None, commits[name])]
-    said = {name: f"{name} {before.get(name)} → {new}" for name, new in versions.items() if before.get(name) != new}
-    changed = [said.pop(name) for name in moved]
-    if resumption is not None and "inputs" in before:
-        keys = [text.partition(" ")[0] for text in resumption.changed]
-        changed += differences(before["inputs"], now, config, keys)
-    if changed and not config.resume_allow_changes:
-        problem = f"changed under the same path since the run began: {', '.join(changed)}"
-        raise UserError(KEY, problem, f"put it back, or add {ALLOW}=true to go on with the change")
-    if changed:
-        tracker.warn(f"changed under the same path since the run began: {', '.join(changed)}")
-    if said:
-        tracker.warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(said.values())}")
-    return {**versions, "inputs": now}
+    for line in how_scored(prompts, models.policy, scorers):
+        tracker.note(line)
