@@ -1,0 +1,154 @@
+"""The first prompt as the policy and every reward read it: what is missing, doubled or foreign is seen here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from apa_cli.config.schema import ScorerConfig, TrainConfig
+from apa_cli.data.loading import load_prompts
+from apa_cli.data.prompts import Prompt, PromptSet, collate
+from apa_cli.errors import UserError
+from apa_cli.models.device import Runtime
+from apa_cli.models.loading import load_config, load_tokenizer
+from apa_cli.models.policy import Policy
+from apa_cli.rewards.classifier import classifier_config, classifier_tokenizer
+from apa_cli.rewards.function import RewardFunction
+from apa_cli.rewards.math import MathReward, check_answers
+from apa_cli.rewards.record import FinishedResponses, Scorer
+from apa_cli.rewards.reward_model import RewardModel
+from apa_cli.rewards.scorers import load_reward
+
+RESPONSE = "(the response)"
+LONGEST = 1200  # characters of a text that is shown whole
+TRIED = 64  # prompts that reward models are shown before training
+READS = {
+    "chat": "messages and response in its own chat template",
+    "policy": "the policy's own text, template and all",
+    "text": "prompt and response as plain text",
+    "pair": "prompt and response as two segments",
+}
+CLOSED = {
+    "auto": ", and EOS behind a response that ended",
+    "always": ", and EOS behind every response",
+    "never": ", and no EOS behind it",
+}
+
+
+def visible(text: str) -> str:
+    """On one line, control characters escaped, a long text without its middle."""
+    if len(text) > LONGEST:
+        half = LONGEST // 2
+        text = f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def readings(prompt: Prompt, policy: Policy, scorers: Mapping[str, Scorer | None]) -> list[str]:
+    """A line for the policy and for each of `scorers` by its role; None is one that is not loaded.
+
+    Reward models are shown the response that the row holds, or else words that say where it stands.
+    """
+    tokenizer, finished = policy.tokenizer, answered([prompt], policy)
+    lines = [f"{'policy':<10} reads {visible(_decoded(tokenizer, prompt.token_ids))}"]
+    for role, scorer in scorers.items():
+        if isinstance(scorer, RewardModel):
+            text = _decoded(scorer.tokenizer, scorer.fed(finished)[0][0])
+        elif isinstance(scorer, MathReward):
+            text = scorer.reading(finished.columns, finished.responses[0] if prompt.logged is not None else None)
+        else:
+            text = prompt.text
+        lines.append(f"{role:<10} reads {visible(text)}")
+    return lines
+
+
+def answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
+    """These prompts as rewards are given them, with the response that a row holds, or a few words instead of one."""
+    batch = collate(prompts, policy.pad_token_id)
+    words = list(policy.tokenizer(RESPONSE, add_special_tokens=False)["input_ids"])
+    logged = [prompt.logged.token_ids if prompt.logged is not None else words for prompt in prompts]
+    ids = [[i for i in row if i not in policy.eos_token_ids] for row in logged]
+    return FinishedResponses(
+        prompts=batch.texts,
+        responses=[
+            RESPONSE if given is words else _decoded(policy.tokenizer, row)
+            for given, row in zip(logged, ids, strict=True)
+        ],
+        messages=batch.messages,
+        columns=batch.columns,
+        token_ids=[[*prompt.token_ids, *row] for prompt, row in zip(prompts, ids, strict=True)],
+        prompt_lengths=[len(prompt.token_ids) for prompt in prompts],
+        ended=[True] * len(prompts),
+        closing=policy.closing_token(chat=batch.messages is not None),
+        torn=batch.torn,
+    )
+
+
+def how_scored(prompts: PromptSet, policy: Policy, scorers: Mapping[str, Scorer | None]) -> list[str]:
+    """How each of `scorers`, by its role, reads a response. Raises UserError for token ids that a model lacks."""
+    lines = []
+    first = answered(prompts.prompts[:TRIED], policy)
+    for role, scorer in scorers.items():
+        if isinstance(scorer, RewardFunction) and (line := scorer.arguments.describe()):
+            lines.append(line)
+        if isinstance(scorer, RewardModel):
+            scorer.fed(first)
+            written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)
+            end = f", closed by its {written}" if written else CLOSED[scorer.config.eos]
+            lines.append(f"the {role} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
+            if (score := scorer.describe_score()) is not None:
+                lines.append(f"the {role}'s score is {score}")
+    return lines
+
+
+def check_templates(prompts: PromptSet, scorers: Mapping[str, Scorer | None]) -> None:
+    """Raise UserError for a reward model whose template would go around prompts that have been through one."""
+    for scorer in scorers.values():
+        if prompts.rendered and isinstance(scorer, RewardModel) and scorer.reads(chat=False) == "chat":
+            problem = f"the prompts have been through the policy's chat template, and that of {scorer.config.path} "
+            problem += "would go around them once more"
+            remedy = f"give the prompts as messages, or set {scorer.key}.format=policy"
+            raise UserError(f"{scorer.key}.format", problem, remedy)
+
+
+def planned_readings(config: TrainConfig, runtime: Runtime) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a run to come, and the same of it, with no weights.
+
+    Reward functions and servers are not called. Raises UserError for data or a tokenizer that the run could not use.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_answers(config)
+    given = config.policy
+    options: dict[str, Any] = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
+    tokenizer = load_tokenizer("policy.path", given.path, **options)
+    model_config = load_config("policy.path", given.path, **options)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=given.trust_remote_code)
+    policy = Policy(model, tokenizer, runtime, apart=False, stop_tokens=config.generation.stop_tokens)
+    prompts, _ = load_prompts(config.data, tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed)
+    scorers = {role: _planned(key, one, policy, runtime) for role, key, one in config.scorers()}
+    check_templates(prompts, scorers)
+    notes = [f"{'data':<10} {line}" for line in (prompts.describe(), *prompts.findings.lines())]
+    return prompts.prompts, [*notes, *readings(prompts.prompts[0], policy, scorers)]
+
+
+def _planned(key: str, config: ScorerConfig, policy: Policy, runtime: Runtime) -> Scorer | None:
+    from transformers import AutoModelForSequenceClassification
+
+    if config.kind == "math":
+        return load_reward(config, policy, runtime, key=key, microbatch_tokens=1)
+    if config.kind != "model" or config.path is None:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(
+            classifier_config(config.path, config.revision, f"{key}.path")
+        )
+    tokenizer = classifier_tokenizer(config.path, config.revision, f"{key}.path")
+    loaded = {(config.path, config.revision): (model, tokenizer)}
+    return load_reward(config, policy, runtime, key=key, microbatch_tokens=1, loaded=loaded)
+
+
+def _decoded(tokenizer: Any, ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
