@@ -1,12 +1,12 @@
 r"""Which part of a text is its final answer: one rule for responses, one for the column with the right answers.
 
-Of a response: the last closed \boxed{…} or `#### …`, whichever comes later; without either the last number. Of a
-column: the same marks, and without one the whole value, which is then one expression, or one number among words.
+Of a response, behind its last `</think>`: the last closed \boxed{…} or `#### …`, whichever comes later; without either
+the last number. Of a column: the same marks, and without one the whole value, which is then one expression, or one
+number among words.
 
 A number may have a sign, a currency or percent sign (both are left out), commas or thin spaces between thousands, a
 decimal point, a power of ten, and be a fraction (3/4, 1 1/2, \frac{3}{4}). `1,5` and `1 000` could be one number or two
-and are not read. Behind `####` nothing but the answer counts:
-`#### Step 2: add` is a heading.
+and are not read. Behind `####` nothing but the answer counts: `#### Step 2: add` is a heading.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _INSIDE = re.compile(rf"{_FENCE}(?:=\s*)?(?:\\\$)?(.*?)\s*(?:\\?%|[.,;])*{_FENCE
 
 def final_answer(response: str) -> str | None:
     """A response's answer as LaTeX; None where it has none, or one longer than LONGEST."""
-    response = _plain_signs(response)
+    response = _plain_signs(response.rpartition("</think>")[2])
     mark = _last_mark(response)
     if mark is not None:
         return _short(_expression(mark) or _latex(mark))
@@ -52,7 +52,7 @@ def final_answer(response: str) -> str | None:
 
 def right_answer(value: object) -> str | None:
     """A column's answer as LaTeX; None for what cannot be read, or in more than one way."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+    if isinstance(value, bool) or not isinstance(value, (str, int, float, Decimal)):
         return None
     text = _plain_signs(str(value))
     mark = _last_mark(text)

@@ -39,9 +39,9 @@ CONTRACT_METRICS = (
 )
 """Names that others rely on. `objective/target_residual` is APA's alone; without a critic `objective/value_loss` and
 `value/explained_variance` are absent; evaluations add `eval/…`, several rewards `reward/NAME` and `reward/NAME_std`, a
-length penalty `reward/length_penalty`. `time/cpu` is processor time of this process, all threads together. With
-rollout.source=offline `logged/…` describes the data, and `reward/…`, `kl/…` and `policy/…`, of samples, are absent;
-`time/read` stands in place of `time/generate`."""
+length penalty `reward/length_penalty`, reward.kind=math `reward/unreadable`. `time/cpu` is processor time of this
+process, all threads together. With rollout.source=offline `logged/…` describes the data, and `reward/…`, `kl/…` and
+`policy/…`, of samples, are absent; `time/read` stands in place of `time/generate`."""
 
 
 class MetricsFile(JsonLines):

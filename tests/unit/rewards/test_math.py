@@ -42,6 +42,7 @@ def verifier():
         (r"so \boxed{4", "4"),
         ("#### Step 2: add\nwhich gives 5", "5"),
         ("#### **$42**.", "42"),
+        (r"<think>\boxed{3}?</think> It is 5.", "5"),
         # without a mark the last number
         ("3 + 4 = 7 apples.", "7"),
         ("He owes -$5.", "-5"),
