@@ -16,8 +16,9 @@ from apa_cli.config.sources import is_path
 from apa_cli.errors import UserError
 from apa_cli.runs.figures import frontier
 from apa_cli.runs.folders import Run
-from apa_cli.runs.settings import Setting as Line_
+from apa_cli.runs.settings import Setting as End
 from studies import draw, measures
+from studies.compare import count, mean
 from studies.draw import COLOURS, Line, Panel
 from studies.measures import CONTRADICTED, SUPPORTED, UNDECIDED, Difference, Measure
 from studies.page import DETAILS, table
@@ -157,35 +158,33 @@ def claims() -> list[Measure]:
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     """Raises UserError where an objective has no run of the chosen setting with a fresh seed."""
-    all_cells = grid(size)
-    chosen = all_cells.chosen(found)
-    tuned = {each: all_cells.fresh(found, each, cell) for each, (cell, _) in chosen.items()}
-    if lacking := [each.title for each in all_cells.contestants if not tuned.get(each)]:
+    cells = grid(size)
+    chosen = cells.chosen(found)
+    tuned = {each: cells.fresh(found, each, cell) for each, (cell, _) in chosen.items()}
+    if lacking := [each.title for each in cells.contestants if not tuned.get(each)]:
         raise UserError(", ".join(lacking), "no finished run of the chosen setting with a fresh seed", "run them")
     ours, *rivals = ((each.title, runs) for each, runs in tuned.items())
     differences = [measures.compare(ours, rival, each) for each in claims() for rival in rivals]
-    knobs = {(each, value): runs for each, (cell, _) in chosen.items() for value in each.values
-             if (runs := all_cells.fresh(found, each, (cell[0], value)))}  # fmt: skip
-    drawn = [Line(label=f"{each.title}, {each.said(chosen[each][0][1])}", colour=each.colour, runs=runs)
-             for each, runs in tuned.items()]  # fmt: skip
     listed = {v: [f"- ({d.measure.claim}) {d.sentence()}" for d in differences if d.verdict == v] or ["- nothing"]
               for v in (CONTRADICTED, SUPPORTED, UNDECIDED)}  # fmt: skip
-    said = [_setup(size, ours[1][0]), "", RULE, "", "## In short", ""]
-    said += [*(_short(claim, differences, rivals) for claim in CLAIMS), "", _over_kl(drawn, pictures)]
+    drawn = [Line(label=f"{each.title}, {each.said(chosen[each][0][1])}", colour=each.colour, runs=runs)
+             for each, runs in tuned.items()]  # fmt: skip
+    said = [_setup(ours[1][0]), "", RULE, "", "## In short", ""]
+    said += [*(_short(claim, differences, [name for name, _ in rivals]) for claim in CLAIMS)]
     for verdict in (CONTRADICTED, SUPPORTED):
         said += ["", f"{verdict.capitalize()}:", "", *listed[verdict]]
     undecided = sum(d.verdict == UNDECIDED for d in differences)
-    said += ["", f"{undecided} of {len(differences)} comparisons are {UNDECIDED}; the tables below have their figures."]
-    said += ["", "## How the settings were chosen", "", CHOICE, "", *_choices(all_cells, found, tuned), ""]
-    for claim, (title, statement) in CLAIMS.items():
-        said += [f"## ({claim}) {title}", "", f"Claim: {statement}", "", *_claim(claim, tuned, differences), ""]
-        said += [*_EXTRA[claim](drawn, knobs, pictures), ""]
+    said += ["", f"{undecided} of {len(differences)} comparisons are {UNDECIDED}; the table below has their figures."]
+    said += ["", "## How the settings were chosen", "", CHOICE, "", *_choices(cells, found, tuned), ""]
+    said += ["## Figures", "", *_claims(tuned, differences), ""]
+    said += ["At the end of training, for each KL knob at the chosen learning rate:", ""]
+    said += [*_knobs(cells, found, pictures), "", *_curves(drawn, pictures), ""]
     said += ["## Limits", "", *_limits(list(tuned.values()), len(differences))]
-    said += ["", DETAILS, "## The tuning grid", "", *table(*all_cells.table(found)), ""]
+    said += ["", DETAILS, "## The tuning grid", "", *table(*cells.table(found)), ""]
     return [*said, f"## Comparisons that are {UNDECIDED}", "", *listed[UNDECIDED]]
 
 
-def _setup(size: Size, run: Run) -> str:
+def _setup(run: Run) -> str:
     """What is trained, on whose reward and before which judge."""
     config = run.config
     places = ("evaluation.reward", "reward")
@@ -197,94 +196,80 @@ def _setup(size: Size, run: Run) -> str:
     )
 
 
-def _short(claim: str, differences: Sequence[Difference], rivals: Sequence[tuple[str, Sequence[Run]]]) -> str:
+def _short(claim: str, differences: Sequence[Difference], rivals: Sequence[str]) -> str:
     """Where it holds against whom."""
-    parts = []
-    for name, _ in rivals:
+    title, statement = CLAIMS[claim]
+    parts = [f"- **({claim}) {title}.** Claim: {statement}"]
+    for name in rivals:
         of = [d for d in differences if d.measure.claim == claim and d.theirs == name]
         groups = {v: [d.measure.short for d in of if d.verdict == v] for v in (SUPPORTED, CONTRADICTED, UNDECIDED)}
         told = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items() if names)
         parts.append(f"Against {name}: {told}.")
-    return f"- **({claim}) {CLAIMS[claim][0]}.** {' '.join(parts)}"
+    return " ".join(parts)
 
 
 def _choices(cells: Grid, found: Found, tuned: Mapping[Contestant, Sequence[Run]]) -> list[str]:
-    header = ["", "learning rate", "knob", "at the edge of the grid", "evaluator, tuning seed", "evaluator", "KL",
-              "seeds", "collapsed, tuning grid"]  # fmt: skip
+    columns = {"evaluator": mean("eval/evaluator"), "KL": mean("eval/kl"), "seeds": _seeds}
     rows, collapsed = [], []
     for each, (cell, free) in cells.chosen(found).items():
         edges = (("learning rate", cells.rates, cell[0]), ("knob", each.values, cell[1]))
         edge = ", ".join(name for name, values, value in edges if value in (values[0], values[-1])) or "no"
-        row = [each.title, f"{cell[0]:g}", each.said(cell[1]), edge]
-        row += [measures.shown(cells.tuned(found, each)[cell], "eval/evaluator")]
-        row += [measures.shown(tuned[each], "eval/evaluator"), measures.shown(tuned[each], "eval/kl")]
         tried = [run for runs in cells.tuned(found, each).values() for run in runs]
-        rows.append([*row, ", ".join(str(run.seed) for run in tuned[each]), _collapsed(tried)])
-        collapsed += [] if free else [f"Every {each.title} setting of the grid collapsed; the best of them was taken."]
-    return [*table(header, rows), *(line for words in collapsed for line in ("", words))]
+        row = [each.title, f"{cell[0]:g}", each.said(cell[1]), edge]
+        row += [mean("eval/evaluator")(cells.tuned(found, each)[cell])]
+        rows.append([*row, *(column(tuned[each]) for column in columns.values()), count(measures.collapsed)(tried)])
+        collapsed += (
+            [] if free else ["", f"Every {each.title} setting of the grid collapsed; the best of them was taken."]
+        )
+    header = ["", "learning rate", "knob", "at the edge of the grid", "evaluator, tuning seed"]
+    return [*table([*header, *columns, "collapsed, tuning grid"], rows), *collapsed]
 
 
-def _collapsed(runs: Sequence[Run]) -> str:
-    return f"{sum(map(measures.collapsed, runs))} of {len(runs)}"
+def _seeds(runs: Sequence[Run]) -> str:
+    return ", ".join(str(run.seed) for run in runs)
 
 
-def _claim(claim: str, tuned: Mapping[Contestant, Sequence[Run]], differences: Sequence[Difference]) -> list[str]:
+def _claims(tuned: Mapping[Contestant, Sequence[Run]], differences: Sequence[Difference]) -> list[str]:
     ours, *rivals = (each.title for each in tuned)
     rows = []
-    for what in (each for each in claims() if each.claim == claim):
-        beside = [d for d in differences if d.measure.name == what.name]
-        row = [f"{what.name}, nats" if what.unit == " nats" else what.name]
+    for what in claims():
+        row = [f"({what.claim}) {what.name}{', nats' if what.unit == ' nats' else ''}"]
         row += [measures.shown(runs, what.of, what.digits) for runs in tuned.values()]
+        beside = [d for d in differences if d.measure.name == what.name]
         rows.append([*row, *(f"{measures.spread(d.value, what.digits)}: {d.verdict}" for d in beside)])
     return table(["", *(each.title for each in tuned), *(f"{ours} − {rival}" for rival in rivals)], rows)
 
 
-Knobs = Mapping[tuple[Contestant, float], Sequence[Run]]
-
-
-def _over_kl(drawn: Sequence[Line], pictures: Path) -> str:
-    panel = Panel(title="Tuned settings", of=measures.reward_over_kl, lines=drawn, x=draw.KL, y=draw.EVALUATOR)
-    return draw.curves(pictures / "results_reward_kl.png", "Separate evaluator against KL", [panel])
-
-
-def _knobs(drawn: Sequence[Line], knobs: Knobs, pictures: Path) -> list[str]:
-    names = {"KL": "eval/kl", "evaluator": "eval/evaluator", "training reward": "eval/reward"}
-    rows = [
-        [each.title, each.said(value), ", ".join(str(run.seed) for run in runs),
-         *(measures.shown(runs, name) for name in names.values()), _collapsed(runs)]
-        for (each, value), runs in knobs.items()
-    ]  # fmt: skip
-    ends = [Line_(line=each.title, knob=each.said(value), runs=tuple(runs)) for (each, value), runs in knobs.items()]
+def _knobs(cells: Grid, found: Found, pictures: Path) -> list[str]:
+    columns = {"seeds": _seeds, "KL": mean("eval/kl"), "evaluator": mean("eval/evaluator"),
+               "training reward": mean("eval/reward"), "collapsed": count(measures.collapsed)}  # fmt: skip
+    rows, ends = [], []
+    for each, (cell, _) in cells.chosen(found).items():
+        for value in each.values:
+            if runs := cells.fresh(found, each, (cell[0], value)):
+                rows.append([each.title, each.said(value), *(column(runs) for column in columns.values())])
+                ends.append(End(line=each.title, knob=each.said(value), runs=tuple(runs)))
     picture = draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end")
-    words = "At the end of training, for each KL knob at the chosen learning rate:"
-    return [words, "", *table(["", "knob", "seeds", *names, "collapsed"], rows), "", picture]
+    return [*table(["", "knob", *columns], rows), "", picture]
 
 
-def _training(name: str, alt: str, panels: Mapping[str, tuple[str, str]]) -> Callable[..., list[str]]:
-    def lines(drawn: Sequence[Line], knobs: Knobs, pictures: Path) -> list[str]:
-        made = [Panel(title=title, of=partial(measures.points, x="iteration", y=metric), lines=drawn, y=unit)
-                for metric, (title, unit) in panels.items()]  # fmt: skip
-        return [draw.curves(pictures / f"results_{name}.png", alt, made)]
+def _curves(lines: Sequence[Line], pictures: Path) -> list[str]:
+    def over_training(metric: str, title: str, unit: str) -> Panel:
+        return Panel(title=title, of=partial(measures.points, x="iteration", y=metric), lines=lines, y=unit)
 
-    return lines
-
-
-def _per_rollout(drawn: Sequence[Line], knobs: Knobs, pictures: Path) -> list[str]:
-    panel = Panel(title="Separate evaluator", of=measures.reward_over_rollouts, lines=drawn, x="sampled responses",
-                  y=draw.EVALUATOR, levels=TASK.rewards or REWARDS)  # fmt: skip
-    return [draw.curves(pictures / "results_rollouts.png", "Reward per rollout", [panel])]
-
-
-_EXTRA: dict[str, Callable[..., list[str]]] = {
-    "a": _knobs,
-    "b": _training("kl", "KL over training", {"kl/to_init": ("KL from the initial policy", "nats per response")}),
-    "c": _training("collapse", "Collapse", {
-        "policy/entropy": ("Entropy", "nats per token"),
-        "policy/unique_fraction": ("Different responses", "fraction of a rollout"),
-        "policy/distinct_2": ("Distinct-2", "different bigrams / bigrams"),
-    }),
-    "d": _per_rollout,
-}  # fmt: skip
+    made = {
+        "Separate evaluator against KL": ("reward_kl", [
+            Panel(title="Tuned settings", of=measures.reward_over_kl, lines=lines, x=draw.KL, y=draw.EVALUATOR)]),
+        "KL over training": ("kl", [over_training("kl/to_init", "KL from the initial policy", "nats per response")]),
+        "Collapse": ("collapse", [
+            over_training("policy/entropy", "Entropy", "nats per token"),
+            over_training("policy/unique_fraction", "Different responses", "fraction of a rollout"),
+            over_training("policy/distinct_2", "Distinct-2", "different bigrams / bigrams")]),
+        "Reward per rollout": ("rollouts", [
+            Panel(title="Separate evaluator", of=measures.reward_over_rollouts, lines=lines, x="sampled responses",
+                  y=draw.EVALUATOR, levels=TASK.rewards or REWARDS)]),
+    }  # fmt: skip
+    return [draw.curves(pictures / f"results_{name}.png", alt, panels) for alt, (name, panels) in made.items()]
 
 
 def _limits(tuned: Sequence[Sequence[Run]], comparisons: int) -> list[str]:

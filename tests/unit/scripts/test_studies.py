@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
 from studies import (  # noqa: E402
-    critic,
     family,
     figures,
     group,
@@ -27,7 +26,6 @@ from studies import (  # noqa: E402
     page,
     paper,
     passes,
-    rewards,
     runs,
     stability,
     steer,
@@ -184,33 +182,6 @@ def test_without_a_critic_less_is_planned():
     assert (critic, others) == ("18 MiB", "11 MiB")  # a second network of 0.47 million with gradients and two moments
 
 
-def test_the_best_start_of_a_critic_is_told_from_those_that_are_lower(tmp_path: Path):
-    found = runs.Found()
-    usual, warm, reward = list(critic.STARTS)[:3]
-
-    def put(start: str, rewards: tuple[float, ...], variances: list[float]) -> None:
-        found[critic.setting(start).name] = []
-        for seed, end in enumerate(rewards, start=1):
-            mine = run(seed, [4.0] * 12, [evaluation(0, 0, 0), evaluation(12, 4.0, end)])
-            for row in mine.rows[1:]:
-                row["value/explained_variance"] = variances[row["iteration"] - 1]  # type: ignore[index]
-            found[critic.setting(start).name].append(mine)
-
-    put(usual, (2.0, 4.0), [0.1] * 5 + [0.2] * 5 + [0.3, 0.4])
-    put(reward, (4.0, 6.0), [0.5] * 12)  # over training, the straight line from 0, half of the end: 1 more than usual
-    put(warm, (2.0, 7.0), [0.0] * 12)  # 1 and -0.5 less than the best
-    lines = critic.lines(found, SIZE, tmp_path)
-    said = f"no significant difference from {usual}: {warm}; higher than {usual}: {reward}."
-    assert lines[0] == f"- evaluator, mean over training: {said}"
-    assert (
-        f"- evaluator, mean over training: {reward} is higher than {usual} by 1.00 ± 0.00 over 2 pairs of seeds."
-        in lines
-    )
-    row = next(cells(line) for line in lines if line.startswith(f"| {usual} |"))
-    assert row[1:5] == ["0.10 ± 0.00", "0.20 ± 0.00", "0.25 ± 0.00", "1.50 ± 6.35"]
-    assert (tmp_path / "methods_critic.png").stat().st_size > 5000
-
-
 def test_settings_that_two_studies_share_are_the_same():
     contents: dict[str, str] = {}
     for study in script.STUDIES.values():
@@ -311,34 +282,6 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
             assert getattr(getattr(config, part), name) == value
 
 
-def test_offline_is_compared_with_the_start_and_apa_with_awr_at_equal_kl(tmp_path: Path):
-    found = runs.Found()
-
-    def put(objective: str, kl_lambda: float, kl: float, rewards: tuple[float, float]) -> None:
-        """From −0.5 at the start to these rewards of seeds 1 and 2, at `kl` nats, in a straight line."""
-        found[offline.setting(objective, kl_lambda).name] = [
-            run(seed, [], [evaluation(0, 0, -0.5), evaluation(6, kl, reward)])
-            for seed, reward in zip((1, 2), rewards, strict=True)
-        ]
-
-    put("apa", 0.3, 2.0, (1.5, 1.5))  # a gain of 2.0 with either seed; at 1 nat 0.5, at 0.5 nats 0.0
-    put("apa", 1.0, 1.0, (0.5, 0.6))  # 1.05 on average
-    put("awr", 0.5, 1.0, (0.5, 0.7))  # 1.1; at 1 nat itself, at half of it 0.0 and 0.1
-    put("awr", 1.0, 0.5, (-0.6, 0.0))  # 0.2, with an interval far beyond 0
-    lines = offline.lines(found, SIZE, tmp_path)
-    # The t interval of two seeds is wide: 12.7 times the standard error. APA 1: 0.05 × 12.7 = 0.64 < 1.05; AWR 0.5:
-    # 0.1 × 12.7 = 1.27 > 1.1.
-    assert "above the initial policy's in 2 of 4 settings" in lines[0]
-    level = "- evaluator at 1 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.10 ± 1.27 over 2 pairs of seeds."
-    assert level in lines
-    assert "- evaluator at equal KL: no significant difference from AWR (λ 0.5): APA (λ 0.3)." in lines
-    assert any(line.startswith("- evaluator at 0.5 nats: APA (λ 0.3) − AWR (λ 0.5) = -0.05 ±") for line in lines)
-    assert any(line.startswith("- evaluator, last third: APA (λ 0.3) − AWR (λ 0.5) = +0.90 ±") for line in lines)
-    row = next(cells(line) for line in lines if line.startswith("| APA | 0.3 |"))
-    assert row == ["APA", "0.3", "-0.50 ± 0.00", "1.50 ± 0.00", "2.00 ± 0.00", "2.00 ± 0.00", "1.00 ± 0.00", "1.00"]
-    assert (tmp_path / "methods_offline.png").stat().st_size > 5000
-
-
 def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
     place = tmp_path / "methods.md"
     place.write_text("Before.\n<!-- steer: by whom -->\nold\n<!-- end of steer -->\nAfter.\n", "utf-8")
@@ -364,27 +307,6 @@ def test_details_go_to_a_page_of_their_own_with_a_link(tmp_path: Path):
 def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert script.main(["steer", "--report-only", "--output", str(tmp_path), "--page", str(tmp_path / "p.md")]) == 2
     assert "no finished run of this study in it" in capsys.readouterr().err
-
-
-def test_what_a_length_penalty_costs(tmp_path: Path):
-    """By seed: 18 tokens and 2.0 (2.2) without, 12 (13) and 1.5 (1.5) with the mild one."""
-    found = runs.Found()
-    for seed in (1, 2):
-        before = {**evaluation(0, 0, 0.5), "eval/response_length": 20.0}
-        plain = {**evaluation(6, 4.0, 2.0 + 0.2 * (seed - 1)), "eval/response_length": 18.0}
-        brief = {**evaluation(6, 5.0, 1.5), "eval/response_length": 11.0 + seed}
-        for penalty, after, paid in ((0.0, plain, {}), (0.05, brief, {"reward/length_penalty": 0.25 * seed})):
-            name = rewards.penalised(penalty).name
-            mine = run(seed, [1.0] * 6, [before, after], **{"policy/response_length": 15.0, **paid})
-            found[name] = [*found[name], mine]
-    lines = rewards.lines(found, SIZE, tmp_path)
-    none, mild = (cells(line) for line in lines if line.startswith("| 0"))
-    assert none == ["0", "20.0 ± 0.0", "18.0 ± 0.0", "2.10 ± 1.27", "4.0 ± 0.0", "–"]
-    # Changes −6 and −5, −0.5 and −0.7; paid 0.25 and 0.5; of two values ± is 12.706 / 2 times their distance.
-    assert mild == ["0.05", "20.0 ± 0.0", "12.5 ± 6.4", "1.50 ± 0.00", "5.0 ± 0.0", "0.38 ± 1.59"]
-    assert "- length: 0.05 a token beyond 12 − no penalty = -5.5 ± 6.4 over 2 pairs of seeds." in lines
-    assert "- evaluator: 0.05 a token beyond 12 − no penalty = -0.60 ± 1.27 over 2 pairs of seeds." in lines
-    assert (tmp_path / "methods_rewards.png").stat().st_size > 5000
 
 
 def paper_runs() -> runs.Found:
@@ -413,7 +335,7 @@ def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_pa
     assert "- (c) entropy at the end: APA is higher than AWR by 0.700 ± 0.000 nats" in text
     assert "- (a) evaluator reward at 5 nats: fewer than two seeds in which APA and PPO both reach it" in text
     assert "- (c) entropy at the end: the same for APA and PPO over 2 pairs of seeds" in text
-    equal = "**(a) Reward at equal KL.** Against PPO: supported: at 2 nats; not decided by these runs: at 5 nats, at 10"
+    equal = "Against PPO: supported: at 2 nats; not decided by these runs: at 5 nats, at 10"
     assert equal in text
     assert "| APA | 0.0001 | λ 0.1 | learning rate, knob | 2.00 | 2.03 ± 0.13 | 4.00 ± 0.00 | 1, 2 | 0 of 2 |" in text
     assert "Every AWR setting of the grid collapsed; the best of them was taken." in text
@@ -433,6 +355,31 @@ def put(found: runs.Found, name: str, ends: list[float], **more: float) -> None:
     """Runs of the tuning seed and of the seeds from 1 on, at 4 nats, with these rewards at the end."""
     found[name] = [run(seed, [], [evaluation(0, 0, 0), {**evaluation(6, 4.0, end), **more}])
                    for seed, end in enumerate(ends)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["critic", "group", "offline", "rewards", "stability"])
+def test_every_study_writes_all_its_settings_and_pictures(name: str, tmp_path: Path):
+    study, found = script.STUDIES[name], runs.Found()
+    settings = study.settings(SIZE)
+    for number, setting in enumerate(settings):
+        put(found, setting.name, [1.0 + number, 2.0 + number, 2.5 + number], **{"policy/response_length": 15.0})
+        found[setting.name] = found[setting.name][1:]
+    lines = study.lines(found, SIZE, tmp_path)
+    rows = [line for line in lines if line.startswith("|") and "±" in line]
+    expected = {"stability": len(stability.LAMBDAS) * len(stability.RATES)}.get(name, len(settings))
+    assert len(rows) == expected and not any("nan" in row or "inf" in row for row in rows)
+    assert (tmp_path / f"methods_{name}.png").stat().st_size > 5000
+
+
+def test_offline_counts_settings_that_gain_and_compares_the_best_of_each(tmp_path: Path):
+    found = runs.Found()
+    for objective, value, ends in (("apa", 0.3, [1.0, 1.0]), ("apa", 1.0, [0.5, 0.6]), ("awr", 0.5, [0.1, 0.9])):
+        put(found, offline.setting(objective, value).name, [0.0, *ends])
+        del found[offline.setting(objective, value).name][0]
+    lines = offline.lines(found, SIZE, tmp_path)
+    # Gains of two seeds: 1.0; 0.55 with 12.7 × 0.05 = 0.64; 0.5 with 12.7 × 0.4
+    assert lines[0].endswith("significantly above the initial policy's in 1 of 3 settings.")
+    assert "- evaluator, last third: no significant difference from AWR (λ 0.5): APA (λ 0.3)." in lines
 
 
 def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
