@@ -3,8 +3,8 @@
 1. Prompts are sampled from the grammar and split into training and held-out ones.
 2. The policy, a two-layer Llama, learns the grammar's reviews of mixed mood (supervised; each ends with the end token).
 3. Pairs of reviews are labelled by a noisy judge: the grammar's sentiment decides with probability
-   sigmoid(--sharpness x difference), and a share --flips of the labels is turned round. Some pairs set a review against
-   a spoilt copy (repeated, cut off, shuffled), which always loses.
+   sigmoid(SHARPNESS x difference), and a share FLIPS of the labels is turned round. Some pairs set a review against a
+   spoilt copy (repeated, cut off, shuffled), which always loses.
 4. The reward model, started from the policy, learns the pairs (Bradley-Terry). Its scores are scaled to a standard
    deviation of 1 over the policy's own reviews.
 """
@@ -15,13 +15,12 @@ import math
 import random
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional
 from transformers import (
@@ -37,9 +36,11 @@ from transformers.utils.logging import disable_progress_bar
 from apa_cli.assets import grammar
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+OUTPUT = Path("src/apa_cli/assets/reviews")
 MAX_NEW_TOKENS = 32
 BATCH = 64
-SPOILT_SHARE = 0.2
+SEED, THREADS = 0, 1  # the result depends on both
+SHARPNESS, FLIPS, SPOILT_SHARE = 2.5, 0.05, 0.2
 TRAIN_PROMPTS, EVAL_PROMPTS, PREFERENCES, HELD_OUT_PAIRS = 2000, 256, 2000, 1000
 
 
@@ -169,9 +170,7 @@ def spoil(response: str, rng: random.Random) -> str:
     return grammar.detokenize(words)
 
 
-def judge(
-    rows: list[tuple[str, str, str]], rng: random.Random, *, sharpness: float, flips: float, spoilt_share: float
-) -> list[Pair]:
+def judge(rows: list[tuple[str, str, str]], rng: random.Random, *, spoilt_share: float) -> list[Pair]:
     """Noisy preferences between the two responses of each (prompt, response, response)."""
     pairs = []
     for prompt, left, right in rows:
@@ -183,8 +182,8 @@ def judge(
                 pairs.append(Pair(prompt=prompt, chosen=left, rejected=spoilt))
             continue
         pair = Pair(prompt=prompt, chosen=left, rejected=right)
-        keeps = rng.random() < 1 / (1 + math.exp(-sharpness * pair.margin))
-        if keeps == (rng.random() < flips):
+        keeps = rng.random() < 1 / (1 + math.exp(-SHARPNESS * pair.margin))
+        if keeps == (rng.random() < FLIPS):
             pair = Pair(prompt=prompt, chosen=right, rejected=left)
         pairs.append(pair)
     return pairs
@@ -227,26 +226,16 @@ def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default_output = Path("src/apa_cli/assets/reviews")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice (default: 0)")
-    parser.add_argument(
-        "--output", type=Path, default=default_output, help=f"folder to write (default: {default_output})"
-    )
-    parser.add_argument("--policy-steps", type=int, default=1500, help=f"of {BATCH} reviews (default: 1500)")
-    parser.add_argument("--reward-pairs", type=int, default=12000, help="pairs to learn from (default: 12000)")
-    parser.add_argument("--sharpness", type=float, default=2.5, help="of the noisy judge, 1/sentiment (default: 2.5)")
-    parser.add_argument("--flips", type=float, default=0.05, help="share of labels turned round (default: 0.05)")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; results depend on it (default: 1)")
-    return parser.parse_args()
-
-
 def main() -> None:
-    options = parse_arguments()
-    rng = random.Random(options.seed)
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(options.threads)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, default=OUTPUT, help="folder to write (default: %(default)s)")
+    add("--policy-steps", type=int, default=1500, help=f"of {BATCH} reviews (default: %(default)s)")
+    add("--reward-pairs", type=int, default=12000, help="pairs to learn from (default: %(default)s)")
+    options = parser.parse_args()
+    rng = random.Random(SEED)
+    torch.manual_seed(SEED)
+    torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     disable_progress_bar()  # transformers' own, for saving
     train_prompts, eval_prompts = sample_prompts(rng)
@@ -268,13 +257,7 @@ def main() -> None:
         [(prompt, grammar.sample_response(prompt, rng)) for prompt in (fresh_prompt() for _ in range(BATCH))]
         for _ in track(range(options.policy_steps), "Writing reviews  ")
     ]
-    train(
-        policy,
-        corpus,
-        lambda rows: response_loss(policy, tokenizer, rows),
-        learning_rate=3e-3,
-        title="Training policy  ",
-    )
+    train(policy, corpus, partial(response_loss, policy, tokenizer), learning_rate=3e-3, title="Training policy  ")
     written = [(prompt, grammar.sample_response(prompt, rng)) for prompt in eval_prompts * 4]
     with torch.no_grad():
         losses = {"train": corpus[-1], "held_out": written}
@@ -284,25 +267,18 @@ def main() -> None:
     own_prompts = [train_prompts[i % TRAIN_PROMPTS] for i in range(options.reward_pairs // 2)]
     own, _ = sample_policy(policy, tokenizer, [p for p in own_prompts for _ in range(2)], "Sampling pairs   ")
     rows = list(zip(own_prompts, own[::2], own[1::2], strict=True))
-    noise = {"sharpness": options.sharpness, "flips": options.flips}
-    preferences = judge(rows, rng, **noise, spoilt_share=0.0)[:PREFERENCES]
+    preferences = judge(rows, rng, spoilt_share=0.0)[:PREFERENCES]
     for prompt in (fresh_prompt() for _ in range(options.reward_pairs // 2)):
         left, right = (grammar.sample_response(prompt, rng, rng.gauss(0.0, 1.5)) for _ in range(2))
         rows.append((prompt, left, right))
     rng.shuffle(rows)
-    pairs = judge(rows, rng, **noise, spoilt_share=SPOILT_SHARE)
+    pairs = judge(rows, rng, spoilt_share=SPOILT_SHARE)
 
     # Reward model
     reward = LlamaForSequenceClassification(build_config(tokenizer, num_labels=1))
     reward.model.load_state_dict(policy.model.state_dict())
     batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)] * 2
-    train(
-        reward,
-        batches,
-        lambda batch: pair_loss(reward, tokenizer, batch),
-        learning_rate=1e-3,
-        title="Training reward  ",
-    )
+    train(reward, batches, partial(pair_loss, reward, tokenizer), learning_rate=1e-3, title="Training reward  ")
 
     # Measurements, on held-out prompts
     asked = eval_prompts * 8
@@ -313,8 +289,8 @@ def main() -> None:
     scores = score(reward, tokenizer, asked, answers)
     exact = grammar.sentiment(asked, answers)
     tests = [(p, a, b) for p, a, b in zip(asked[: len(asked) // 2], answers, answers[len(asked) // 2 :], strict=False)]
-    own_pairs = judge(tests[:HELD_OUT_PAIRS], rng, **noise, spoilt_share=0.0)
-    spoilt_pairs = judge(tests[:HELD_OUT_PAIRS], rng, **noise, spoilt_share=1.0)
+    own_pairs = judge(tests[:HELD_OUT_PAIRS], rng, spoilt_share=0.0)
+    spoilt_pairs = judge(tests[:HELD_OUT_PAIRS], rng, spoilt_share=1.0)
     accuracy = pair_accuracy(reward, tokenizer, own_pairs)
     grammar_exact = grammar.sentiment([p for p, _ in written], [r for _, r in written])
     measured = {
@@ -349,16 +325,20 @@ def main() -> None:
     write_jsonl(options.output / "eval_prompts.jsonl", [{"prompt": prompt} for prompt in eval_prompts])
     write_jsonl(options.output / "preferences.jsonl", [vars(pair) for pair in preferences])
     build = {
-        "settings": {name: value for name, value in vars(options).items() if name != "output"},
+        "settings": {
+            "seed": SEED,
+            "policy_steps": options.policy_steps,
+            "reward_pairs": options.reward_pairs,
+            "sharpness": SHARPNESS,
+            "flips": FLIPS,
+            "threads": THREADS,
+        },
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "measured": {name: round(value, 4) for name, value in measured.items()},
     }
-    (options.output / "build.json").write_text(json.dumps(build, indent=2) + "\n", encoding="utf-8")
-
-    table = Table("measured", "value", title="reviews")
-    for name, value in measured.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
-    Console().print(table)
+    text = json.dumps(build, indent=2)
+    (options.output / "build.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":
