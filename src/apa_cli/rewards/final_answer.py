@@ -19,16 +19,23 @@ RULE = r"the last \boxed{…} or ####, without either the last number"  # for pe
 LONGEST = 256  # characters of an answer
 
 _PLAIN = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
+_GROUPED = r"[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])"
 _SIGN, _CURRENCY = r"(?:(?<![)\]}])[-+])?", r"(?:\\?[$€£¥₹]\s?)?"
 _NUMBER = re.compile(
-    rf"(?<![\w^])(?<![\^_]\{{)(?P<sign>{_SIGN}{_CURRENCY}{_SIGN})"
-    r"(?:(?P<unclear>[0-9]{1,3}(?: [0-9]{3})+(?![0-9/])|(?![0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9]))[0-9]+(?:,[0-9]+)+)"
-    rf"|(?:(?P<whole>[0-9]+)\s*(?:\\ )?)?\\[dt]?frac(?:\{{\s*(?P<a>-?{_PLAIN})\s*\}}\s*\{{\s*(?P<b>{_PLAIN})\s*\}}"
-    rf"|(?P<c>[0-9])\s*(?P<d>[0-9])(?![0-9]))"
-    rf"|(?:(?P<ones>[0-9]+)[ ])?(?P<e>{_PLAIN})\s*/\s*(?P<f>{_PLAIN})"
-    rf"|(?P<plain>{_PLAIN})"
-    r"(?:\s*(?:\\times|\\cdot|[×x*])\s*10\s*(?:\^|\*\*)\s*\{?(?P<ten>[-+]?[0-9]{1,3})\}?|[eE](?P<exp>[-+]?[0-9]{1,3})(?!\w)"
-    r"|\s*(?:\^|\*\*)\s*\{?(?P<power>-?[0-9]{1,3})\}?)?)"
+    rf"""
+    (?<![\w^]) (?<![\^_]\{{)                    # x2, cm^2, x_{{1}}: no number of its own
+    (?P<sign>{_SIGN}{_CURRENCY}{_SIGN})
+    (?:
+        (?P<unclear>[0-9]{{1,3}}(?:[ ][0-9]{{3}})+(?![0-9/]) | (?!{_GROUPED})[0-9]+(?:,[0-9]+)+)
+      | (?:(?P<whole>[0-9]+)\s*(?:\\[ ])?)? \\[dt]?frac
+        (?: \{{\s*(?P<a>-?{_PLAIN})\s*\}}\s*\{{\s*(?P<b>{_PLAIN})\s*\}} | (?P<c>[0-9])\s*(?P<d>[0-9])(?![0-9]) )
+      | (?:(?P<ones>[0-9]+)[ ])? (?P<e>{_PLAIN})\s*/\s*(?P<f>{_PLAIN})
+      | (?P<plain>{_PLAIN})
+        (?: \s*(?:\\times|\\cdot|[×x*])\s*10\s*(?:\^|\*\*)\s*\{{?(?P<ten>[-+]?[0-9]{{1,3}})\}}?
+          | [eE](?P<exp>[-+]?[0-9]{{1,3}})(?!\w)
+          | \s*(?:\^|\*\*)\s*\{{?(?P<power>-?[0-9]{{1,3}})\}}? )?
+    )""",
+    re.VERBOSE,
 )
 _MARK = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<brace>[{}])|####(?!#)(?=(?P<line>[^\n#]*))", re.DOTALL)
 _TEXT = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{([^{}]*)\}")
@@ -43,9 +50,8 @@ _INSIDE = re.compile(rf"{_FENCE}(?:=\s*)?(?:\\\$)?(.*?)\s*(?:\\?%|[.,;])*{_FENCE
 def final_answer(response: str) -> str | None:
     """A response's answer as LaTeX; None where it has none, or one longer than LONGEST."""
     response = _plain_signs(response.rpartition("</think>")[2])
-    mark = _last_mark(response)
-    if mark is not None:
-        return _short(_expression(mark) or _latex(mark))
+    if (mark := _last_mark(response)) is not None:
+        return _marked(mark)
     last = deque(_NUMBER.finditer(response), maxlen=1)
     return _short(_written(last[0])) if last else None
 
@@ -56,9 +62,11 @@ def right_answer(value: object) -> str | None:
         return None
     text = _plain_signs(str(value))
     mark = _last_mark(text)
-    if mark is not None:
-        return _short(_expression(mark) or _latex(mark))
-    return _short(_expression(text))
+    return _short(_expression(text)) if mark is None else _marked(mark)
+
+
+def _marked(text: str) -> str | None:
+    return _short(_expression(text) or _latex(text))
 
 
 def _last_mark(text: str) -> str | None:

@@ -20,7 +20,7 @@ from apa_cli.rewards.math_verifier import Verifier
 from apa_cli.rewards.record import FinishedResponses, Scored
 
 UNREADABLE = "unreadable"  # reward/unreadable: share of the responses without an answer that can be read
-_CHECKED = 10_000  # different right answers that are no plain numbers, of which each takes some milliseconds
+_CHECKED = 2_000  # different right answers that are no plain numbers, of which each takes some milliseconds
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
 _REMEDY = r"give the answer alone, or mark it with \boxed{…} or #### …"
 _log = logging.getLogger(__name__)
