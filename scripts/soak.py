@@ -23,7 +23,7 @@ from random import Random
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "faults")]
 
-from runs import SMALL, VARIANTS, ForkServer, Kills, assert_same_run, kill_until_done  # noqa: E402
+from runs import SMALL, VARIANTS, Kills, Runs, assert_same_run, kill_until_done  # noqa: E402
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -35,11 +35,8 @@ def main() -> int:
     arguments = parser.parse_args()
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="apa_soak_") as place:
-        server = ForkServer(Path(place) / "output.txt")
-        try:
-            kills, runs, different = soak(server, Path(place), arguments.kills, Random(arguments.seed))
-        finally:
-            server.close()
+        server = Runs(Path(place) / "output.txt")
+        kills, runs, different = soak(server, Path(place), arguments.kills, Random(arguments.seed))
     for line in different:
         print(line)
     minutes = (time.perf_counter() - started) / 60
@@ -51,7 +48,7 @@ def main() -> int:
     return int(bool(different))
 
 
-def soak(server: ForkServer, place: Path, limit: int, draw: Random) -> tuple[Kills, int, list[str]]:
+def soak(server: Runs, place: Path, limit: int, draw: Random) -> tuple[Kills, int, list[str]]:
     """(kills, runs, what differs). Progress goes to stderr."""
     references, seconds = {}, 0.0
     for number, (name, overrides) in enumerate(VARIANTS.items()):

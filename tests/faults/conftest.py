@@ -1,4 +1,4 @@
-"""A fork server and, for each variant, a run that nothing interrupted."""
+"""Runs in processes of their own and, for each variant, a run that nothing interrupted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # runs.py is imported by its name
 
-from runs import SMALL, VARIANTS, ForkServer
+from runs import SMALL, VARIANTS, Runs
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    server = ForkServer(tmp_path_factory.mktemp("output") / "output.txt")
-    yield server
-    server.close()
+    output = tmp_path_factory.mktemp("output") / "output.txt"
+    output.touch()
+    return Runs(output)
 
 
 @pytest.fixture(scope="session")

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from command import ROOT, environment
+from command import ROOT, SERVER
 from safetensors.numpy import load_file
 
 from apa_cli.assets.resolve import resolve_path
@@ -70,67 +65,25 @@ VARIANTS = {
 FAULT_POINTS = 120  # about as many as a whole run of these passes
 
 
-class ForkServer:
-    def __init__(self, output: Path) -> None:
-        self.output = output
-        output.touch()
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-        assert self._line() == "ready"
+@dataclass
+class Runs:
+    """Runs of apa-train in processes of their own, whose output piles up in one file."""
 
-    def run(
-        self,
-        folder: Path,
-        *overrides: str,
-        kill_after: float | None = None,
-        kill_with: int = signal.SIGKILL,
-        die_at: int | None = None,
-        terminate_at: int | None = None,
-        terminate_with: int = signal.SIGTERM,
-        variables: dict[str, str] | None = None,
-        pictures: bool = False,
-    ) -> int:
+    output: Path
+
+    def run(self, folder: Path, *overrides: str, pictures: bool = False, **asked: Any) -> int:
         """Exit code of `apa-train output_dir=FOLDER OVERRIDES`; -9 where it was killed.
 
         kill_after: SIGKILL, or `kill_with`, from outside after so many seconds.
         die_at: by itself, at so many-th fault point.
         terminate_at: SIGTERM, or `terminate_with`, in its so many-th minibatch.
         """
-        named = dict(variables or {})
-        if die_at is not None:
-            named["APA_CLI_DIE_AT"] = str(die_at)
-        request = {
-            "arguments": [f"output_dir={folder}", *overrides],
-            "environment": named,
-            "output": str(self.output),
-            "terminate_at": terminate_at,
-            "terminate_with": int(terminate_with),
-            "pictures": pictures,
-        }
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        pid = int(self._line())
-        if kill_after is not None:
-            time.sleep(kill_after)
-            with contextlib.suppress(ProcessLookupError):  # it was faster
-                os.kill(pid, kill_with)
-        return int(self._line())
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def _line(self) -> str:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        assert line, f"the fork server is gone; see {self.output}"
-        return line
+        variables = dict(asked.pop("variables", {}))
+        if (point := asked.pop("die_at", None)) is not None:
+            variables["APA_CLI_DIE_AT"] = str(point)
+        asked = {"terminate_with": signal.SIGTERM, **asked, "pictures": pictures, "variables": variables}
+        words = [f"output_dir={folder}", *overrides]
+        return SERVER.run("apa-train", words, output=self.output, errors=self.output, **asked)
 
 
 @dataclass
@@ -144,7 +97,7 @@ class Kills:
 
 
 def kill_until_done(
-    server: ForkServer,
+    server: Runs,
     folder: Path,
     overrides: Sequence[str],
     draw: Random,

@@ -120,18 +120,6 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, uninte
     assert_same_run(folder, uninterrupted("apa"))
 
 
-def test_without_any_whole_checkpoint_the_run_is_left_as_it_is(server, tmp_path):
-    folder = tmp_path / "run"
-    assert server.run(folder, *SMALL, terminate_at=6) == 130
-    for checkpoint in (folder / "checkpoints").glob("iter_*"):
-        (checkpoint / "manifest.json").unlink()
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    start = len(server.output.read_text())
-    assert server.run(folder, *SMALL, "resume=auto") == 2
-    assert "run has no whole checkpoint to go on from: iter_000001" in server.output.read_text()[start:]
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-
 def test_a_run_is_copied_and_goes_on(server, uninterrupted, tmp_path):
     """`scp -r` makes a folder of a link; a file manager leaves a file of its own."""
     folder = tmp_path / "copied"

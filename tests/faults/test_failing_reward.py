@@ -12,7 +12,7 @@ HEAD = "calls = 0\n\n\ndef reward(prompts, responses):\n    global calls\n    ca
 FINE = "    return [float(len(response)) for response in responses]\n"
 
 
-def run_with(tmp_path: Path, body: str, *overrides: str, timeout: float = 120) -> Finished:
+def run_with(tmp_path: Path, body: str, *overrides: str, fresh: bool = False) -> Finished:
     """Two iterations of the built-in policy; the second call does what `body` says."""
     file = tmp_path / "mine.py"
     file.write_text(f"{HEAD}    if calls == 2:\n        {body}\n{FINE}", encoding="utf-8")
@@ -22,7 +22,7 @@ def run_with(tmp_path: Path, body: str, *overrides: str, timeout: float = 120) -
         *("generation.max_new_tokens=8", "tracking.wandb.mode=disabled", "reward.kind=function"),
         f"reward.function={file}:reward",
         *overrides,
-        timeout=timeout,
+        fresh=fresh,
     )
 
 
@@ -62,7 +62,7 @@ def test_a_hang_ends_the_process_even_with_threads_of_its_own(tmp_path: Path):
     """At exit Python would wait for the threads of a pool."""
     hang = "import concurrent.futures, time; list(concurrent.futures.ThreadPoolExecutor(2).map(time.sleep, [600, 600]))"
     began = time.monotonic()
-    run = run_with(tmp_path, hang, "reward.timeout_seconds=2")
+    run = run_with(tmp_path, hang, "reward.timeout_seconds=2", fresh=True)
     assert time.monotonic() - began < 100
     assert run.code == 2
     (line,) = lines_of(run)

@@ -24,7 +24,7 @@ def reward(prompts, responses):
 
 @pytest.mark.parametrize(
     ("minibatch", "variant"),
-    [*((6, variant) for variant in VARIANTS), *((n, v) for n in (1, 12) for v in ("apa", "ppo with adaptive β, LoRA"))],
+    [*((6, variant) for variant in VARIANTS), (1, "apa"), (12, "ppo with adaptive β, LoRA")],
 )
 def test_a_signal_in_an_update_is_resumed_inside_it(server, uninterrupted, tmp_path, variant, minibatch):
     """Iterations have 4 minibatches in 2 passes: the 6th is in the middle of a pass, the 12th ends an update."""
@@ -52,7 +52,7 @@ def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> 
         time.sleep(0.01)
 
 
-def test_a_slurm_preemption(uninterrupted, tmp_path):
+def test_a_slurm_preemption(server, uninterrupted, tmp_path):
     """Slurm sends SIGCONT and SIGTERM to every process of the job, SIGKILL after its grace time, and requeues it."""
     folder = tmp_path / "run"
     process = start(folder, "checkpoint.every=0", "resume=auto")  # the very line of the batch script
@@ -65,9 +65,7 @@ def test_a_slurm_preemption(uninterrupted, tmp_path):
     assert output.splitlines()[-1] == "apa-train: interrupted"
     assert "go on with resume=" in output
     assert (latest(folder) / "manifest.json").is_file()
-    again = start(folder, "checkpoint.every=0", "resume=auto")
-    output, _ = again.communicate(timeout=240)
-    assert again.returncode == 0, output
+    assert server.run(folder, *SMALL, "checkpoint.every=0", "resume=auto") == 0, server.output.read_text()[-2000:]
     assert metrics(folder) == metrics(uninterrupted("apa"))
 
 
@@ -91,8 +89,7 @@ def test_a_signal_does_not_wait_for_a_reward_function_that_hangs(tmp_path):
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("hangs", [False, True])
+@pytest.mark.parametrize(("number", "hangs"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
 def test_an_evaluation_ends_at_a_signal_and_writes_nothing(tmp_path, number, hangs):
     body = "re.fullmatch('(a+)+b', 'a' * 60)" if hangs else "time.sleep(600)"
     begun = "import pathlib, re, time\ndef reward(prompts, responses):\n    pathlib.Path('begun').touch(); "

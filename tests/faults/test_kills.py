@@ -12,10 +12,10 @@ from tensorboard_file import expected, shown
 
 from apa_cli.tracking.metrics import read_metrics
 
-KILLS = 20
+KILLS = 12
 
 
-def test_twenty_kills_change_nothing(server, uninterrupted, tmp_path):
+def test_a_dozen_kills_change_nothing(server, uninterrupted, tmp_path):
     draw, kills, compared = Random(20), Kills(), 0
     started = time.perf_counter()
     uninterrupted("apa")
@@ -29,13 +29,13 @@ def test_twenty_kills_change_nothing(server, uninterrupted, tmp_path):
         assert_same_run(folder, uninterrupted(variant))
         shutil.rmtree(folder)
         compared += 1
-    assert kills.at_fault_points > 3
-    assert kills.at_random_moments > 3
+    assert kills.at_fault_points > 2
+    assert kills.at_random_moments > 2
 
 
-@pytest.mark.parametrize("point", range(3, 40, 5))
+@pytest.mark.parametrize("point", range(3, 40, 9))
 def test_death_at_a_write_or_a_rename(server, uninterrupted, tmp_path, point):
-    """Settings, the first and the second checkpoint: every fifth of their fault points."""
+    """Settings, the first and the second checkpoint: every ninth of their fault points."""
     folder = tmp_path / "run"
     assert server.run(folder, *SMALL, die_at=point) == -9
     if (folder / "checkpoints" / "latest").exists():  # never at a partial one

@@ -52,6 +52,7 @@ def test_resident_size_stays(tmp_path: Path):
         "device=cpu",
         cwd=tmp_path,
         timeout=600,
+        pictures=True,
     )
     assert done.code == 0, done.errors
     assert len(done.metrics) == ITERATIONS

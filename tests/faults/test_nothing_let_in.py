@@ -306,17 +306,6 @@ def test_yaml_runs_nothing(text, marker, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["python tags", "a callback of Hydra", "a launcher of Hydra", "a logging handler"])
-def test_the_command_runs_nothing_from_yaml_either(name, marker, tmp_path):
-    file = tmp_path / "mine.yaml"
-    file.write_text(YAML[name].replace("MARKER", str(marker)) + "\n")
-    run = apa_train(tmp_path / "run", f"config={file}", cwd=tmp_path)
-    assert run.code == 2
-    assert "Traceback" not in run.errors
-    assert len(run.errors.splitlines()) == 1
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.parametrize("mode", [("--cfg", "job"), ("--info",), ("-m", "seed=0,1"), ("-m", "hydra.sweep.dir=x")])
 def test_no_mode_of_the_command_runs_a_callback(mode, marker, tmp_path):
     file = tmp_path / "mine.yaml"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command import environment
+from command import Finished, run_command
 from safetensors.torch import load_file
 from tiny_models import TEXTS
 
@@ -28,17 +26,9 @@ def put_into_cache(cache: Path, name: str, folders: dict[str, Path], main: str) 
     (place / "refs" / "main").write_text(main)
 
 
-def start(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, *arguments: str) -> Finished:
     """apa-train in this folder, with the cache beside it in place of the Hub."""
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "apa-train"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        timeout=300,
-        env=environment(HF_HUB_CACHE=str(folder / "cache")),
-    )
+    return run_command("apa-train", *arguments, cwd=folder, HF_HUB_CACHE=str(folder / "cache"))
 
 
 SMALL = (
@@ -48,50 +38,52 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("pinned", [None, OLD])
-def test_commits_are_recorded_and_stay_when_the_run_goes_on(tmp_path: Path, policy_dir, reward_dir, pinned):
-    cache = tmp_path / "cache"
-    policies = {OLD: policy_dir(seed=11), NEW: policy_dir(seed=12)}
-    put_into_cache(cache, "somebody/policy", policies, NEW)
-    put_into_cache(cache, "somebody/reward", {REWARD: reward_dir}, REWARD)
+@pytest.fixture
+def place(tmp_path: Path, policy_dir, reward_dir) -> Path:
+    put_into_cache(tmp_path / "cache", "somebody/policy", {OLD: policy_dir(seed=11), NEW: policy_dir(seed=12)}, NEW)
+    put_into_cache(tmp_path / "cache", "somebody/reward", {REWARD: reward_dir}, REWARD)
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS * 4))
-
-    first = start(tmp_path, *SMALL, *([f"policy.revision={pinned}"] if pinned else []))
-    assert first.returncode == 0, first.stderr
-    expected = {"policy_commit": pinned or NEW, "value_commit": pinned or NEW, "reference_commit": pinned or NEW}
-    expected["reward_commit"] = REWARD
-    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
-    assert {name: value for name, value in versions.items() if name.endswith("_commit")} == expected
-    ran, name = load_file(tmp_path / "run/final/model.safetensors"), "gpt_neox.embed_in.weight"
-    original = load_file(policies[pinned or NEW] / "model.safetensors")
-    assert (ran[name] - original[name]).abs().max() < 1e-6  # a step of 1e-9 from the revision that was asked for
-
-    second = start(tmp_path, "resume=run", "training.iterations=2")
-    assert second.returncode == 0, second.stderr
-    assert "not the versions" not in second.stderr
-    assert json.loads((tmp_path / "run" / "versions.json").read_text()) == versions
-
-    (cache / "models--somebody--policy" / "refs" / "main").write_text(OLD)  # somebody pushed
-    third = start(tmp_path, "resume=run", "training.iterations=3")
-    if pinned:
-        assert third.returncode == 0, third.stderr
-    else:
-        assert third.returncode == 2
-        assert f"changed under the same path since the run began: reference_commit {NEW} → {OLD}; " in third.stderr
+    return tmp_path
 
 
-def test_each_model_has_a_revision_of_its_own(tmp_path: Path, policy_dir, reward_dir):
-    cache = tmp_path / "cache"
-    put_into_cache(cache, "somebody/policy", {OLD: policy_dir(seed=11), NEW: policy_dir(seed=12)}, NEW)
-    put_into_cache(cache, "somebody/reward", {REWARD: reward_dir}, REWARD)
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in TEXTS * 4))
-    others = ["reference.path=somebody/policy", "value.path=somebody/policy"]
-    pinned = [f"reference.revision={OLD}", f"value.revision={OLD}"]
-    done = start(tmp_path, *SMALL, *others, *pinned)
-    assert done.returncode == 0, done.stderr
-    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
-    expected = {"policy_commit": NEW, "reference_commit": OLD, "value_commit": OLD, "reward_commit": REWARD}
-    assert {name: value for name, value in versions.items() if name.endswith("_commit")} == expected
+def commits(place: Path) -> dict[str, str]:
+    versions = json.loads((place / "run" / "versions.json").read_text())
+    return {name.removesuffix("_commit"): value for name, value in versions.items() if name.endswith("_commit")}
+
+
+def push(place: Path) -> None:
+    (place / "cache" / "models--somebody--policy" / "refs" / "main").write_text(OLD)
+
+
+def test_commits_are_recorded_and_a_push_is_noticed(place: Path):
+    first = start(place, *SMALL)
+    assert first.code == 0, first.errors
+    recorded = {"policy": NEW, "value": NEW, "reference": NEW, "reward": REWARD}
+    assert commits(place) == recorded
+    ran, name = load_file(place / "run/final/model.safetensors"), "gpt_neox.embed_in.weight"
+    original = load_file(place / f"cache/models--somebody--policy/snapshots/{NEW}/model.safetensors")
+    assert (ran[name] - original[name]).abs().max() < 1e-6  # a step of 1e-9
+
+    second = start(place, "resume=run", "training.iterations=2")
+    assert second.code == 0, second.errors
+    assert "not the versions" not in second.errors
+    assert commits(place) == recorded
+
+    push(place)
+    third = start(place, "resume=run", "training.iterations=3")
+    assert third.code == 2
+    assert f"changed under the same path since the run began: reference_commit {NEW} → {OLD}; " in third.errors
+
+
+def test_each_model_has_a_revision_of_its_own_and_a_push_changes_no_pinned_run(place: Path):
+    names = ("policy", "reference", "value")
+    pinned = [f"{name}.revision={commit}" for name, commit in zip(names, (NEW, OLD, OLD), strict=True)]
+    done = start(place, *SMALL, "reference.path=somebody/policy", "value.path=somebody/policy", *pinned)
+    assert done.code == 0, done.errors
+    assert commits(place) == {"policy": NEW, "reference": OLD, "value": OLD, "reward": REWARD}
+    push(place)
+    again = start(place, "resume=run", "training.iterations=2")
+    assert again.code == 0, again.errors
 
 
 def test_an_adapters_revision_is_asked_for(monkeypatch: pytest.MonkeyPatch, adapter_dir):

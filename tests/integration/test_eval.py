@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import Finished, apa_train, environment
+from command import Finished, apa_train, run_command
 from wandb_file import read_records
 
 from apa_cli.commands.eval import main
@@ -23,9 +21,6 @@ SMALL = ("rollout.batch_size=16", "training.minibatch_size=8", "training.iterati
 FEW = "evaluation.prompts=6"
 
 REWARDS = """
-def raises(prompts, responses):
-    raise ZeroDivisionError("no such thing")
-
 def not_a_number(prompts, responses):
     return [float("nan")] * len(responses)
 
@@ -36,13 +31,9 @@ def too_few(prompts, responses):
 
 def apa_eval(*arguments: str, cwd: Path | None = None, code: int = 0) -> Finished:
     """`apa-eval ARGUMENTS` in a process of its own, which is to end with `code`."""
-    done = subprocess.run(
-        [str(Path(sys.executable).parent / "apa-eval"), *arguments],
-        capture_output=True, text=True, check=False, cwd=cwd, timeout=120, encoding="utf-8",
-        env=environment(NO_PROXY="127.0.0.1"),
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return Finished(code=done.returncode, output=done.stdout, errors=done.stderr, folder=cwd or Path())
+    done = run_command("apa-eval", *arguments, cwd=cwd, NO_PROXY="127.0.0.1")
+    assert done.code == code, done.errors
+    return done
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
@@ -270,34 +261,6 @@ def test_an_endpoint_judges_too(full_run: Path, endpoint: str, tmp_path: Path):
     assert rates == pytest.approx([wins / 10, (10 - wins - losses) / 10, losses / 10])
     assert (policy["judge"]["judged"], policy["judge"]["wins"], policy["judge"]["requests"]) == (10, wins, 20)
     assert "Endpoint judge on iter_000002: m, 10 of 10 pairs judged" in finished.output
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ("checkpoint=RUN/checkpoints/iter_000009", "checkpoint: no folder"),
-        ("checkpoint=RUN/checkpoints/.iter_000006.partial", "was never finished"),
-        ("checkpoint=RUN/plots", "neither a run nor a model"),
-        ("checkpoint=RUN evaluation.reward.function=rewards.py:raises", "raised ZeroDivisionError: no such thing"),
-        (
-            "checkpoint=RUN evaluation.judge.base_url=http://127.0.0.1:9/v1 evaluation.judge.model=m "
-            "evaluation.judge.retries=0",
-            "evaluation.judge.base_url",
-        ),
-    ],
-)
-def test_bad_input_is_one_line_and_touches_nothing(full_run: Path, tmp_path: Path, arguments: str, said: str):
-    (full_run / "checkpoints" / ".iter_000006.partial").mkdir(exist_ok=True)
-    (tmp_path / "rewards.py").write_text(REWARDS, encoding="utf-8")
-    before = contents(full_run)
-    given = [argument.replace("RUN", str(full_run)) for argument in arguments.split()]
-    finished = apa_eval(*given, FEW, cwd=tmp_path, code=2)
-    assert finished.errors.count("\n") == 1, finished.errors
-    assert finished.errors.startswith("apa-eval: error: ")
-    assert said in finished.errors
-    assert finished.output == ""
-    assert contents(full_run) == before
-    assert {path.name for path in tmp_path.iterdir()} <= {"rewards.py", "__pycache__"}
 
 
 @pytest.mark.parametrize(

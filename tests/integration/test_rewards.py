@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command import apa_train, environment
+from command import apa_train, run_command
 from tiny_models import make_tokenizer, save_policy
 
 SMALL = (
@@ -65,10 +63,9 @@ def test_by_name_everywhere(tmp_path: Path, functions: Path):
     assert "less 0.05 a token beyond 10" in report
     assert json.loads((run.folder / "summary.json").read_text())["after"]["parts"].keys() == weights.keys()
 
-    command = [str(Path(sys.executable).parent / "apa-eval"), f"checkpoint={run.folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment())
-    assert done.returncode == 0, done.stderr
-    assert "training reward, letters" in done.stdout
+    done = run_command("apa-eval", f"checkpoint={run.folder}")
+    assert done.code == 0, done.errors
+    assert "training reward, letters" in done.output
 
     more = apa_train(run.folder, f"resume={run.folder}", "training.iterations=3", "reward.components.form.weight=1")
     assert more.code == 2

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT, environment
+from command import ROOT, Finished, run_command
 from reward_server import Answer, lengths, serving
 from wandb_server import wandb_server
 
@@ -34,22 +32,15 @@ QUICK = (
 )
 
 
-def run(command: str, *arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [str(Path(sys.executable).parent / command), *arguments],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        timeout=300,
-        env={**environment(), **PLANTED, **variables},
-    )
+def run(command: str, *arguments: str, cwd: Path, **variables: str) -> Finished:
+    return run_command(command, *arguments, cwd=cwd, pictures=True, **PLANTED, **variables)
 
 
-def assert_clean(folder: Path, *finished: subprocess.CompletedProcess[bytes]) -> None:
+def assert_clean(folder: Path, *finished: Finished) -> None:
     places = {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     places |= {f"name of {path}": os.fsencode(path) for path in folder.rglob("*")}
     for number, done in enumerate(finished):
-        places |= {f"stdout of {number}": done.stdout, f"stderr of {number}": done.stderr}
+        places |= {f"stdout of {number}": done.output.encode(), f"stderr of {number}": done.errors.encode()}
     leaks = [(place, secret) for place, content in places.items() for secret in SECRETS if secret.encode() in content]
     assert not leaks
 
@@ -100,11 +91,11 @@ def test_a_whole_run_its_evaluation_and_its_report(tmp_path: Path, cwd: Path, pr
         "checkpoint.every=1",
         cwd=cwd,
     )
-    assert trained.returncode == 0, trained.stderr
+    assert trained.code == 0, trained.errors
     judged = run("apa-eval", f"checkpoint={out}/run", "evaluation.prompts=4", f'data.path="{prompts}"', cwd=cwd)
-    assert judged.returncode == 0, judged.stderr
+    assert judged.code == 0, judged.errors
     reported = run("apa-report", f"{out}/run", "-o", f"{out}/report", cwd=cwd)
-    assert reported.returncode == 0, reported.stderr
+    assert reported.code == 0, reported.errors
     assert "***" in (out / "run" / "config.yaml").read_text()
     assert "***" in (out / "run" / "final" / "README.md").read_text()
     assert list(out.rglob("*.wandb"))
@@ -123,8 +114,8 @@ def test_a_reward_whose_error_tells_everything(tmp_path: Path, cwd: Path, prompt
         cwd=cwd,
         HYDRA_FULL_ERROR=full,
     )
-    assert done.returncode == 2, done.stderr
-    assert b"raised PermissionError: 401: ***" in done.stderr
+    assert done.code == 2, done.errors
+    assert "raised PermissionError: 401: ***" in done.errors
     assert b"401: ***" in (out / "run" / "run.log").read_bytes()
     assert_clean(out, done)
 
@@ -142,7 +133,7 @@ def test_a_sweep_with_a_failing_member(tmp_path: Path, cwd: Path, prompts: str):
         "tracking.wandb.mode=disabled",
         cwd=cwd,
     )
-    assert done.returncode == 2, done.stderr
+    assert done.code == 2, done.errors
     assert (out / "sweep" / "sweep.md").is_file()
     assert_clean(out, done)
 
@@ -159,7 +150,7 @@ def test_online_wandb_gets_its_key_and_nothing_else(tmp_path: Path, cwd: Path, p
             cwd=cwd,
             WANDB_BASE_URL=server.url,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.code == 0, done.errors
         assert server.runs()
         sent = b"\n".join(path.encode() + body for _, path, body in server.requests)
     assert b"***" in sent  # the configuration, without the address's password
@@ -185,7 +176,7 @@ def test_what_is_refused_does_not_repeat_it(tmp_path: Path, cwd: Path, wrong: st
     out.mkdir()
     quick = (*QUICK, "training.iterations=1", "evaluation.prompts=0", "tracking.wandb.mode=disabled")
     done = run("apa-train", *quick, f"output_dir={out}/run", wrong, cwd=cwd)
-    assert done.returncode == (0 if "revision" in wrong or "project" in wrong else 2), done.stderr
+    assert done.code == (0 if "revision" in wrong or "project" in wrong else 2), done.errors
     assert_clean(out, done)
     shutil.rmtree(out)
 
@@ -197,15 +188,15 @@ def test_a_token_in_the_path_of_a_reward_servers_address(tmp_path: Path, cwd: Pa
         url = f"{server.url}/{PATH_TOKEN}/score"
         served = (*QUICK, "tracking.wandb.mode=offline", "reward=http", f"reward.url={url}")
         trained = run("apa-train", *served, f"output_dir={out}/run", cwd=cwd)
-        assert trained.returncode == 0, trained.stderr
+        assert trained.code == 0, trained.errors
         resumed = run("apa-train", f"resume={out}/run", "training.iterations=3", cwd=cwd)
-        assert resumed.returncode == 2
-        assert b"reward.url: its path is not stored in config.yaml" in resumed.stderr
+        assert resumed.code == 2
+        assert "reward.url: its path is not stored in config.yaml" in resumed.errors
         again = run("apa-train", f"resume={out}/run", "training.iterations=3", f"reward.url={url}", cwd=cwd)
-        assert again.returncode == 0, again.stderr
+        assert again.code == 0, again.errors
         swept = run("apa-train", "-m", *served[:-1], f"reward.url={url},{url}/b", f"output_dir={out}/sweep", cwd=cwd)
-        assert swept.returncode == 0, swept.stderr
+        assert swept.code == 0, swept.errors
     with serving(lambda request: Answer(b"no", status=400)) as server:
         failed = run("apa-train", *served[:-1], f"reward.url={server.url}/{PATH_TOKEN}", f"output_dir={out}/f", cwd=cwd)
-        assert failed.returncode == 2
+        assert failed.code == 2
     assert_clean(out, trained, resumed, again, swept, failed)

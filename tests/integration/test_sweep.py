@@ -57,7 +57,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
     sweep = tmp_path / "sweep"
     functions = f"reward.function={tmp_path}/my.py:broken_until_mended,{tmp_path}/my.py:short"
     command = ("-m", "sweep=joblib", "reward.kind=function", "reward.path=null", functions, *TINY)
-    first = apa_train(sweep, *command)
+    first = apa_train(sweep, *command, fresh=True)
     assert first.code == 2, first.errors
     assert sorted(row["status"] for row in rows(sweep)) == ["failed", "finished"]
     [reason] = [row["reason"] for row in rows(sweep) if row["status"] == "failed"]
@@ -69,7 +69,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
 
     mended.touch()
     before = state(finished)
-    second = apa_train(sweep, *command)
+    second = apa_train(sweep, *command, fresh=True)
     assert (second.code, second.errors) == (0, ""), second.errors
     assert state(finished) == before
     assert second.output.count("finished before, not run again") == 1
@@ -93,7 +93,7 @@ def test_joblib_shares_out_the_cores(tmp_path: Path):
 def test_submitit_runs_members_in_processes_of_its_own(tmp_path: Path):
     plugin("hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
-    done = apa_train(sweep, "-m", "sweep=submitit_local", "policy.path=builtin:reviews/policy,gone", *TINY)
+    done = apa_train(sweep, "-m", "sweep=submitit_local", "policy.path=builtin:reviews/policy,gone", *TINY, fresh=True)
     assert done.code == 2, done.errors
     assert sorted(row["status"] for row in rows(sweep)) == ["failed", "finished"]
     assert done.output.count("policy.path: ") == 1  # its reason has come out of the other process

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command import Finished, apa_train, environment
+from command import Finished, apa_train, run_command
 from hh_data import hh_file
 from tiny_models import make_chat_tokenizer, save_policy, save_reward
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -184,9 +182,8 @@ def test_hh_dialogues_through_both_templates(work: Path):
 
 
 def test_apa_eval_and_the_policy_it_leaves(work: Path, run: Finished):
-    command = [str(Path(sys.executable).parent / "apa-eval"), f"checkpoint={run.folder}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(), timeout=300)
-    assert done.returncode == 0, done.stderr
+    done = run_command("apa-eval", f"checkpoint={run.folder}")
+    assert done.code == 0, done.errors
     page = next(run.folder.rglob("samples.html")).read_text(encoding="utf-8")
     assert "\n\nuser: the " in page
     assert page.count("system: ") >= 3

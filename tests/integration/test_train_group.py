@@ -19,7 +19,7 @@ SMALL = (
 
 def train(folder: Path, *overrides: str) -> Finished:
     words = ("config=reviews_apa_group", *SMALL, "tracking.wandb.mode=disabled", *overrides)
-    done = apa_train(folder, *words)
+    done = apa_train(folder, *words, pictures=True)
     assert done.code == 0, done.errors
     return done
 

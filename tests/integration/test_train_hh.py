@@ -35,7 +35,7 @@ def small_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["full-model", "full-function", "lora-model", "lora-function"])
+@pytest.fixture(scope="module", params=["full-model", "lora-function"])
 def run(request: pytest.FixtureRequest, small_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     weights, reward = request.param.split("-")
     work = tmp_path_factory.mktemp(request.param)
@@ -60,7 +60,7 @@ checkpoint: {{every: 2}}
         overrides += [f"reward.path={small_models / 'reward'}"]
     else:
         overrides += ["reward=function", "reward.function=brief.py:brief"]
-    return apa_train(work / "run", *overrides, cwd=work)
+    return apa_train(work / "run", *overrides, cwd=work, pictures=True)
 
 
 def test_it_ends_well(run: Finished):

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from command import ROOT, Finished, apa_train, environment
+from command import ROOT, Finished, apa_train, run_command
 from hh_data import SAMPLE
 
 from apa_cli.assets.resolve import resolve_path
@@ -105,9 +103,8 @@ def test_a_second_run_reads_them_and_is_the_same(run: Finished, tmp_path: Path):
 
 
 def test_apa_eval_judges_it_like_any_other(run: Finished, tmp_path: Path):
-    command = [str(Path(sys.executable).parent / "apa-eval"), f"checkpoint={run.folder}", f"output_dir={tmp_path}/e"]
-    done = subprocess.run([*command, "device=cpu"], capture_output=True, text=True, env=environment(), check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_command("apa-eval", f"checkpoint={run.folder}", f"output_dir={tmp_path}/e", "device=cpu")
+    assert done.code == 0, done.errors
     (result,) = (tmp_path / "e").rglob("eval.json")
     assert "kl_exact" in result.read_text(encoding="utf-8")
 

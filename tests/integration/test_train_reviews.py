@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,8 +29,7 @@ def test_golden_run(recipe: str, tmp_path: Path):
         assert {name: line[name] for name in GOLDEN_METRICS} == pytest.approx(expected, rel=0.02, abs=0.01)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("backend", ["hf", "static"])
+@pytest.mark.parametrize(("backend", "precision"), [("hf", "bf16"), ("static", "fp32")])
 def test_kl_of_a_policy_that_does_not_move(backend: str, precision: str, tmp_path: Path):
     """Sampler, training pass and reference agree. bf16 rounds each response by some hundredths of a nat."""
     changes = (f"precision={precision}", f"generation.backend={backend}", "optimizer.learning_rate=1e-12")
@@ -43,7 +40,7 @@ def test_kl_of_a_policy_that_does_not_move(backend: str, precision: str, tmp_pat
 
 
 def test_the_end_of_a_run_says_what_happened(tmp_path: Path):
-    run = apa_train(tmp_path / "run", *QUICK)
+    run = apa_train(tmp_path / "run", *QUICK, pictures=True)
     assert run.code == 0, run.errors
     assert run.errors == ""
     for text in ("reward", "separate evaluator", "KL from the start", "entropy", "before", "after", "Pictures"):
@@ -76,60 +73,6 @@ def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path):
     assert again.code == 2
     assert "already holds a run" in again.errors
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize(
-    ("override", "said"),
-    [
-        ("policy.path=no/such/folder", "policy.path: no folder no/such/folder"),
-        ("policy.path=builtin:reviews/polciy", "did you mean builtin:reviews/policy?"),
-        ("reward.path=builtin:reviews/policy", "reward.path: builtin:reviews/policy lacks weights of this model"),
-        ("policy.adapter.target_modules=[nothing] policy.adapter.r=4", "policy.adapter.target_modules:"),
-        ("device=cuda", "device: cuda asked for"),
-        ("generation.max_new_tokens=9999", "data.max_prompt_tokens: the longest prompt and"),
-        (
-            "evaluation.prompts=300 data.eval_path=null data.path=builtin:reviews/eval_prompts.jsonl",
-            "evaluation.prompts",
-        ),
-        ("evaluation.reward.function=apa_cli.assets.grammar:sentment", "has no function sentment"),
-    ],
-)
-def test_what_only_loading_can_tell_is_one_line(override: str, said: str, tmp_path: Path):
-    import torch
-
-    if override == "device=cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU, so the setting is right")
-    run = apa_train(tmp_path / "run", *override.split(), "tracking.wandb.mode=disabled")
-    assert run.code == 2
-    lines = [line for line in run.errors.splitlines() if line.strip()]
-    assert len(lines) == 1, run.errors
-    assert lines[0].startswith("apa-train: error: ")
-    assert said in lines[0]
-    assert not (run.folder / "final").exists()
-
-
-def test_an_interrupt_ends_with_130(tmp_path: Path):
-    command = [
-        str(Path(sys.executable).parent / "apa-train"),
-        f"output_dir={tmp_path / 'run'}",
-        "training.iterations=9999",
-    ]
-    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    try:
-        while not (metrics.exists() and metrics.read_text(encoding="utf-8").count("\n") >= 3):
-            assert time.monotonic() < deadline, "no metrics within two minutes"
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=90)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    saving = "warning: SIGINT: saving and stopping within 25 s (a second signal stops at once)"
-    assert errors == f"{saving}\napa-train: interrupted\n"
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        json.loads(line)
 
 
 def test_a_wheel_works_outside_the_checkout(tmp_path: Path):

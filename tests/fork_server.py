@@ -1,42 +1,46 @@
-"""A process that has imported what apa-train imports, and forks one child for each run that a test asks for.
+"""A process that has imported what the commands import, and forks one child for each command that a test asks for.
 
-Starting Python, torch and transformers anew for every kill would be most of a test's time. A child is a process of its
-own that runs the command's `main`, and can be killed like any other.
+Starting Python, torch and transformers anew would be most of a test's time. A child is a process of its own that runs
+the command's `main` as the installed script does, and can be killed like any other.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
 import sys
 import tempfile
 import traceback
+from pathlib import Path
 from typing import Any
 
 IMPORTED = (
-    "apa_cli.commands.train",
-    "apa_cli.training.run",
-    "transformers.models.gpt_neox.modeling_gpt_neox",
-    "peft",
-    "matplotlib.figure",
+    *("apa_cli.commands.train", "apa_cli.training.run", "apa_cli.commands.eval", "apa_cli.commands.report"),
+    *("transformers.models.gpt_neox.modeling_gpt_neox", "peft", "matplotlib.figure"),
 )
 
 
 def child(request: dict[str, Any]) -> int:
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    from huggingface_hub import constants
+
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+    os.environ.clear()
     os.environ.update(request["environment"])
+    os.chdir(request["cwd"])
     tempfile.tempdir = None  # TMPDIR is asked anew
-    if request["terminate_at"] is not None:
+    constants.HF_HUB_CACHE = os.environ.get("HF_HUB_CACHE", constants.HF_HUB_CACHE)  # was asked at import
+    if request.get("terminate_at") is not None:
         terminate_at(request["terminate_at"], request["terminate_with"])
     if not request["pictures"]:
         leave_out_pictures()
-    from apa_cli.commands.train import main
-
+    folder, program = Path(sys.executable).parent, request["program"]
+    sys.argv, sys.path[0] = [str(folder / program), *request["words"]], str(folder)
     try:
-        return main(request["arguments"])
+        return importlib.import_module(f"apa_cli.commands.{program.removeprefix('apa-')}").main()
     except BaseException:
         traceback.print_exc()
         return 99
@@ -58,7 +62,6 @@ def terminate_at(minibatch: int, number: int) -> None:
 
 
 def leave_out_pictures() -> None:
-    """They are a third of such a small run's time."""
     from apa_cli.tracking import tracker
 
     tracker.draw_run = lambda folder: []
@@ -70,15 +73,15 @@ def serve() -> None:
     torch.set_num_threads(1)
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # children share what nobody writes to
     print("ready", flush=True)
     for line in sys.stdin:
-        request = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            code = child(request)
+            code = child(json.loads(line))
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
+            os._exit(code)  # to tear all of torch down takes two seconds
         print(pid, flush=True)
         _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
