@@ -123,7 +123,7 @@ def set_in(config: TrainConfig, name: str, value: Any) -> None:
     setattr(node, leaf, value)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[*in_a_folder, HealthCheck.filter_too_much])
+@settings(max_examples=15, deadline=None, suppress_health_check=[*in_a_folder, HealthCheck.filter_too_much])
 @given(data=st.data())
 def test_what_is_written_is_read_back(tmp_path: Path, data: st.DataObject):
     config = compose(tmp_path, GIVEN)

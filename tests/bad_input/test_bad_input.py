@@ -31,16 +31,12 @@ FAMILIES = {
 }
 ALL = {f"{family}, {row.name}": row for family, rows in FAMILIES.items() for row in rows}
 
-# Through the real script as well: one of each family, and of each command.
+# Through the real script as well: one of each command, and one that ends the process.
 SAMPLE = (
     "config, a Python tag",
-    "data, a gzip file cut short",
-    "model, code that the folder brings",
     "reward function, exits",
     "evaluation, a manifest that leaves its folder",
     "report, metrics with a broken line",
-    "resume, another learning rate",
-    "environment, output_dir with a name too long",
 )
 
 

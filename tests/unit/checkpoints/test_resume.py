@@ -139,10 +139,12 @@ def test_states_of_another_optimizer_are_refused(policy_dir, tmp_path):
         load_training_state(state, tmp_path)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+ROLES = [(c, s) for c in ("separate", "shared", "adapter", "none") for s in STARTS if (c, s) != ("adapter", "full")]
+
+
 @pytest.mark.parametrize(
-    ("critic", "start"),
-    [(c, s) for c in ("separate", "shared", "adapter", "none") for s in STARTS if (c, s) != ("adapter", "full")],
+    ("objective", "critic", "start"),
+    [*(("ppo", *roles) for roles in ROLES), *((name, "separate", "full") for name in OBJECTIVES if name != "ppo")],
 )
 def test_goes_on_bit_for_bit(policy_dir, adapter_dir, tmp_path, objective, critic, start):
     adapter = {"policy__adapter__path": str(adapter_dir)} if start == "trained" else STARTS[start]
@@ -206,21 +208,6 @@ def test_every_random_state_comes_back(policy_dir, tmp_path):
     draw()
     load_training_state(state, tmp_path)
     assert draw() == expected
-
-
-def test_optimizer_state_is_all_of_it(policy_dir, tmp_path):
-    config = make_config(policy_dir())
-    models, state = begin(config)
-    iterate(config, models, state)
-    save_training_state(state, tmp_path)
-    _other_models, other = begin(config)
-    load_training_state(other, tmp_path)
-    before, after = state.optimizer.state_dict()["state"], other.optimizer.state_dict()["state"]
-    assert before.keys() == after.keys()
-    assert len(before) == len(models.policy.trainable_parameters()) + len(list(models.value.parameters()))
-    for index, entry in before.items():
-        assert entry.keys() == after[index].keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert all(torch.equal(entry[name], after[index][name]) for name in entry)
 
 
 def test_changed_prompts_are_refused(policy_dir, tmp_path):

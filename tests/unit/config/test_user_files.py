@@ -125,22 +125,15 @@ def test_interpolation_reaches_other_keys(workdir: Path):
 BAD_FILES = [
     ("objectiv: {name: ppo}", "mine.yaml: objectiv: unknown key; did you mean objective?"),
     ("training: {iteratons: 3}", "mine.yaml: training.iteratons: unknown key; did you mean training.iterations?"),
-    ("objective.kl_lamda: 3", "mine.yaml: objective.kl_lamda: unknown key; did you mean objective.kl_lambda?"),
     ("objective: ppo", "objective.name: ppo"),
     ("reward: function", "reward.kind: function"),
     ("training:\n  iterations: [", "mine.yaml: line 2: not YAML"),
     ("seed: 1\n  data: 2", "mine.yaml: line 2: not YAML"),
-    ("training: {iterations: many}", "mine.yaml: training.iterations: 'many' is not a whole number"),
     ("- a\n- b", "mine.yaml: not a mapping"),
     ("defaults: reviews_ppo", "mine.yaml: defaults: not a list; write a list, such as `defaults: [reviews_apa]`"),
-    ("defaults: [reviews_pp]", "mine.yaml: defaults: no such recipe: reviews_pp; did you mean reviews_ppo?"),
     ("defaults: [{objectve: ppo}]", "mine.yaml: defaults: no group 'objectve'; did you mean objective?"),
-    ("defaults: [{objective: pp0}]", "objective=pp0: no such choice; did you mean ppo?"),
-    ("defaults: [mine.yaml]", "mine.yaml: defaults: the file extends itself"),
     ("defaults: [other.yaml]", "config=other.yaml: no such file"),
-    ("policy: {path: '${nope}'}", "policy.path: Interpolation key 'nope' not found"),
     ("policy: {path: '${nope'}", "mine.yaml: policy.path"),
-    ("seed: 1\nobjective.name: ppo\nobjective: {name: awr}", "mine.yaml: objective: set twice"),
     ("hydra: {mode: MULTIRUN}", "hydra.mode: set in a file, where it does not start a sweep; leave it out, and add -m"),
     ("reward: {_target_: os.system}", "mine.yaml: reward._target_: unknown key"),
 ]
@@ -153,13 +146,6 @@ def test_what_is_wrong_in_a_file_names_the_file(workdir: Path, text: str, line: 
         compose_train(["config=mine.yaml"])
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_files_in_a_circle(workdir: Path):
-    write(workdir / "a.yaml", "defaults: [b.yaml]\n")
-    write(workdir / "b.yaml", "defaults: [a.yaml]\n")
-    with pytest.raises(UserError, match="in a circle"):
-        compose_train(["config=a.yaml"])
 
 
 def test_a_name_that_is_a_file_here(workdir: Path):

@@ -81,22 +81,16 @@ def test_empty_files_have_no_rows(tmp_path, name, content):
 
 
 BROKEN = [
-    ("a.jsonl", '{"prompt": "a"}\n{"prompt": oops}\n', ["prompts, line 2", "not JSON", "column 12"]),
     ("a.jsonl", '{"prompt": "a"}\n["b"]\n', ["prompts, line 2", "is a list, not an object"]),
     ("a.jsonl", '[{"prompt": "a"}]', ["prompts", "JSON array", ".json"]),
-    ("a.jsonl", '{"a": ' + "[" * 200_000, ["prompts, line 1", "JSON"]),
     ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9t\xe9"}\n', ["prompts, line 2", "not UTF-8 (byte 0xe9)", "UTF-8"]),
     ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), ["prompts, line 1", "not UTF-8"]),
     ("a.jsonl", gzip.compress(b'{"prompt": "a"}'), ["prompts", "compressed with gzip", "add .gz"]),
     ("a.json", '[{"prompt": "a"},\n {"prompt": ]', ["prompts", "not JSON", "line 2, column 13"]),
     ("a.json", '[{"prompt": "a"}, 3]', ["prompts, entry 2", "is a number, not an object"]),
     ("lines.json", '{"prompt": "a"}\n{"prompt": \n', ["prompts, line 2", "not JSON"]),
-    ("a.csv", 'prompt,n\na,1\n"b,2\n', ["prompts, line 3", "malformed", "quotes"]),
-    ("a.csv", "prompt,n\na,1\nb,2,3\n", ["prompts, row 2", "3 fields", "the header 2", "line 3"]),
     ("a.csv", "prompt;n\na;1\n", ["prompts", "';'", "use commas"]),
     ("a.csv", "prompt,prompt\na,b\n", ["prompts", "two columns named 'prompt'"]),
-    ("a.parquet", "junk", ["prompts", "not a readable Parquet file"]),
-    ("a.pkl", "junk", ["prompts", "kind of file", ".jsonl .json .csv .tsv .txt .parquet"]),
 ]
 
 

@@ -93,16 +93,6 @@ def test_system_prompts_come_from_the_dialogue_then_the_row_then_the_setting():
     assert [len(row.messages) for row in parsed] == [2, 2, 2]
 
 
-@pytest.mark.parametrize(
-    ("row", "format"), [({"prompt": "a"}, "auto"), ({"chosen": DIALOGUE, "rejected": DIALOGUE}, "hh")]
-)
-def test_a_system_prompt_is_for_chats(row, format):
-    with pytest.raises(UserError, match=r"^data.system_prompt: set, but .* uses no template; add data.format="):
-        parse_rows(
-            Table(source="p", rows=[row], labels=["1"]), format=format, prompt_column="prompt", system_prompt="S"
-        )
-
-
 def test_hh_dialogues_as_messages():
     dialogue = "\n\nHuman: a\n\nHuman: more\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
     _, rows = parse({"chosen": dialogue, "rejected": "x"}, format="hh_chat")
@@ -170,11 +160,6 @@ def test_null_and_empty_prompts_stop_or_are_dropped_and_counted(format, rows):
         parse_rows(table(*rows[:1], rows[0]), format="chat", prompt_column=next(iter(rows[0])), dropped=dropped)
 
 
-def test_a_wrong_prompt_is_not_dropped():
-    with pytest.raises(UserError, match="line 2: 'prompt' is a number"):
-        parse_rows(table({"prompt": "a"}, {"prompt": 3}), format="auto", prompt_column="prompt", dropped=Findings())
-
-
 def test_a_string_is_one_user_message_when_chat_is_asked_for():
     _, rows = parse({"prompt": "Hi"}, format="chat")
     assert (rows[0].text, rows[0].messages) == ("Hi", (user("Hi"),))
@@ -190,43 +175,24 @@ def test_a_prompt_column_goes_before_chosen_and_rejected():
 
 
 REFUSED = [
-    (
-        "auto",
-        [{"promt": "a", "n": 1}],
-        ["prompts.jsonl: has no column 'prompt'", "promt, n", "data.prompt_column=promt"],
-    ),
     ("auto", [{"messages": "a"}], ["no column 'prompt'", "data.prompt_column=messages"]),
     ("auto", [{"zzz": "a"}], ["no column 'prompt'", "it has zzz"]),
     ("auto", [{}], ["no column 'prompt'", "it has no columns"]),
     ("auto", [{"chosen": "a", "rejected": "b"}], ["no column 'prompt'", "chosen, rejected"]),
-    ("auto", [{"prompt": 3}], ["line 1", "is a number, neither text nor messages"]),
-    ("auto", [{"prompt": None}], ["line 1", "is null"]),
-    ("text", [{"prompt": "a"}, {"n": 1}], ["line 2", "has no 'prompt'"]),
-    ("text", [{"prompt": "a"}, {"prompt": 3.5}], ["line 2", "is a number, not a string"]),
     ("text", [{"prompt": True}], ["line 1", "is true or false"]),
     ("text", [{"prompt": "a"}, {"prompt": " \n"}], ["line 2", "'prompt' is empty"]),
     ("text", [{"prompt": [user("a")]}], ["line 1", "is a list", "data.format=chat"]),
     ("text", [{"prompt": "a\ud800"}], ["line 1", "surrogate", "character 2"]),
     ("text", [{"prompt": b"a"}], ["line 1", "of type bytes"]),
     ("hh", [{"prompt": "a"}], ["no column 'chosen'", "data.format"]),
-    ("hh", [{"chosen": DIALOGUE}, {"chosen": "Assistant: hi"}], ["line 2", r"no '\n\nAssistant:'"]),
     ("chat", [{"prompt": 3}], ["line 1", "is a number, not a list of messages"]),
     ("chat", [{"prompt": []}], ["line 1", "no messages"]),
     ("chat", [{"prompt": ["hi"]}], ["line 1", "message 1 is a string"]),
     ("chat", [{"prompt": '[{"role": "user", "content": "a"}]'}], ["line 1", "a string that holds messages"]),
     ("chat", [{"prompt": [{"from": "human", "text": "a"}]}], ["message 1 has no 'role'", "from, text"]),
-    ("chat", [{"prompt": [{"from": "narrator", "value": "a"}]}], ["message 1 is from 'narrator'", "human"]),
     ("chat", [{"prompt": [{"from": ["human"], "value": "a"}]}], ["message 1 is from"]),
-    ("chat", [{"prompt": [{"role": "human", "content": "a"}]}], ["the role 'human'", "user"]),
-    ("chat", [{"prompt": [{"role": "user"}]}], ["message 1 has no 'content'"]),
     ("chat", [{"prompt": [{"role": "user", "content": None}]}], ["content of message 1 is null"]),
-    ("chat", [{"prompt": [assistant("b")]}], ["line 1", "no message before the assistant's"]),
     ("chat", [{"prompt": [user("a"), assistant("b"), assistant("c")]}], ["before the answer is from 'assistant'"]),
-    (
-        "chat",
-        [{"prompt": [{"role": "user", "content": [{"type": "image"}]}]}],
-        ["message 1 has a part that is of type 'image'"],
-    ),
     ("chat", [{"prompt": [{"role": "user", "content": ["a"]}]}], ["message 1 has a part that is a string"]),
     (
         "chat",

@@ -63,18 +63,6 @@ def test_paths_that_lead_nowhere(folder, path, expected):
     assert expected in message_of(path)
 
 
-def test_a_file_of_unknown_kind(folder):
-    (folder / "prompts.pkl").write_bytes(b"\x80\x04K\x01.")
-    (folder / "prompts").write_text("a")
-    assert message_of("prompts.pkl").startswith("prompts.pkl: the kind of file is not known; give it one of")
-    assert message_of("prompts").startswith("prompts: the kind of file is not known")
-
-
-def test_a_file_without_rows(folder):
-    (folder / "a.csv").write_text("prompt\n")
-    assert message_of("a.csv") == "a.csv: holds no prompts; give it at least one row"
-
-
 def test_a_hub_data_set(folder, monkeypatch):
     calls = []
 

@@ -10,14 +10,8 @@ import pytest
 
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.eval_report import (
-    PICTURE,
-    as_json,
     chosen,
-    curve,
-    judge_line,
-    rows,
     samples_page,
-    with_interval,
     write_evaluation,
 )
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
@@ -110,40 +104,6 @@ def test_what_json_cannot_hold_becomes_null(tmp_path):
     assert (row["kl"], row["score_after"]) == (None, None)
 
 
-def test_the_table(tmp_path):
-    write_evaluation(evaluation(policy("final", 4, reward=2.3456, win_rate=0.75)), tmp_path)
-    lines = (tmp_path / "eval.md").read_text(encoding="utf-8").splitlines()
-    table = [line for line in lines if line.startswith("|")]
-    assert table == [
-        "|  | initial | final |",
-        "|---|---:|---:|",
-        "| training reward | 1.000 [0.500, 1.500] | 2.346 [1.846, 2.846] |",
-        "| KL to the initial policy, exact, nats a response | 0.000 [-0.500, 0.500] | – |",
-        "| entropy, nats a token | 2.000 [1.500, 2.500] | – |",
-        "| wins against the initial policy, training reward, fraction | – | 0.750 [0.250, 1.250] |",
-    ]
-    assert any("1 prompt from mine.jsonl; sampled responses, seed 3" in line for line in lines)
-
-
-def test_a_bar_in_a_name_does_not_break_the_table(tmp_path):
-    write_evaluation(evaluation(policy("a|b", 4, reward=2.0)), tmp_path)
-    assert "|  | initial | a\\|b |" in (tmp_path / "eval.md").read_text(encoding="utf-8")
-
-
-def test_no_minus_before_a_rounded_zero():
-    assert with_interval(Estimate(value=-1e-9, low=-4e-4, high=-6e-4), 3) == "0.000 [0.000, -0.001]"
-
-
-def test_only_measured_figures_have_a_row():
-    header, table = rows(evaluation(policy("final", 4, reward=2.0)))
-    assert header == ["", "initial", "final"]
-    assert [row[0] for row in table] == [
-        "training reward",
-        "KL to the initial policy, exact, nats a response",
-        "entropy, nats a token",
-    ]
-
-
 def test_samples_are_pairs_for_every_checkpoint(tmp_path):
     one = policy("one", 2, responses=[response("x1", 5.0, evaluator=0.5), response("x2", 6.0, evaluator=0.6)])
     two = policy("two", 4, responses=[response("y1", 7.0), response("y2", 8.0)])
@@ -162,62 +122,11 @@ def test_samples_are_pairs_for_every_checkpoint(tmp_path):
     }  # fmt: skip
 
 
-def test_a_picture_over_the_iterations_of_one_run(tmp_path):
-    two = evaluation(
-        policy("iter_000004", 4, reward=2.0, kl_exact=1.0, entropy=1.0),
-        policy("iter_000002", 2, reward=1.5, kl_exact=0.5, entropy=1.5),
-    )
-    assert [p.iteration for p in curve(two)] == [0, 2, 4]
-    files = write_evaluation(two, tmp_path)
-    assert (tmp_path / PICTURE) in files
-    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
-    assert PICTURE in (tmp_path / "eval.md").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize(
-    "policies",
-    [
-        [policy("final", 4, reward=2.0)],
-        [policy("a/final", 4, run="a", reward=2.0), policy("b/final", 6, run="b", reward=2.0)],  # no line joins two
-        [policy("x", None, reward=2.0), policy("y", None, reward=2.0)],
-    ],
-)
-def test_no_picture_otherwise(tmp_path, policies):
-    (tmp_path / PICTURE).write_bytes(b"of an earlier evaluation")
-    files = write_evaluation(evaluation(*policies), tmp_path)
-    assert [file.name for file in files] == ["eval.json", "eval.md", "samples.jsonl", "samples.html"]
-    assert not (tmp_path / PICTURE).exists()
-    assert PICTURE not in (tmp_path / "eval.md").read_text(encoding="utf-8")
-
-
-def test_the_picture_does_without_an_evaluator(tmp_path):
-    figures = {"reward": 1.0, "kl_exact": 1.0, "entropy": 1.0}
-    write_evaluation(evaluation(policy("a", 1, **figures), policy("b", 2, **figures, evaluator=1.0)), tmp_path)
-    assert (tmp_path / PICTURE).is_file()
-
-
 def test_secrets_of_the_environment_stay_out(tmp_path, monkeypatch):
     monkeypatch.setenv("PLANTED_API_KEY", "sk-planted-0123456789abcdef")
     leaky = policy("final", 4, responses=[response("it is sk-planted-0123456789abcdef")])
     for file in write_evaluation(evaluation(leaky), tmp_path):
         assert b"planted" not in file.read_bytes(), file.name
-
-
-def test_half_a_surrogate_pair_can_be_written(tmp_path):
-    write_evaluation(evaluation(policy("final", 4, responses=[response("\ud83d and é")])), tmp_path)
-    row = json.loads((tmp_path / "samples.jsonl").read_text(encoding="utf-8"))
-    assert row["after"] == "\ud83d and é"
-
-
-def test_the_judge_says_what_it_judged():
-    line = judge_line(ACCOUNT)
-    assert "3 of 4 pairs judged, 2 won, 1 tied, 0 lost; 1 changed with the order" in line
-    assert line.endswith("Stopped early: cost cap reached.")
-
-
-def test_as_json_keeps_the_order_of_policies():
-    found = as_json(evaluation(policy("one", 2, reward=1.0), policy("two", 4, reward=1.0)))
-    assert [p["name"] for p in found["policies"]] == ["initial", "one", "two"]
 
 
 def scored(*scores):

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from peft import PeftModel
 from tiny_models import (
     CPU,
     FAMILIES,
@@ -57,10 +56,17 @@ def test_padded_batch_equals_each_row_alone(policy_dir, kind, attention):
             assert_close(got[row][counted], expected, atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-@pytest.mark.parametrize("start", ADAPTERS)
+@pytest.mark.parametrize(
+    ("start", "critic", "temperature", "precision"),
+    [
+        ("full", "separate", 0.7, "fp32"),
+        ("full", "shared", 1.0, "bf16"),
+        ("lora", "shared", 0.7, "fp32"),
+        ("lora", "separate", 0.7, "bf16"),
+        ("trained", "shared", 0.7, "bf16"),
+        ("trained", "separate", 1.0, "fp32"),
+    ],
+)
 def test_first_rollout_has_no_kl(policy_dir, adapter_dir, start, critic, temperature, precision):
     config = make_config(
         policy_dir(),
@@ -115,45 +121,6 @@ def test_dropout_inside_a_nested_configuration_is_found(tmp_path):
 
     LlavaConfig(text_config=LlamaConfig(attention_dropout=0.25).to_dict()).save_pretrained(tmp_path)
     assert load_config("policy.path", str(tmp_path)).text_config.attention_dropout == 0.0
-
-
-def run_iterations(config, count=2):
-    models = load_models(config, CPU)
-    state = initial_state(config, models, make_stream(models, config))
-    torch.manual_seed(5)
-    for _ in range(count):
-        iterate(config, models, state)
-    return models
-
-
-def moved(policy, rollout, reference):
-    logprobs, _ = policy.logprobs(*rollout.batch, temperature=1.0)
-    return (logprobs - reference)[rollout.response_mask].abs().max() > 0.05
-
-
-@pytest.mark.parametrize(("rank", "rate"), [(0, 0.01), (2, 0.05)], ids=["full", "lora"])
-def test_the_reference_stays_the_start(policy_dir, rank, rate):
-    folder = policy_dir()
-    models = run_iterations(make_config(folder, policy__adapter__r=rank, optimizer__learning_rate=rate))
-    rollout = sample(models.policy, uneven_batch(models.policy), make_config(folder).generation)
-    reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
-    bare = load_models(make_config(folder), CPU).policy
-    assert torch.equal(reference, bare.logprobs(*rollout.batch, temperature=1.0)[0])
-    assert moved(models.policy, rollout, reference)
-
-
-def test_reference_of_a_trained_adapter_is_that_adapter(policy_dir, adapter_dir):
-    folder = policy_dir()
-    models = run_iterations(make_config(folder, policy__adapter__path=str(adapter_dir), optimizer__learning_rate=0.05))
-    rollout = sample(models.policy, uneven_batch(models.policy), make_config(folder).generation)
-    got = models.reference.logprobs(*rollout.batch, temperature=1.0)
-    base = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        bare = plain_logprobs(base.eval(), rollout, 1, 1.0)
-        start = plain_logprobs(PeftModel.from_pretrained(base, adapter_dir).eval(), rollout, 1, 1.0)
-    assert_close(got[1][rollout.response_mask[1]], start, atol=5e-6, rtol=0)
-    assert (start - bare).abs().max() > 0.05
-    assert moved(models.policy, rollout, got)
 
 
 @pytest.mark.parametrize("start", ["lora", "trained"])

@@ -6,10 +6,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from tiny_models import (
     CPU,
-    iterate,
     make_config,
     make_rollout,
-    make_stream,
     save_encoder_reward,
     save_reward,
     uneven_batch,
@@ -19,9 +17,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from apa_cli.checkpoints.export import export_final, save_policy
 from apa_cli.errors import UserError
-from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
+from apa_cli.models.adapters import VALUE_ADAPTER
 from apa_cli.models.roles import load_models
-from apa_cli.training.state import initial_state
 
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "gpt2", "gemma2", "bloom"])
@@ -44,13 +41,6 @@ def test_values_are_those_of_each_row_alone(policy_dir, kind, critic):
             hidden = trunk(torch.cat([prompt, ids])[None]).last_hidden_state[0]
             expected = torch.stack([hidden[len(prompt) - 1 + t] @ weight + bias[0] for t in range(len(ids))])
         assert_close(rollout.values[row][rollout.response_mask[row]], expected, atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-def test_values_start_at_zero(policy_dir, critic):
-    config = make_config(policy_dir(), value__kind=critic)
-    models = load_models(config, CPU)
-    assert (make_rollout(models, config, uneven_batch(models.policy)).values == 0).all()
 
 
 @pytest.mark.parametrize("critic", ["separate", "shared"])
@@ -79,110 +69,10 @@ def adapter_config(folder, adapter_dir=None, **changes):
     return make_config(folder, value__kind="adapter", **start, **changes)
 
 
-def adapter_names(model):
-    """Each adapter's parameters, by the name that stands last but one in theirs."""
-    named = [(name.split("."), p) for name, p in model.named_parameters() if "lora_" in name]
-    return {adapter: {id(p) for parts, p in named if parts[-2] == adapter} for adapter in {n[-2] for n, _ in named}}
-
-
 def shaken(parameters):
     with torch.no_grad():
         for p in parameters:
             p.normal_(std=0.3)
-
-
-@pytest.mark.parametrize("start", ["lora", "trained"])
-def test_each_role_trains_its_own_adapter(policy_dir, adapter_dir, start):
-    models = load_models(adapter_config(policy_dir(), adapter_dir if start == "trained" else None), CPU)
-    model = models.policy.model
-    by_name = adapter_names(model)
-    expected = {POLICY_ADAPTER, VALUE_ADAPTER} | ({REFERENCE_ADAPTER} if start == "trained" else set())
-    assert by_name.keys() == expected
-    rollout = make_rollout(models, adapter_config(policy_dir()), uneven_batch(models.policy))
-    for _ in range(2):  # before and after passes of every role
-        assert {id(p) for p in models.policy.trainable_parameters()} == by_name[POLICY_ADAPTER]
-        assert {id(p) for p in models.value.parameters()} == by_name[VALUE_ADAPTER] | {
-            id(p) for p in models.value.head.parameters()
-        }
-        flagged = {id(p) for p in model.parameters() if p.requires_grad}
-        assert flagged == by_name[POLICY_ADAPTER] | by_name[VALUE_ADAPTER]
-        assert model.active_adapter == POLICY_ADAPTER
-        models.reference.logprobs(*rollout.batch, temperature=1.0)
-        models.value(*rollout.batch)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_never_cross_adapters(policy_dir, checkpointing):
-    """Both graphs alive, the critic's adapter set last: each backward still goes through what its forward used."""
-    config = adapter_config(policy_dir(), policy__gradient_checkpointing=checkpointing)
-    models = load_models(config, CPU)
-    torch.manual_seed(4)
-    policy, critic = models.policy.trainable_parameters(), list(models.value.parameters())
-    shaken([*policy, *critic])
-    rollout = make_rollout(models, config, uneven_batch(models.policy))
-    with models.policy.training():
-        logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-        values = models.value(*rollout.batch)
-        mask = rollout.response_mask
-        values[mask].square().sum().backward()
-        assert all(p.grad is None for p in policy)
-        value_grads = [p.grad.clone() for p in critic]
-        for p in critic:
-            p.grad = None
-        logprobs[mask].sum().backward()
-        assert all(p.grad is None for p in critic)
-        policy_grads = [p.grad.clone() for p in policy]
-    # the same numbers from two plain PEFT models, one adapter each
-    for parameters, grads, hidden_of in (
-        (policy, policy_grads, lambda model, batch: model.policy.logprobs(*batch, temperature=1.0)[0][mask].sum()),
-        (critic[:-2], value_grads[:-2], None),
-    ):
-        assert all(g.abs().sum() > 0 for g in grads)
-        alone = load_models(make_config(policy_dir(), policy__adapter__r=2, value__kind="shared"), CPU)
-        own = alone.policy.trainable_parameters()
-        with torch.no_grad():
-            for mine, theirs in zip(own, parameters, strict=True):
-                mine.copy_(theirs)
-        if hidden_of is not None:
-            loss = hidden_of(alone, rollout.batch)
-        else:
-            alone.value.head.load_state_dict(models.value.head.state_dict())
-            hidden = alone.policy.response_forward(*rollout.batch)[1]
-            loss = alone.value(hidden=hidden)[mask].square().sum()
-        assert_close(torch.autograd.grad(loss, own), tuple(grads), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("start", ["lora", "trained"])
-def test_training_leaves_base_and_reference_alone(policy_dir, adapter_dir, start):
-    config = adapter_config(
-        policy_dir(), adapter_dir if start == "trained" else None, optimizer__value_learning_rate=0.05
-    )
-    models = load_models(config, CPU)
-    rollout = make_rollout(models, config, uneven_batch(models.policy))
-    before = {name: p.detach().clone() for name, p in models.policy.model.named_parameters()}
-    reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
-    state = initial_state(config, models, make_stream(models, config))
-    for _ in range(2):
-        iterate(config, models, state)
-    moved = {name for name, p in models.policy.model.named_parameters() if not torch.equal(p, before[name])}
-    assert all("lora_" in name and REFERENCE_ADAPTER not in name for name in moved)
-    assert {POLICY_ADAPTER, VALUE_ADAPTER} == {name.split(".")[-2] for name in moved}
-    assert torch.equal(models.reference.logprobs(*rollout.batch, temperature=1.0), reference)
-
-
-def test_a_new_critic_starts_as_the_base_and_a_trained_start_is_its_start_too(policy_dir, adapter_dir):
-    plain = AutoModelForCausalLM.from_pretrained(policy_dir()).eval()
-    for start, base in ((None, plain.base_model), (adapter_dir, None)):
-        models = load_models(adapter_config(policy_dir(), start), CPU)
-        torch.nn.init.normal_(models.value.head.linear.weight)
-        rollout = make_rollout(models, adapter_config(policy_dir()), uneven_batch(models.policy))
-        base = base or PeftModel.from_pretrained(plain, start).eval().get_base_model().base_model
-        counted = rollout.response_mask[1]
-        prompt = rollout.prompt_ids[1][rollout.prompt_mask[1]]
-        with torch.no_grad():
-            hidden = base(torch.cat([prompt, rollout.response_ids[1][counted]])[None]).last_hidden_state[0]
-            expected = hidden[len(prompt) - 1 : -1] @ models.value.head.linear.weight[0]
-        assert_close(rollout.values[1][counted], expected, atol=1e-4, rtol=1e-5)
 
 
 def test_saved_as_a_peft_folder_and_apart_from_the_policy(policy_dir, tmp_path):

@@ -13,7 +13,6 @@ from tiny_models import (
     save_encoder_reward,
     save_policy,
     save_reward,
-    uneven_batch,
     vowels,
 )
 from transformers import AutoModelForSequenceClassification
@@ -61,16 +60,6 @@ def score_alone(folder, ids, label=0):
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     model.config.pad_token_id = None
     return model(input_ids=torch.tensor([ids])).logits[0, label].item()
-
-
-def test_ids_pass_through_when_the_tokenizers_are_the_same(policy, reward_dir):
-    """The sampled ids, which decoding and encoding would change."""
-    scorer = load(reward_dir, policy)
-    assert scorer.passes_ids_through(chat=False)
-    letters = [policy.tokenizer.convert_tokens_to_ids(c) for c in "thequick"]
-    assert policy.tokenizer(policy.tokenizer.decode(letters))["input_ids"] != letters
-    got = scorer(finished(policy, ["the"], ["quick"], ids=[letters]))
-    assert got == pytest.approx([score_alone(reward_dir, letters)], abs=1e-6)
 
 
 def test_text_is_tokenized_anew_when_the_tokenizers_differ(policy, tmp_path):
@@ -129,25 +118,6 @@ def test_the_score_is_read_at_the_last_counted_token(policy_dir, tmp_path, kind)
     assert abs(got[1] - got[3]) > 1e-4
 
 
-def test_a_rollout_is_scored_to_its_last_counted_token(policy_dir, tmp_path):
-    """With pad == eos, a real EOS and responses of many lengths."""
-    tokenizer = make_tokenizer(pad=False)
-    save_reward(tmp_path, tokenizer)
-    config = make_config(policy_dir(pad=False, eos_logit=2.5))
-    policy = load_policy(config.policy, CPU)
-    torch.manual_seed(4)
-    batch = uneven_batch(policy, 16)
-    rollout = sample(policy, batch, config.generation)
-    assert 3 < rollout.ended.sum() < 16
-    got = load(tmp_path, policy)(finished_responses(policy, batch, rollout, []))
-    for row in range(16):
-        ids = [
-            *rollout.prompt_ids[row][rollout.prompt_mask[row]].tolist(),
-            *rollout.response_ids[row][rollout.response_mask[row]].tolist(),
-        ]
-        assert got[row] == pytest.approx(score_alone(tmp_path, ids), abs=1e-5)
-
-
 def test_a_batch_equals_one_by_one(policy, reward_dir):
     many = finished(
         policy, [f"{p} {q}" for p in PROMPTS for q in ("x", "the lazy dog")], ["", " a", " b c", "", "", "!"]
@@ -197,16 +167,6 @@ def test_pairs_carry_their_segments(policy, tmp_path):
 def chat_reward(tmp_path_factory):
     tokenizer = make_tokenizer(chat=True)
     return save_reward(tmp_path_factory.mktemp("chat"), tokenizer), tokenizer
-
-
-def test_a_chat_template_is_used_where_there_is_one(policy, chat_reward):
-    folder, tokenizer = chat_reward
-    messages = [[{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]]
-    scorer = load(folder, policy)
-    text = "<|system|>be kind<|end|><|user|>hi<|end|><|assistant|>hello<|end|>"
-    expected = score_alone(folder, tokenizer(text)["input_ids"])
-    got = scorer(finished(policy, ["unread"], [" hello\n"], messages=messages))
-    assert got == pytest.approx([expected], abs=1e-5)
 
 
 DIALOGUE = [
@@ -323,13 +283,6 @@ def test_a_torn_hh_prompt_brings_no_system_message(policy, chat_reward, tmp_path
     assert load(folder, policy)(texts) == pytest.approx(expected, abs=1e-5)
 
 
-def test_format_text_passes_by_the_template(policy, chat_reward):
-    folder, tokenizer = chat_reward
-    expected = score_alone(folder, tokenizer("the fox")["input_ids"])
-    got = load(folder, policy, format="text")(finished(policy, ["the"], [" fox"]))
-    assert got == pytest.approx([expected], abs=1e-5)
-
-
 def test_a_shared_tokenizer_with_a_template_still_reads_chats(tmp_path):
     tokenizer = make_tokenizer(chat=True)
     save_reward(tmp_path / "reward", tokenizer)
@@ -337,32 +290,6 @@ def test_a_shared_tokenizer_with_a_template_still_reads_chats(tmp_path):
     policy = load_policy(make_config(tmp_path / "policy").policy, CPU)
     assert not load(tmp_path / "reward", policy).passes_ids_through(chat=False)
     assert load(tmp_path / "reward", policy, format="text").passes_ids_through(chat=False)
-
-
-def refused(policy, folder, key, *words, **settings):
-    with pytest.raises(UserError) as caught:
-        load(folder, policy, **settings)(finished(policy))
-    assert str(caught.value).startswith(f"{key}: "), caught.value
-    assert "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
-
-
-def test_a_template_that_refuses_is_the_users_to_mend(policy, tmp_path):
-    tokenizer = make_tokenizer(chat=True)
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    save_reward(tmp_path, tokenizer)
-    refused(policy, tmp_path, "reward.path", "roles must alternate")
-
-
-def test_format_chat_needs_a_template(policy, reward_dir):
-    refused(policy, reward_dir, "reward.format", "no chat template", format="chat")
-
-
-def test_several_outputs_need_a_label(policy, tmp_path, plain_tokenizer):
-    save_reward(tmp_path, plain_tokenizer, labels=3)
-    refused(policy, tmp_path, "reward.label", "3 outputs")
-    refused(policy, tmp_path, "reward.label", "0 to 2", label=3)
 
 
 @pytest.mark.parametrize(
@@ -410,10 +337,6 @@ def test_long_texts_are_cut_on_the_left(policy, reward_dir, tmp_path, plain_toke
     assert got == pytest.approx([score_alone(tmp_path, [long[0], *long[-63:]])], abs=1e-5)
 
 
-def test_a_language_model_is_no_reward_model(policy, policy_dir):
-    refused(policy, policy_dir(), "reward.path", "lacks weights", "score")
-
-
 def test_functions_by_module_and_by_file(policy, tmp_path):
     assert load_function("tiny_models:vowels", "reward.function") is vowels
     file = tmp_path / "mine.py"
@@ -431,13 +354,9 @@ def test_numbers_of_any_kind_are_taken(policy, good):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ([1.0, 2.0], "2 scores for 3 responses"),
-        (["1.0", 1.0, 1.0], "'1.0' for row 0"),
         ("abc", "returned str"),
         (1.0, "returned float"),
-        (None, "returned NoneType"),
         ([1.0, 10**5000, 1.0], "a whole number beyond every float for row 1"),
-        (torch.zeros(3, 2), "for row 0"),
         ({0: 1.0, 1: 1.0, 2: 1.0}, "returned dict"),
     ],
 )

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -58,24 +57,3 @@ def test_what_runs_say_is_text(text: str):
     assert (
         text.count("&lt;/script&gt;&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;") >= 6
     )  # title twice, reason, prompt, responses
-
-
-def test_every_tag_is_closed(text: str):
-    class Tags(HTMLParser):
-        open: list[str] = []  # noqa: RUF012
-
-        def handle_starttag(self, tag, attrs):
-            if tag not in ("meta", "img", "input"):
-                self.open.append(tag)
-
-        def handle_endtag(self, tag):
-            assert self.open.pop() == tag
-
-    parser = Tags()
-    parser.feed(text)
-    assert parser.open == []
-
-
-def test_it_shows_responses_before_and_after(text: str):
-    assert "before, score 0.000" in text
-    assert "after, score 1.000" in text

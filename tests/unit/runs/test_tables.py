@@ -51,33 +51,11 @@ def test_csv_has_a_row_for_each_run(sweep: Path):
     assert (failed["reason"], failed["seed"], failed["eval/kl"]) == ("no memory | left <here>", "1", "")
 
 
-def test_markdown_lists_failures_and_links_runs_and_pictures(sweep: Path):
-    overview = overview_of(sweep, conflicts=[("seed=9", "finished with another configuration")])
-    write_tables(overview, "sweep")
-    text = (sweep / "sweep.md").read_text(encoding="utf-8")
-    assert "3 finished, 2 failed." in text
-    assert "| APA, λ 0.1 | 2 | 3.200 ± 2.541 |" in text
-    assert "- `objective.kl_lambda=1.0 seed=1`: no memory \\| left <here>" in text
-    assert "- `seed=9`: finished with another configuration" in text
-    assert "Student's t" in text
-    assert "[objective.kl_lambda=0.1 seed=0](<objective.kl_lambda=0.1,seed=0>)" in text
-    for picture in ("frontier", "iterations"):
-        assert f"![{picture}](plots/{picture}.png)" in text
-        assert (sweep / "plots" / f"{picture}.png").stat().st_size > 10_000
-
-
 def test_terminal_says_what_failed_and_how_to_go_on(sweep: Path):
     lines = terminal_lines(overview_of(sweep), [])
     assert lines[0] == "A sweep: 3 finished, 1 failed"
     assert "  failed: objective.kl_lambda=1.0 seed=1: no memory | left <here>" in lines
     assert "The same command again runs only what is not finished." in lines
-
-
-def test_alike_overrides_fall_back_to_folder_names(tmp_path: Path):
-    for name in ("a", "b"):
-        write_run(tmp_path / name, [row(1, eval_kl=1.0)], overrides=("seed=0",))
-    overview = overview_of(tmp_path)
-    assert [overview.label(run) for run in overview.runs] == ["a", "b"]
 
 
 def test_the_report_command_touches_no_run(

@@ -1,12 +1,11 @@
 import io
 import logging
-import re
 
 import pytest
 from rich.console import Console
 
 from apa_cli.tracking import terminal
-from apa_cli.tracking.terminal import Terminal, choose_console, clock, columns_of
+from apa_cli.tracking.terminal import Terminal, choose_console, columns_of
 
 METRICS = {
     "reward/mean": 1.23456,
@@ -50,13 +49,6 @@ def test_plain_is_one_header_and_one_aligned_line_an_iteration():
     ]
 
 
-def test_an_evaluation_before_training_fills_the_columns_that_it_can():
-    shown, _ = plain(held_out=True, evaluator=True)
-    line = shown.line(0, {"eval/reward": 0.5, "eval/evaluator": 0.25, "eval/kl": 0.0, "eval/entropy": 2.0})
-    assert line.split() == ["0/20", "–", "0.500", "0.250", "0.00", "2.000", "–", "–", "–"]
-    assert len(shown.header()) == len(line) <= 80
-
-
 def test_notes_and_warnings(capsys):
     shown, out = plain()
     shown.handle(record(logging.INFO, "a note"))
@@ -76,40 +68,6 @@ def test_quiet_says_nothing_but_warnings(capsys):
         shown.lines(["the end"])
     assert out.getvalue() == ""
     assert capsys.readouterr().err == "error: broken\n"
-
-
-def test_the_live_table_fits_80_columns_and_shows_the_newest_rows():
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=80, height=30, _environ={})
-    shown, _ = plain("live", held_out=True, evaluator=True, iterations=1000, console=console)
-    for iteration in range(990, 1000):
-        shown.row(iteration, {**METRICS, "eval/reward": -10.5, "eval/evaluator": 3.0})
-    shown.phase("update", 3, 8)
-    with console.capture() as captured:
-        console.print(shown._render())
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", captured.get())
-    lines = text.rstrip().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert [line.split()[0] for line in lines] == ["iter", *map(str, range(992, 1000)), "999/1000"]
-    assert lines[0].split()[1:] == ["reward", "held-out", "evaluator", "KL", "entropy", "length", "loss", "s/iter"]
-    assert lines[-1].rstrip().endswith("update 3/8")
-
-
-@pytest.mark.parametrize(
-    ("phase", "line"),
-    [
-        (("read", 12000), "read 12,000 BAR 0:00 elapsed"),
-        (("tokenize", 50, 200), "tokenize 50/200 BAR 0:00 elapsed"),
-        (("save",), "0/20 0:00 elapsed, –:–– left save"),
-    ],
-)
-def test_before_the_first_iteration_the_bar_is_that_of_the_data(phase, line):
-    console = Console(file=io.StringIO(), width=80, _environ={})
-    shown, _ = plain("live", console=console)
-    shown.phase(*phase)
-    with console.capture() as captured:
-        console.print(shown._render())
-    assert re.sub("[━╸╺]+", "BAR", " ".join(captured.get().split())) == line
 
 
 def test_a_stray_print_and_a_note_stand_above_the_live_table(capsys):
@@ -146,11 +104,6 @@ def test_remaining_time_counts_only_what_this_process_did(monkeypatch):
     shown.row(13, METRICS)  # 3 iterations in 30 s, 7 to go
     now[0] = 134.0
     assert shown.remaining() == "1:06"
-
-
-@pytest.mark.parametrize(("seconds", "expected"), [(7, "0:07"), (750.9, "12:30"), (11_100, "3:05:00")])
-def test_clock(seconds, expected):
-    assert clock(seconds) == expected
 
 
 @pytest.mark.parametrize(
