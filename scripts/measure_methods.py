@@ -45,6 +45,7 @@ from studies import (  # noqa: E402
 
 from apa_cli.config.compose import compose_train  # noqa: E402
 from apa_cli.config.sources import shown  # noqa: E402
+from apa_cli.errors import UserError  # noqa: E402
 
 MODULES = (paper, figures, steer, stability, group, critic, grpo, rewards, offline, family, passes)
 STUDIES = {study.__name__.removeprefix("studies."): study for study in MODULES}
@@ -55,12 +56,16 @@ PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     paper.TASK = paper.Task(recipes=arguments.recipe, rates=arguments.learning_rates, rewards=arguments.levels)
-
-    def work() -> None:
+    try:
         for name in arguments.studies:
             measure(name, STUDIES[name], arguments)
-
-    return runs.ending(page.PROGRAM, work)
+    except UserError as error:
+        print(f"{page.PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{page.PROGRAM}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    return 0
 
 
 def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None:
@@ -88,15 +93,28 @@ def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     studies = "\n".join(f"  {name:<11}{study.TITLE}\n{'':13}{study.DURATION}" for name, study in STUDIES.items())
-    parser = runs.options(page.PROGRAM, str(__doc__), f"studies:\n{studies}")
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=page.PROGRAM, description=__doc__, formatter_class=plain,
+                                     epilog=f"studies:\n{studies}")  # fmt: skip
     add = parser.add_argument
     add("studies", metavar="STUDY", help=f"one or more of {', '.join(STUDIES)}", nargs="+", choices=list(STUDIES))
+    add("--output", help="folder for the runs (default: under runs/)")
+    add("--page", help="the page to write; its pictures go into images/ beside it")
+    add("--quick", help="few settings, seeds and iterations, to see that it works", action="store_true")
+    add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
+    add("--seeds", help="fresh seeds of each setting, from 1 on", type=int)
+    add("--jobs", help="runs at a time (default: %(default)s; on one GPU: 1)", type=int, default=2)
+    add("--iterations", help="of each run, at least 2 (default: what the recipe says)", type=int)
+    add("--keep-weights", help="keep checkpoints and final models", action="store_true")
     add("--trl-python", help="grpo: a Python that has trl (default: this one)", default=sys.executable)
     add("--recipe", help="paper: PREFIX of PREFIX_apa, PREFIX_ppo and PREFIX_awr, or three recipes or files with "
         "commas between them (default: %(default)s, the built-in task)", default=paper.BUILT_IN)  # fmt: skip
     add("--learning-rates", help="paper: the policy's, for all objectives", type=numbers, default=())
     add("--levels", help="paper: evaluator rewards up to which rollouts are counted", type=numbers, default=())
     arguments = parser.parse_args(argv)
+    for name, least in (("seeds", 1), ("jobs", 1), ("iterations", 2)):
+        if (given := getattr(arguments, name)) is not None and given < least:
+            parser.error(f"--{name} is at least {least}, not {given}")
     if arguments.recipe != paper.BUILT_IN and arguments.studies != ["paper"]:
         parser.error("--recipe is for paper alone: the other studies measure the built-in task")
     parts = ["methods", *([] if arguments.recipe == paper.BUILT_IN else [Path(arguments.recipe.split(",")[0]).stem])]

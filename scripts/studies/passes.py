@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from apa_cli.runs.folders import Run
-from studies import family, measures
+from studies import compare, family, measures
 from studies.draw import COLOURS, EVALUATOR, Line, Panel, curves
 from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size, Stages
@@ -26,15 +26,19 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "grpo": ("grpo", {}),
 }
-LAST = measures.LAST_THIRD
+LAST, KL = measures.LAST_THIRD, partial(measures.tail, name="eval/kl")
 COLUMNS = {
-    LAST.name: LAST.of,
-    "KL, last third": partial(measures.tail, name="eval/kl"),
-    "evaluator, mean over training": measures.over_training,
-    "entropy at the end": lambda run: run.last("eval/entropy"),
-    "different responses at the end": lambda run: run.last("eval/unique_fraction"),
-    measures.CPU.name: measures.CPU.of,
+    **compare.LAST_THIRD,
+    measures.OVER_TRAINING.name: compare.mean(measures.over_training),
+    "entropy at the end": compare.mean("eval/entropy"),
+    "different responses at the end": compare.mean("eval/unique_fraction"),
+    **compare.SECONDS,
+    "collapsed": compare.count(measures.collapsed),
 }
+
+
+def entropy(run: Run) -> float | None:
+    return run.last("eval/entropy")
 
 
 def grid(size: Size) -> Grid:
@@ -83,27 +87,21 @@ def stages(size: Size, read: Callable[[], Found]) -> Stages:
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    runs = {key: [run for run in found[setting.name] if run.seed != TUNING_SEED]
-            for key, setting in chosen(found, size).items()}  # fmt: skip
-    runs = {key: mine for key, mine in runs.items() if mine}
+    runs = {key: mine for key, setting in chosen(found, size).items()
+            if (mine := [run for run in found[setting.name] if run.seed != TUNING_SEED])}  # fmt: skip
+    by_title = {title: {count: mine for (name, count), mine in runs.items() if name == title} for title in OBJECTIVES}
     rows = [
-        [title, str(count), *(measures.shown(mine, of) for of in COLUMNS.values()),
-         f"{sum(map(measures.collapsed, mine))} of {len(mine)}"]
-        for (title, count), mine in runs.items()
-    ]  # fmt: skip
-    drawn = {}
-    for title, colour in zip(OBJECTIVES, COLOURS, strict=False):
-        by_seed = [[(count, run) for (name, count), mine in runs.items() if name == title for run in mine
-                    if run.seed == seed] for seed in size.seeds]  # fmt: skip
-        drawn[title] = Line(label=title, colour=colour, runs=[pairs for pairs in by_seed if pairs])  # type: ignore[misc]
+        [title, str(count), *(column(mine) for column in COLUMNS.values())] for (title, count), mine in runs.items()
+    ]
+    drawn = [Line(label=title, colour=colour, runs=list(_by_seed(mine)))  # type: ignore[arg-type]
+             for (title, mine), colour in zip(by_title.items(), COLOURS, strict=False)]  # fmt: skip
     panels = [
-        Panel(title=name, of=partial(_over_passes, of=COLUMNS[name]), lines=list(drawn.values()), x="passes", y=unit,
-              log="x")  # type: ignore[arg-type]
-        for name, unit in (("evaluator, last third", EVALUATOR), ("KL, last third", "nats per response"),
-                           ("entropy at the end", "nats per token"))
+        Panel(title=title, of=partial(_over_passes, of=of), lines=drawn, x="passes", y=unit, log="x")  # type: ignore[arg-type]
+        for title, of, unit in (("Separate evaluator, last third", LAST.of, EVALUATOR), ("KL, last third", KL, "nats"),
+                                ("Entropy at the end", entropy, "nats per token"))
     ]  # fmt: skip
     return [
-        *(_best(title, {count: mine for (name, count), mine in runs.items() if name == title}) for title in OBJECTIVES),
+        *(_best(title, mine) for title, mine in by_title.items()),
         "",
         curves(pictures / "methods_passes.png", "Evaluator, KL and entropy against passes", panels),
         "",
@@ -111,8 +109,14 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         "response, entropy in nats per token.",
         "",
         DETAILS,
-        *table(["objective", "passes", *COLUMNS, "collapsed"], rows),
+        *table(["objective", "passes", *COLUMNS], rows),
     ]
+
+
+def _by_seed(by_count: Mapping[int, Sequence[Run]]) -> Iterable[list[tuple[int, Run]]]:
+    """(passes, run) of each seed: a line of the picture."""
+    for seed in sorted({run.seed for mine in by_count.values() for run in mine}):
+        yield [(count, run) for count, mine in by_count.items() for run in mine if run.seed == seed]
 
 
 def _over_passes(pairs: Sequence[tuple[int, Run]], of: measures.Of) -> measures.Points:

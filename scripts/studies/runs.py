@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,43 +154,3 @@ def read(settings: Sequence[Setting], seeds: Sequence[int], output: Path) -> Fou
     if not found:
         raise UserError(str(output), "no finished run of this study in it", "run it without --report-only")
     return found
-
-
-def options(program: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
-    """What the commands share."""
-    plain = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=program, description=text, formatter_class=plain, epilog=epilog)
-    add = parser.add_argument
-    add("--output", help="folder for the runs (default: under runs/)")
-    add("--page", help="the page to write; its pictures go into images/ beside it")
-    add("--quick", help="few settings, seeds and iterations, to see that it works", action="store_true")
-    add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
-    add("--seeds", help="fresh seeds of each setting, from 1 on", type=at_least(1))
-    add("--jobs", help="runs at a time (default: %(default)s; on one GPU: 1)", type=at_least(1), default=2)
-    add("--iterations", help="of each run (default: what the recipe says)", type=at_least(2))
-    add("--keep-weights", help="keep checkpoints and final models", action="store_true")
-    return parser
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """For argparse."""
-
-    def whole(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"at least {least}")
-        return int(text)
-
-    return whole
-
-
-def ending(program: str, work: Callable[[], None]) -> int:
-    """The exit code: 2 after a line on what is to be mended, 130 after Ctrl-C."""
-    try:
-        work()
-    except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
