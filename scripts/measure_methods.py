@@ -9,16 +9,11 @@ with the second, so that what is there when it is interrupted is a whole picture
 is missing; studies share the runs of a setting. A study is a module of scripts/studies/ with TITLE, DURATION,
 settings(size), lines(found, size, pictures), where some of its runs choose others stages(size, read), and a pair of
 markers in its page.
-
-The paper's comparison runs on other tasks too, such as published models on a GPU:
-    python scripts/measure_methods.py paper --recipe hh_pythia160m --learning-rates 1e-6,3e-6,8e-6 --jobs 1
-    python scripts/measure_methods.py paper --recipe my_apa.yaml,my_ppo.yaml,my_awr.yaml --learning-rates 1e-6,3e-6
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -43,19 +38,18 @@ from studies import (  # noqa: E402
     tuning,
 )
 
-from apa_cli.config.compose import compose_train  # noqa: E402
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
 MODULES = (paper, figures, steer, stability, group, critic, grpo, rewards, offline, family, passes)
 STUDIES = {study.__name__.removeprefix("studies."): study for study in MODULES}
 PAGE = "docs/methods.md"
-PROMPTS, QUICK_PROMPTS, QUICK_ITERATIONS = 128, 16, 6
+ITERATIONS, PROMPTS = 60, 128  # of a run; held out, of each evaluation
+QUICK_ITERATIONS, QUICK_PROMPTS = 6, 16
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
-    paper.TASK = paper.Task(recipes=arguments.recipe, rates=arguments.learning_rates, rewards=arguments.levels)
     try:
         for name in arguments.studies:
             measure(name, STUDIES[name], arguments)
@@ -80,13 +74,11 @@ def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None
         stages = study.stages(size, read) if staged else iter([(settings, size.seeds)])
         common = {"jobs": arguments.jobs, "keep_weights": arguments.keep_weights, "trl": arguments.trl_python}
         runs.make(stages, size, output, **common)
-    task = "built-in task" if arguments.recipe == paper.BUILT_IN else arguments.recipe
     found, planned = read(), study.planned(size) if staged else len(settings) * len(size.seeds)
-    away = arguments.quick or arguments.iterations or arguments.recipe != paper.BUILT_IN
-    usual = output / f"{name}.md" if away else ROOT / getattr(study, "PAGE", PAGE)
+    usual = output / f"{name}.md" if arguments.quick or arguments.iterations else ROOT / getattr(study, "PAGE", PAGE)
     target = Path(arguments.page or usual)
     pictures = (target.parent / "docs" if target.name == "README.md" else target.parent) / "images"
-    said = [page.circumstances(found, size, planned=planned, task=task), ""]
+    said = [page.circumstances(found, size, planned=planned), ""]
     page.write(target, name, said + study.lines(found, size, pictures))
     print(f"Page      {shown(str(target))}")
 
@@ -104,41 +96,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
     add("--seeds", help="fresh seeds of each setting, from 1 on", type=int)
     add("--jobs", help="runs at a time (default: %(default)s; on one GPU: 1)", type=int, default=2)
-    add("--iterations", help="of each run, at least 2 (default: what the recipe says)", type=int)
+    add("--iterations", help=f"of each run, at least 2 (default: {ITERATIONS})", type=int)
     add("--keep-weights", help="keep checkpoints and final models", action="store_true")
     add("--trl-python", help="grpo: a Python that has trl (default: this one)", default=sys.executable)
-    add("--recipe", help="paper: PREFIX of PREFIX_apa, PREFIX_ppo and PREFIX_awr, or three recipes or files with "
-        "commas between them (default: %(default)s, the built-in task)", default=paper.BUILT_IN)  # fmt: skip
-    add("--learning-rates", help="paper: the policy's, for all objectives", type=numbers, default=())
-    add("--levels", help="paper: evaluator rewards up to which rollouts are counted", type=numbers, default=())
     arguments = parser.parse_args(argv)
     for name, least in (("seeds", 1), ("jobs", 1), ("iterations", 2)):
         if (given := getattr(arguments, name)) is not None and given < least:
             parser.error(f"--{name} is at least {least}, not {given}")
-    if arguments.recipe != paper.BUILT_IN and arguments.studies != ["paper"]:
-        parser.error("--recipe is for paper alone: the other studies measure the built-in task")
-    parts = ["methods", *([] if arguments.recipe == paper.BUILT_IN else [Path(arguments.recipe.split(",")[0]).stem])]
-    arguments.output = arguments.output or f"runs/{'_'.join(parts)}{'_quick' if arguments.quick else ''}"
+    arguments.output = arguments.output or f"runs/methods{'_quick' if arguments.quick else ''}"
     return arguments
 
 
-def numbers(text: str) -> tuple[float, ...]:
-    values = tuple(sorted({float(part) for part in text.split(",")}))
-    if not all(math.isfinite(value) and value > 0 for value in values):
-        raise argparse.ArgumentTypeError(f"positive numbers with commas between them, not {text}")
-    return values
-
-
 def size_of(study: ModuleType, arguments: argparse.Namespace) -> runs.Size:
-    quick, built_in = arguments.quick, arguments.recipe == paper.BUILT_IN
-    recipe = "reviews_apa" if built_in else paper.recipes_of(arguments.recipe)["apa"]
-    usual = getattr(study, "QUICK_SEEDS", 1) if quick else getattr(study, "SEEDS", 3)
+    seeds = getattr(study, "QUICK_SEEDS", 1) if arguments.quick else getattr(study, "SEEDS", 3)
     return runs.Size(
-        quick=quick,
-        seeds=range(1, (arguments.seeds or usual) + 1),
-        iterations=arguments.iterations
-        or (QUICK_ITERATIONS if quick else compose_train([f"config={recipe}"]).training.iterations),
-        prompts=(QUICK_PROMPTS if quick else PROMPTS) if built_in else None,
+        quick=arguments.quick,
+        seeds=range(1, (arguments.seeds or seeds) + 1),
+        iterations=arguments.iterations or (QUICK_ITERATIONS if arguments.quick else ITERATIONS),
+        prompts=QUICK_PROMPTS if arguments.quick else PROMPTS,
     )
 
 

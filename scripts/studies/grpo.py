@@ -79,7 +79,7 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
             runs, note = grid(size).fresh(found, each, (rate, value)), "" if free else ", all collapsed"
             labels = [each.title, f"{rate:g}", f"{each.said(value)}{note if first else ', nearest in KL'}"]
             name = each.title if first else f"{each.title} ({each.said(value)}, learning rate {rate:g})"
-            rows.append(Row(cells=labels, name=name, runs=runs, against="" if each is GRPO else GRPO.title))
+            rows.append(Row(cells=labels, name=name, runs=runs, against="" if each.recipe is None else GRPO.title))
             drawn = [Line(label=each.title, colour=each.colour, runs=runs)] if runs else []
             tuned += drawn if first else []
             nearest += drawn if (rate, value) == near else []
@@ -100,7 +100,12 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         note=CIRCUMSTANCES,
     )
     missing = "TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone."
-    return [*([] if GRPO in chosen else [missing, ""]), *said, "", *table(*grid(size).table(found))]
+    return [
+        *([] if any(each.recipe is None for each in chosen) else [missing, ""]),
+        *said,
+        "",
+        *table(*grid(size).table(found)),
+    ]
 
 
 def until(cost: Callable[[Run], list[tuple[float, float]]], name: str, digits: int) -> list[measures.Measure]:

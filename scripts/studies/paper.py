@@ -1,18 +1,12 @@
-"""APA beside PPO and AWR, tuned alike, and what the runs say about the paper's four claims.
-
-Another task than the built-in one: --recipe names three recipes, each with a separate evaluator, evaluation.reward.
-"""
+"""APA beside PPO and AWR, tuned alike, and what the runs say about the paper's four claims."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from apa_cli.config.compose import compose_train
-from apa_cli.config.sources import is_path
 from apa_cli.errors import UserError
 from apa_cli.runs.figures import frontier
 from apa_cli.runs.folders import Run
@@ -26,12 +20,12 @@ from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import TUNING_SEED, Contestant, Grid
 
 TITLE = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
-DURATION = "60 runs, 35 to 45 minutes on two CPU cores; other tasks by --recipe"
+DURATION = "60 runs, 35 to 45 minutes on two CPU cores"
 PAGE = "docs/results.md"
 SEEDS, QUICK_SEEDS = 5, 2
 KNOBS = {"apa": ("λ", "kl_lambda", (0.1, 0.3, 1.0)), "ppo": ("β", "kl_coef", (0.02, 0.05, 0.2)),
          "awr": ("λ", "kl_lambda", (0.5, 1.0, 2.0))}  # fmt: skip
-BUILT_IN, RATES, REWARDS = "reviews", (3e-5, 1e-4, 3e-4), (1.0, 1.5)
+RATES, REWARDS = (3e-5, 1e-4, 3e-4), (1.0, 1.5)
 KL_LEVELS = (2.0, 5.0, 10.0)  # nats per response
 CLAIMS = {
     "a": ("Reward at equal KL", "at the same KL from the initial policy, APA earns more of the evaluator's reward."),
@@ -63,51 +57,17 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """Learning rates of all objectives, and evaluator rewards up to which rollouts are counted."""
-
-    recipes: str = BUILT_IN
-    rates: tuple[float, ...] = ()
-    rewards: tuple[float, ...] = ()
-
-
-TASK = Task()  # set by the command's options
-
-
-@lru_cache
-def recipes_of(text: str) -> Mapping[str, str]:
-    """The recipe of each objective: of PREFIX_apa, PREFIX_ppo and PREFIX_awr, or of three names or files."""
-    names = text.split(",") if "," in text else [f"{text}_{objective}" for objective in KNOBS]
-    names = [os.path.abspath(name) if is_path(name) else name for name in names]
-    found = {}
-    for name in names:
-        config = compose_train([f"config={name}"])
-        if not config.evaluation.reward.given:
-            raise UserError(f"--recipe {name}", "has no separate evaluator", "set evaluation.reward in it")
-        found[config.objective.name] = name
-    if set(found) != set(KNOBS) or len(names) != len(KNOBS):
-        raise UserError(f"--recipe {text}", f"has the objectives {', '.join(found)}", "give one each of apa, ppo, awr")
-    return {objective: found[objective] for objective in KNOBS}
+CONTESTANTS = [
+    Contestant(title=objective.upper(), stem=objective, knob=knob, key=f"objective.{key}", values=values, colour=colour,
+               recipe=f"reviews_{objective}", keys={"objective.kl_target": None})
+    for (objective, (knob, key, values)), colour in zip(KNOBS.items(), COLOURS, strict=False)
+]  # fmt: skip
+GRID = Grid(contestants=CONTESTANTS, rates=RATES)
+QUICK = Grid(contestants=[replace(c, values=c.values[:2]) for c in CONTESTANTS], rates=RATES[1:2])
 
 
 def grid(size: Size) -> Grid:
-    rates = TASK.rates or (RATES if TASK.recipes == BUILT_IN else ())
-    if not rates:
-        raise UserError("--learning-rates", "no default for this recipe", "give some: --learning-rates 1e-6,3e-6,1e-5")
-    return _grid(TASK.recipes, rates[len(rates) // 2 :][:1] if size.quick and not TASK.rates else rates, size.quick)
-
-
-@lru_cache
-def _grid(recipes: str, rates: tuple[float, ...], quick: bool) -> Grid:
-    found = []
-    for (objective, recipe), colour in zip(recipes_of(recipes).items(), COLOURS, strict=False):
-        knob, key, values = KNOBS[objective]
-        found.append(Contestant(
-            title=objective.upper(), stem=objective, knob=knob, key=f"objective.{key}", colour=colour, recipe=recipe,
-            values=values[:2] if quick else values, keys={"objective.kl_target": None},
-        ))  # fmt: skip
-    return Grid(contestants=found, rates=rates)
+    return QUICK if size.quick else GRID
 
 
 def settings(size: Size) -> list[Setting]:
@@ -135,7 +95,6 @@ def stages(size: Size, read: Callable[[], Found]) -> Stages:
 
 def claims() -> list[Measure]:
     """What the paper's four claims come down to here."""
-    rewards = TASK.rewards or (REWARDS if TASK.recipes == BUILT_IN else ())
 
     def last(name: str) -> Callable[[Run], float | None]:
         return lambda run: run.last(f"eval/{name}")
@@ -150,7 +109,7 @@ def claims() -> list[Measure]:
         ("c", "distinct-2 at the end", "distinct-2", "", 3, 1, last("distinct_2")),
         ("d", "evaluator reward, mean over training", "mean over training", "", 2, 1, measures.over_training),
         *(("d", f"responses sampled until evaluator reward {level:g}", f"until {level:g}", " responses", 0, -1,
-           partial(measures.cost_until, level=level)) for level in rewards),
+           partial(measures.cost_until, level=level)) for level in REWARDS),
     ]  # fmt: skip
     names = ("claim", "name", "short", "unit", "digits", "direction", "of")
     return [Measure(**dict(zip(names, each, strict=True))) for each in found]  # type: ignore[arg-type]
@@ -189,7 +148,7 @@ def _setup(run: Run) -> str:
     config = run.config
     places = ("evaluation.reward", "reward")
     judge, reward = (config.get(f"{name}.function") or config.get(f"{name}.path") for name in places)
-    recipes = ", ".join(f"`{Path(recipe).name}`" for recipe in recipes_of(TASK.recipes).values())
+    recipes = ", ".join(f"`{each.recipe}`" for each in CONTESTANTS)
     return (
         f"Recipes {recipes}: the policy `{config.get('policy.path')}` is rewarded by `{reward}` and judged on "
         f"{config.get('evaluation.prompts')} held-out prompts by `{judge}`, which training never sees."
@@ -267,7 +226,7 @@ def _curves(lines: Sequence[Line], pictures: Path) -> list[str]:
             over_training("policy/distinct_2", "Distinct-2", "different bigrams / bigrams")]),
         "Reward per rollout": ("rollouts", [
             Panel(title="Separate evaluator", of=measures.reward_over_rollouts, lines=lines, x="sampled responses",
-                  y=draw.EVALUATOR, levels=TASK.rewards or REWARDS)]),
+                  y=draw.EVALUATOR, levels=REWARDS)]),
     }  # fmt: skip
     return [draw.curves(pictures / f"results_{name}.png", alt, panels) for alt, (name, panels) in made.items()]
 

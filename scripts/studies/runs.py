@@ -31,7 +31,7 @@ class Size:
     quick: bool
     seeds: Sequence[int]
     iterations: int
-    prompts: int | None  # held out, of each evaluation; None: as the recipe says
+    prompts: int  # held out, of each evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,7 @@ class Setting:
         preset = [{"override /objective": self.objective}] if self.objective else []
         config = OmegaConf.create({"defaults": [f"/config/{self.recipe}", *preset, "_self_"]})
         usual = {"training.iterations": size.iterations, "evaluation.every": self.every(size)}
-        usual |= {} if size.prompts is None else {"evaluation.prompts": size.prompts}
-        usual |= {"checkpoint.every": 0, "tracking.wandb.mode": "disabled"}
+        usual |= {"evaluation.prompts": size.prompts, "checkpoint.every": 0, "tracking.wandb.mode": "disabled"}
         for key, value in {**usual, **self.keys}.items():
             OmegaConf.update(config, key, value)
         return "# @package _global_\n" + OmegaConf.to_yaml(config)

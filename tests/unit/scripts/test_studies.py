@@ -418,23 +418,6 @@ def test_passes_go_on_from_the_cell_that_family_chose(tmp_path: Path, monkeypatc
     assert (tmp_path / "methods_passes.png").stat().st_size > 5000
 
 
-def test_other_recipes_need_learning_rates_an_evaluator_and_three_objectives(tmp_path: Path, monkeypatch: Any):
-    blind, mine = tmp_path / "blind.yaml", tmp_path / "mine.yaml"
-    blind.write_text("defaults: [reviews_apa]\nevaluation: {reward: {kind: none, function: null}}\n", "utf-8")
-    mine.write_text("defaults: [reviews_apa]\n", "utf-8")
-    for recipes, problem in ((f"{blind},reviews_ppo,reviews_awr", "has no separate evaluator"),
-                             ("reviews_apa,reviews_ppo,reviews_apa", "give one each")):  # fmt: skip
-        with pytest.raises(UserError, match=problem):
-            paper.recipes_of(recipes)
-    recipes = f"reviews_ppo,{mine},reviews_awr"
-    assert paper.recipes_of(recipes) == {"apa": str(mine), "ppo": "reviews_ppo", "awr": "reviews_awr"}
-    monkeypatch.setattr(paper, "TASK", paper.Task(recipes=recipes))
-    with pytest.raises(UserError, match="--learning-rates: no default"):
-        paper.settings(SIZE)
-    monkeypatch.setattr(paper, "TASK", paper.Task(recipes=recipes, rates=(1e-4,)))
-    assert {setting.recipe for setting in paper.settings(SIZE)} == {str(mine), "reviews_ppo", "reviews_awr"}
-
-
 def test_the_readme_tells_before_and_after(tmp_path: Path):
     mine = run(1, [], [evaluation(0, -0.001, 0.5), evaluation(6, 4.0, 1.5, entropy=0.9)])
     mine = Run(folder=tmp_path, status=FINISHED, rows=mine.rows, summary={"seconds": 37.6})
