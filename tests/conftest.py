@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import leave_nothing
 import pytest
 import tiny_models
@@ -30,6 +32,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("cuda"):
             item.add_marker(skip)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # collections within tests need not look through what the libraries hold
 
 
 @pytest.fixture(scope="session")
