@@ -24,9 +24,10 @@ PATIENCE = 900  # seconds for one answer
 class Process:
     def __init__(self, contestant: Contestant, spec: Path, log: Path, threads: int) -> None:
         self.contestant, self.log = contestant, log
+        places = (SCRIPTS, SCRIPTS.parent / "src", os.environ.get("PYTHONPATH"))
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent / "src")]),
+            "PYTHONPATH": os.pathsep.join(str(place) for place in places if place),
             "OMP_NUM_THREADS": str(threads),
             "GOMP_SPINCOUNT": "10000",  # what apa-train sets for itself: everybody waits alike
             "TOKENIZERS_PARALLELISM": "false",

@@ -27,7 +27,8 @@ RATES = (1e-4, 3e-4)
 LAMBDA, COEF = ("λ", "objective.kl_lambda"), ("β", "objective.kl_coef")
 KNOBS = {"apa": (*LAMBDA, (0.1, 0.3)), "awr": (*LAMBDA, (1.0, 2.0)), "ppo": (*COEF, (0.05, 0.2)),
          "grpo": (*COEF, (0.05, 0.2))}  # fmt: skip
-VALUES = {"qrpo": (0.03, 0.1)}  # quantiles spread over 0.3, scores over about 1
+VALUES = {"qrpo": (0.03, 0.1),  # quantiles spread over 0.3, scores over about 1
+          "dr_grpo": (0.0, 0.05)}  # published without a KL penalty  # fmt: skip
 STYLES = ("-", "--", ":")
 
 

@@ -62,8 +62,9 @@ def make(work: Sequence[tuple[Setting, int]], size: Size, output: Path, *, jobs:
 def _environment() -> dict[str, str]:
     import apa_cli
 
-    places = (Path(__file__).parents[1], Path(apa_cli.__file__).parents[1])
-    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(map(str, places))}
+    places = (Path(__file__).parents[1], Path(apa_cli.__file__).parents[1], os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(str(place) for place in places if place)
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
 
 def main() -> None:
