@@ -355,7 +355,7 @@ def uneven_batch(policy: Any, rows: int = 8) -> PromptBatch:
 def make_rollout(models: Models, config: TrainConfig, prompts: PromptBatch) -> Trajectory:
     """What the loop makes of a batch of prompts: sampled, with every pass the objective needs."""
     attendant = Attendant(config.training.microbatch_tokens)
-    policy_pass = objective_of(config.objective).divides_by_rollout
+    policy_pass = objective_of(config.objective).anchor == "rollout"
     return replace(Sampled(models, config, attendant, policy_pass=policy_pass).collect(prompts), texts=None)
 
 
@@ -402,7 +402,7 @@ class Plain(Attendant):
 def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[str, float]:
     """One iteration as the loop makes it, without tracking."""
     attendant = Plain(config, state)
-    source = Sampled(models, config, attendant, policy_pass=state.objective.divides_by_rollout)
+    source = Sampled(models, config, attendant, policy_pass=state.objective.anchor == "rollout")
     scorers = load_scorers(config, models.policy, models.runtime)
     learner = Learner(config=config, models=models, source=source, scorers=scorers)
     metrics = iteration.iterate(learner, state, attendant)

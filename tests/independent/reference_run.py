@@ -5,7 +5,7 @@ rest is computed here from the papers' equations: one unpadded row per forward p
 pass per minibatch, and torch's plain AdamW.
 
 Equations: APA 2306.02231, AWR 1910.00177, PPO 1707.06347, GAE 1506.02438 (11 and 16), the KL-shaped reward, adaptive β
-and clipped values 1909.08593, leave-one-out baselines 2402.14740.
+and clipped values 1909.08593, leave-one-out baselines 2402.14740, GRPO 2402.03300 and 2503.20783, GVPO 2504.19599.
 """
 
 import math
@@ -44,7 +44,7 @@ def reference_run(settings, recorded, folder):
         foreach=False,
         fused=False,
     )
-    knob = "objective.kl_coef" if s["objective.name"] == "ppo" else "objective.kl_lambda"  # β or λ
+    knob = "objective.kl_coef" if s["objective.name"] in ("ppo", "grpo") else "objective.kl_lambda"  # β or λ
     state = SimpleNamespace(knob=s[knob], error=None, scores=[])  # the error of a steered λ, and every score so far
     lines = []
     for iteration, record in enumerate(recorded):
@@ -58,12 +58,15 @@ def reference_run(settings, recorded, folder):
         look_at(rows, models, s)
         kl = statistics.fmean(sum(row.logprobs) - sum(row.reference) for row in rows)
         set_targets(rows, state, s)
+        bounded = bound_targets(rows, state.knob, s) if s["objective.target_bound"] is not None else None
         line = {
             "kl/to_init": kl,
             "reward/mean": statistics.fmean(row.raw_score for row in rows if row.raw_score is not None),
             knob.replace(".", "/"): state.knob,
             **update(rows, record["orders"], models, groups, optimizer, state.knob, warming_up, s),
         }
+        if bounded is not None:
+            line["objective/bounded_fraction"] = bounded
         if models.head is not None:
             line["value/explained_variance"] = explained_variance([row for row in rows if row.trained])
         lines.append(line)
@@ -162,7 +165,7 @@ def set_targets(rows, state, s):
         row.trained = row.raw_score is not None
     scored = [row for row in rows if row.trained]
     state.scores += [row.raw_score for row in scored]
-    deviation = statistics.stdev(state.scores)
+    deviation = statistics.stdev(state.scores) if s["objective.score_scaling"] == "running" else 1.0
     for row in scored:
         score = row.raw_score - (0 if row.ended else s["objective.missing_eos_penalty"])
         score -= s["reward.length_penalty"] * max(0, len(row.response) - s["reward.length_target"])
@@ -179,7 +182,9 @@ def set_targets(rows, state, s):
     else:
         size = s["rollout.responses_per_prompt"]
         for first in range(0, len(rows), size):
-            leave_one_out([row for row in rows[first : first + size] if row.trained], s["advantage.group_scale"])
+            compare([row for row in rows[first : first + size] if row.trained], state.knob, s)
+    if not s["advantage.whiten"]:
+        return
     advantages = [a for row in rows if row.trained for a in row.advantages]
     if s["advantage.name"] == "gae":
         mean, variance = statistics.fmean(advantages), statistics.variance(advantages)
@@ -200,42 +205,73 @@ def gae(row, gamma, gae_lambda):
         next_value, next_advantage = row.values[t], row.advantages[t]
 
 
-def leave_one_out(group, scale):
-    """Each response's total reward less the mean of the others'; a response without others is not trained on."""
+def compare(group, knob, s):
+    """Each response's total reward against the group's; a response without others is not trained on."""
     totals = [sum(row.rewards) for row in group]
     for i, row in enumerate(group):
         others = totals[:i] + totals[i + 1 :]
         row.trained = bool(others)
-        advantage = totals[i] - statistics.fmean(others) if others else 0.0
-        if scale and others:
-            advantage /= math.sqrt(statistics.variance(totals) + 1e-8)
+        advantage = totals[i] - baseline(totals, others, knob, s) if others else 0.0
+        if s["advantage.group_scale"] and others:
+            deviation = statistics.stdev(totals)
+            advantage /= deviation + 1e-4 if s["objective.name"] == "grpo" else math.sqrt(deviation**2 + 1e-8)
         row.advantages = [advantage] * len(row.response)
+
+
+def baseline(totals, others, knob, s):
+    match s["advantage.baseline"]:
+        case "leave_one_out":
+            return statistics.fmean(others)
+        case "log_mean_exp":
+            return knob * math.log(statistics.fmean(math.exp(other / knob) for other in others))
+        case "mean" | "least_squares":
+            return statistics.fmean(totals)
+
+
+def bound_targets(rows, knob, s):
+    """Scale the targets of a group (with a critic: of all) by one factor into ± bound; the share of scaled tokens."""
+    size, scaled = s["rollout.responses_per_prompt"] if s["advantage.name"] == "group" else len(rows), 0
+    for first in range(0, len(rows), size):
+        group = [row for row in rows[first : first + size] if row.trained]
+        factor = s["objective.target_bound"] * knob / max(abs(a) for row in group for a in row.advantages)
+        if factor < 1:
+            for row in group:
+                row.advantages = [a * factor for a in row.advantages]
+                scaled += len(row.response)
+    return scaled / sum(len(row.response) for row in rows)
 
 
 # The update
 
 
 def update(rows, orders, models, groups, optimizer, knob, warming_up, s):
-    """Passes of minibatches. objective/* are means over tokens, gradient norms means over minibatches."""
+    """Passes of minibatches. objective/* are means over tokens or responses, gradient norms means over minibatches."""
     measured, norms = defaultdict(list), []
+    together = s["rollout.responses_per_prompt"] if s["advantage.baseline"] == "least_squares" else 1
     for order in orders:
-        order = [i for i in order if rows[i].trained]
-        for first in range(0, len(order), s["training.minibatch_size"]):
-            batch = [rows[i] for i in order[first : first + s["training.minibatch_size"]]]
-            losses = []  # one per token
-            for row in batch:
-                logits, hidden = forward(models.policy, row)
-                values = token_values(models, row, hidden)
-                for t, logprob in enumerate(token_logprobs(logits, row, s["generation.temperature"])):
-                    loss = policy_loss(logprob, row, t, knob, measured, s)
-                    measured["objective/policy_loss"].append(loss.item())
-                    if values:
-                        critic = value_loss(values[t], row, t, s)
-                        measured["objective/value_loss"].append(critic.item())
-                        loss = loss + s["objective.value_coef"] * critic
-                    losses.append(loss)
+        order = [[row for row in rows[i * together : (i + 1) * together] if row.trained] for i in order]
+        order = [group for group in order if group]
+        for first in range(0, len(order), s["training.minibatch_size"] // together):
+            chosen = order[first : first + s["training.minibatch_size"] // together]
+            losses, critics = [], []
+            for group in chosen:
+                looked = [forward(models.policy, row) for row in group]
+                logprobs = [
+                    token_logprobs(logits, row, s["generation.temperature"])
+                    for row, (logits, _) in zip(group, looked, strict=True)
+                ]
+                losses += policy_losses(group, logprobs, knob, measured, s)
+                for row, (_, hidden) in zip(group, looked, strict=True):
+                    critics += [
+                        value_loss(value, row, t, s) for t, value in enumerate(token_values(models, row, hidden))
+                    ]
+            measured["objective/policy_loss"] += [loss.item() for loss in losses]
+            total = sum(losses) / len(losses)
+            if critics:
+                measured["objective/value_loss"] += [critic.item() for critic in critics]
+                total = total + s["objective.value_coef"] * sum(critics) / len(critics)
             optimizer.zero_grad()
-            (sum(losses) / len(losses)).backward()
+            total.backward()
             if warming_up:
                 for weight in groups[0]:
                     weight.grad = None
@@ -251,24 +287,50 @@ def update(rows, orders, models, groups, optimizer, knob, warming_up, s):
     return metrics
 
 
-def policy_loss(logprob, row, t, knob, measured, s):
-    advantage = row.advantages[t]
+def policy_losses(group, logprobs, knob, measured, s):
+    """Of each token, or of each response where that is what the objective works on."""
+    if s["objective.name"] == "grpo":
+        return [grpo_loss(row, own, knob, measured, s) for row, own in zip(group, logprobs, strict=True)]
+    units = []  # log-probs of π_θ, rollout and initial policy, and the advantage
+    for row, own in zip(group, logprobs, strict=True):
+        if s["objective.level"] == "sequence":
+            units.append((sum(own), sum(row.logprobs), sum(row.reference), row.advantages[0]))
+        else:
+            units += zip(own, row.logprobs, row.reference, row.advantages, strict=True)
+    if s["advantage.baseline"] == "least_squares":
+        mean = sum(new - initial for new, _, initial, _ in units) / len(units)  # with its gradient, as published
+        units = [(new, old, initial + mean, advantage) for new, old, initial, advantage in units]
+    return [policy_loss(*unit, knob, measured, s) for unit in units]
+
+
+def policy_loss(new, old, initial, advantage, knob, measured, s):
     if s["objective.name"] == "apa":
-        target, bound, delta = advantage / knob, s["objective.target_bound"], s["objective.huber_delta"]
-        if bound is not None:
-            measured["objective/bounded_fraction"].append(abs(target) > bound)
-            target = min(max(target, -bound), bound)
-        distance = logprob - row.reference[t] - target
+        delta = s["objective.huber_delta"]
+        distance = new - (old if s["objective.anchor"] == "rollout" else initial) - advantage / knob
         measured["objective/target_residual"].append(distance.item() ** 2)
         if delta is not None and abs(distance.item()) > delta:
             return 2 * delta * distance.abs() - delta**2
         return distance**2
     if s["objective.name"] == "awr":
-        return -math.exp(advantage / knob) * logprob
-    ratio = torch.exp(logprob - row.logprobs[t])
+        return -math.exp(advantage / knob) * new
+    return clipped_surrogate(new, old, advantage, measured, s)
+
+
+def clipped_surrogate(new, old, advantage, measured, s):
+    ratio = torch.exp(new - old)
     clipped = torch.clamp(ratio, 1 - s["objective.clip_range"], 1 + s["objective.clip_range"])
     measured["objective/clip_fraction"].append((-advantage * clipped > -advantage * ratio).item())
     return max(-advantage * ratio, -advantage * clipped)
+
+
+def grpo_loss(row, logprobs, knob, measured, s):
+    """One response: the surrogate and the KL estimate, over its tokens or a constant."""
+    total = 0.0
+    for t, new in enumerate(logprobs):
+        d = new - row.reference[t]
+        total = total + clipped_surrogate(new, row.logprobs[t], row.advantages[t], measured, s)
+        total = total + knob * (torch.exp(-d) - 1 + d)
+    return total / (s["objective.length_divisor"] or len(row.response))
 
 
 def value_loss(value, row, t, s):

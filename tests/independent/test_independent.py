@@ -40,6 +40,12 @@ SETTINGS = {
     "objective.kl_gain": 0.3,
     "objective.kl_damping": 1.5,
     "objective.kl_horizon": 100,
+    "objective.level": "token",
+    "objective.anchor": "initial",
+    "objective.length_divisor": None,
+    "objective.score_scaling": "running",
+    "advantage.baseline": "leave_one_out",
+    "advantage.whiten": True,
     "objective.target_bound": None,
     "objective.huber_delta": None,
     "objective.clip_range": 0.1,
@@ -71,6 +77,9 @@ CRITIC = {
     "optimizer.value_learning_rate": 0.02,
 }
 GROUP = {"advantage.name": "group", "advantage.group_scale": False, "rollout.responses_per_prompt": 4}
+RAW = {"objective.score_scaling": "none", "advantage.whiten": False}  # scores in units of their own
+SEQUENCE = RAW | {"objective.level": "sequence"}
+LEAST_SQUARES = SEQUENCE | {"advantage.baseline": "least_squares", "training.minibatch_size": 4}
 UNSCORED = {"reward.function": "independent.record:reward_of_more_than_one_token"}
 WARMUP = {"value.warmup_iterations": 1}
 RECOMPUTED = {"policy.gradient_checkpointing": True}
@@ -97,6 +106,15 @@ CASES = {  # Llama's head is tied to its embeddings, GPT-NeoX's is not
     "ppo adapter lora gpt_neox": {},
     "ppo none full llama": UNSCORED,
     "ppo none lora gpt_neox": {"advantage.group_scale": True},
+    "ppo none lora llama": SEQUENCE,  # rloo
+    "grpo none full llama": RAW | {"advantage.baseline": "mean", "advantage.group_scale": True},
+    "grpo none lora gpt_neox": RAW
+    | UNSCORED
+    | {"advantage.baseline": "mean", "objective.length_divisor": 6},  # dr_grpo
+    "apa none lora llama": RAW | {"objective.anchor": "rollout", "advantage.baseline": "mean"},  # dro
+    "apa none full gpt_neox": SEQUENCE | {"objective.anchor": "rollout", "advantage.baseline": "mean"},  # pmd_mean
+    "apa none trained gpt_neox": LEAST_SQUARES | UNSCORED,  # gvpo
+    "apa none trained llama": SEQUENCE | {"advantage.baseline": "log_mean_exp", "objective.target_bound": 0.3},
 }
 
 
@@ -112,7 +130,7 @@ def test_the_same_run_written_twice(case, policy_dir, tmp_path):
         settings["policy.adapter.path"] = str(tiny_models.save_adapter(tmp_path / "adapter", policy, scale=0.1))
     recorded, lines = recorded_run(settings, tmp_path / "run")
     assert len({len(ids) for iteration in recorded for ids in iteration["responses"]}) > 3
-    assert any(None in iteration["scores"] for iteration in recorded) == (CASES[case] == UNSCORED)
+    assert any(None in iteration["scores"] for iteration in recorded) == (UNSCORED.items() <= CASES[case].items())
     expected_lines = reference_run.reference_run(settings, recorded, tmp_path)
     for line, expected in zip(lines, expected_lines, strict=True):
         found = {name: math.nan if line[name] is None else line[name] for name in expected}

@@ -1,15 +1,20 @@
-"""Advantage-Induced Policy Alignment (APA), arXiv:2306.02231."""
+"""The squared error between a log-ratio and an advantage: APA (arXiv:2306.02231), and its family.
 
-from dataclasses import dataclass
+APA regresses each token's log-ratio to the initial policy onto A/λ. Its relatives choose otherwise in three respects:
+the unit (tokens, or whole responses), the anchor (initial policy, or the one that sampled), and the advantage. DRO,
+policy mirror descent, GVPO, A*-PO and QRPO are such choices; docs/family.md lists them with their papers.
+"""
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from apa_cli.algorithms.checks import check_positive
 from apa_cli.algorithms.masking import check_same_shape, masked_mean, masked_sum, zero_masked
-from apa_cli.algorithms.objective import Loss, Responses, SteeredObjective
+from apa_cli.algorithms.objective import Advantage, Loss, Responses, SteeredObjective, Targets
 
-__all__ = ["APA", "apa_bounded_fraction", "apa_loss", "apa_target_residual"]
+__all__ = ["APA", "apa_loss", "apa_target_residual", "bound_advantages"]
 
 KNOB = ("kl_lambda", "λ")
 DEFAULTS = {"kl_lambda": 0.3, "kl_lambda_min": 0.05}
@@ -17,32 +22,54 @@ DEFAULTS = {"kl_lambda": 0.3, "kl_lambda_min": 0.05}
 
 @dataclass(kw_only=True)
 class APA(SteeredObjective):
-    """Squared error between the log-ratio to the initial policy and A/λ."""
+    """Squared error between the log-ratio to the anchor and A/λ, by token or by response."""
 
+    level: str = "token"
+    anchor: str = "initial"
     target_bound: float | None = None
     huber_delta: float | None = None
 
+    def targets(
+        self,
+        responses: Responses,
+        scores: Tensor,
+        usable: Tensor,
+        advantage: Advantage,
+        *,
+        group_size: int,
+        reference_scores: Tensor | None = None,
+    ) -> Targets:
+        """Scaled to stay within ± λ · target_bound, by one factor for each group or, with a critic, for the rollout."""
+        made = super().targets(
+            responses, scores, usable, advantage, group_size=group_size, reference_scores=reference_scores
+        )
+        if self.target_bound is None:
+            return made
+        together = len(scores) if advantage.name == "gae" else group_size
+        bounded, factors = bound_advantages(made.advantages, self.target_bound * self.knob.value, together)
+        scaled = (factors < 1)[:, None] & self.units(responses.response_mask & made.usable[:, None])[0]
+        share = masked_mean(scaled, self.units(responses.response_mask)[0])
+        return replace(made, advantages=bounded, metrics={"objective/bounded_fraction": share.item()})
+
     def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
-        reference, mask = responses.reference_logprobs, responses.response_mask
-        assert reference is not None
-        kl_lambda, bound = self.knob.value, self.target_bound
-        value = apa_loss(
-            policy_logprobs,
-            reference,
-            advantages,
-            mask,
-            kl_lambda=kl_lambda,
-            target_bound=bound,
-            huber_delta=self.huber_delta,
+        mask, (policy, anchor) = self.units(
+            responses.response_mask, policy_logprobs, self.anchor_logprobs(responses)
+        )  # (B, U)
+        settings = {"kl_lambda": self.knob.value}
+        return Loss(
+            value=apa_loss(policy, anchor, advantages, mask, huber_delta=self.huber_delta, **settings),
+            metrics={"objective/target_residual": apa_target_residual(policy, anchor, advantages, mask, **settings)},
         )
-        squares, count = apa_target_residual(
-            policy_logprobs, reference, advantages, mask, kl_lambda=kl_lambda, target_bound=bound
-        )
-        metrics = {"objective/target_residual": (squares, count)}
-        if bound is not None:
-            fraction = apa_bounded_fraction(advantages, mask, kl_lambda=kl_lambda, target_bound=bound)
-            metrics["objective/bounded_fraction"] = (fraction * count, count)
-        return Loss(value=value, metrics=metrics)
+
+    def group_targets(self, advantages: Tensor, log_ratios: Tensor, groups: Tensor) -> Tensor:
+        """A + λ ℓ̄ (b, 1), ℓ̄ the mean log-ratio of the row's group in this minibatch: the target of GVPO.
+
+        The residuals ℓ_i − ℓ̄ − (r_i − r̄)/λ of a group sum to zero, so that the gradient through ℓ̄ vanishes.
+        """
+        _, place, count = torch.unique(groups, return_inverse=True, return_counts=True)
+        sums = torch.zeros(len(count), 1, dtype=log_ratios.dtype, device=log_ratios.device)
+        means: Tensor = sums.index_add(0, place, log_ratios) / count[:, None]  # (G, 1)
+        return advantages + self.knob.value * means[place]
 
     def summarize(self, means: dict[str, float]) -> dict[str, float]:
         """The root of the residual's mean square."""
@@ -56,7 +83,6 @@ def apa_loss(
     response_mask: Tensor,  # (B, T)
     *,
     kl_lambda: float,
-    target_bound: float | None = None,
     huber_delta: float | None = None,
 ) -> Tensor:
     """Squared error between the log-ratio and the scaled advantage, a scalar.
@@ -66,14 +92,15 @@ def apa_loss(
     ratio, no clipping and no KL term in the reward: λ = kl_lambda alone sets how far the policy may move.
     Gradient reaches `policy_logprobs` only; it is 2 m d / Σ m. An empty mask gives 0.
 
-    Two options, not in the paper, for a λ so small that A/λ asks for log-ratios no policy should have:
-    target_bound b, in nats: d = log π_θ − log π_ref − clip(A/λ, −b, b). No token is asked to move further than b.
+    With the log-probs summed over each response, (B, 1), it is the loss of the methods that regress whole responses.
+
+    An option that is not in the paper, for a λ so small that A/λ asks for log-ratios no policy should have:
     huber_delta δ, in nats: where |d| > δ, 2 δ |d| − δ² in place of d². The targets stay; the gradient is
     2 m clip(d, −δ, δ) / Σ m, so that tokens far from their target do not outweigh the rest. (Huber's loss, doubled.)
 
-    Raises ValueError when the shapes differ or kl_lambda, target_bound or huber_delta is not above 0.
+    Raises ValueError when the shapes differ or kl_lambda or huber_delta is not above 0.
     """
-    residual = _residual(policy_logprobs, reference_logprobs, advantages, response_mask, kl_lambda, target_bound)
+    residual = _residual(policy_logprobs, reference_logprobs, advantages, response_mask, kl_lambda)
     if huber_delta is None:
         return masked_mean(residual.square(), response_mask)
     check_positive(huber_delta=huber_delta)
@@ -89,33 +116,33 @@ def apa_target_residual(
     response_mask: Tensor,  # (B, T)
     *,
     kl_lambda: float,
-    target_bound: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """How far log π_θ is from its target, bounded or not: the sum of squared distances and the token count.
+    """How far log π_θ is from its target: the sum of squared distances and the token count.
 
     Add both over all micro-batches; √(sum / count) is then the RMS distance in nats. Two scalars, no gradient.
 
-    Raises ValueError when the shapes differ or kl_lambda or target_bound is not above 0.
+    Raises ValueError when the shapes differ or kl_lambda is not above 0.
     """
-    residual = _residual(policy_logprobs, reference_logprobs, advantages, response_mask, kl_lambda, target_bound)
+    residual = _residual(policy_logprobs, reference_logprobs, advantages, response_mask, kl_lambda)
     return masked_sum(residual.square(), response_mask), response_mask.bool().sum()
 
 
 @torch.no_grad()
-def apa_bounded_fraction(
-    advantages: Tensor,  # (B, T)
-    response_mask: Tensor,  # (B, T)
-    *,
-    kl_lambda: float,
-    target_bound: float,
-) -> Tensor:
-    """Share of counted tokens whose target A/λ lies beyond ± target_bound, a scalar; 0 for an empty mask. No gradient.
+def bound_advantages(advantages: Tensor, bound: float, group_size: int) -> tuple[Tensor, Tensor]:
+    """Advantages (B, U) scaled so that none lies beyond ± bound, and each row's factor (B,), at most 1. No gradient.
 
-    Raises ValueError when the shapes differ or kl_lambda or target_bound is not above 0.
+    Rows i·k … i·k + k − 1 (k = `group_size`) share one factor. Clipping each advantage by itself would change their
+    proportions: of one right answer among eight with A = 1 against −1/7 it could leave 3 against −3 for each of the
+    other seven, and push the group down as a whole.
+
+    Raises ValueError when B is not a multiple of group_size or bound is not above 0.
     """
-    check_positive(kl_lambda=kl_lambda, target_bound=target_bound)
-    beyond = zero_masked(advantages, response_mask).abs() / kl_lambda > target_bound
-    return masked_mean(beyond, response_mask)
+    check_positive(bound=bound)
+    if group_size < 1 or len(advantages) % group_size:
+        raise ValueError(f"{len(advantages)} rows do not make groups of {group_size}")
+    largest = advantages.abs().reshape(-1, group_size * advantages.shape[1]).amax(dim=1)  # (G,)
+    factors = (bound / largest).clamp(max=1).repeat_interleave(group_size)  # (B,); bound / 0 is infinite
+    return advantages * factors[:, None], factors
 
 
 def _residual(
@@ -124,9 +151,8 @@ def _residual(
     advantages: Tensor,
     response_mask: Tensor,
     kl_lambda: float,
-    target_bound: float | None,
 ) -> Tensor:
-    """log π_θ − log π_ref − A/λ, the last bounded where asked, 0 at masked positions: (B, T)."""
+    """log π_θ − log π_ref − A/λ, 0 at masked positions: (B, T)."""
     check_same_shape(
         policy_logprobs=policy_logprobs,
         reference_logprobs=reference_logprobs,
@@ -137,7 +163,4 @@ def _residual(
     policy = zero_masked(policy_logprobs, response_mask)
     reference = zero_masked(reference_logprobs.detach(), response_mask)
     target = zero_masked(advantages.detach(), response_mask) / kl_lambda
-    if target_bound is not None:
-        check_positive(target_bound=target_bound)
-        target = target.clamp(-target_bound, target_bound)
     return policy - reference - target

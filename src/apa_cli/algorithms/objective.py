@@ -1,5 +1,8 @@
 """What every policy objective is: token rewards and targets, a loss with its metrics, and one KL knob.
 
+An objective works on units: tokens, or whole responses, each of which is then one action whose log-prob is the sum of
+its tokens'. U is T for tokens and 1 for responses.
+
 An objective is a subclass of `Objective` in a file of this folder, by the file's name: `objective.name=apa` is
 `algorithms/apa.py`. The fields of the dataclass are the keys of the `objective` group that it reads. Beside the class
 stand two literals, which the configuration reads without importing torch: KNOB, the key and the symbol of the KL knob,
@@ -12,13 +15,22 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from apa_cli.algorithms.adaptive import SteeredLambda
 from apa_cli.algorithms.gae import gae, terminal_rewards
-from apa_cli.algorithms.group import leave_one_out, unit_spread
+from apa_cli.algorithms.group import (
+    group_mean,
+    leave_one_out,
+    log_mean_exp,
+    reference_quantile,
+    reference_value,
+    unit_spread,
+)
+from apa_cli.algorithms.kl import kl_k1, per_response
 from apa_cli.algorithms.masking import whiten, zero_masked
 from apa_cli.algorithms.value import value_loss
 
@@ -41,9 +53,10 @@ class Responses(Protocol):
 class Advantage(Protocol):
     """How advantages are estimated: the `advantage` group."""
 
-    name: str  # gae | group
+    name: str  # gae | group | reference
     gamma: float
     gae_lambda: float
+    baseline: str  # group: leave_one_out | mean | log_mean_exp | least_squares; reference: value | quantile
     group_scale: bool
     whiten: bool
 
@@ -52,14 +65,16 @@ class Advantage(Protocol):
 class Targets:
     """What an update aims at."""
 
-    advantages: Tensor  # (B, T) as the loss sees them: whitened over the whole rollout unless switched off
+    advantages: Tensor  # (B, U) as the loss sees them: whitened over the whole rollout unless switched off
     returns: Tensor | None = None  # (B, T) from the unwhitened advantages; None without a critic
     usable: Tensor  # (B,) bool, rows that may be trained on
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    whole_groups: int = 1  # rows that a minibatch must hold together, as their targets depend on each other's log-probs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    value: Tensor  # scalar, a mean over counted tokens; the gradient reaches policy log-probs only
+    value: Tensor  # scalar, a mean over `Objective.count` units; the gradient reaches policy log-probs only
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # sum and count; no gradient
 
 
@@ -99,42 +114,108 @@ class Objective(ABC):
     """A policy objective. B responses, T response tokens; log-probs in nats."""
 
     knob: Knob
-    divides_by_rollout: ClassVar[bool] = False  # its loss has π_θ / π_rollout: logged responses will not do
+    level: str = "token"  # what is one unit: a token, or a whole response (sequence)
+    anchor: str = "initial"  # whose log-probs π_θ is compared with: the initial policy's, or those of the rollout
 
     def token_rewards(self, scores: Tensor, responses: Responses, mask: Tensor) -> Tensor:
         """(B,) scores -> (B, T) rewards. Here the score stands at the last counted token."""
         return terminal_rewards(scores, mask)
 
     def targets(
-        self, responses: Responses, scores: Tensor, usable: Tensor, advantage: Advantage, *, group_size: int
+        self,
+        responses: Responses,
+        scores: Tensor,
+        usable: Tensor,
+        advantage: Advantage,
+        *,
+        group_size: int,
+        reference_scores: Tensor | None = None,
     ) -> Targets:
         """Advantages, and the returns that the critic is fitted to, of shaped scores (B,).
 
         Rows that are not `usable` (B,) count for nothing, as if they were masked: in a group they are nobody's
         baseline, and one that is left alone there has nothing to be compared with, so that it is not usable either.
-        `group_size` responses to one prompt stand next to each other.
+        `group_size` responses to one prompt stand next to each other. `reference_scores` (B, S) are those of the
+        initial policy's responses to each row's prompt, NaN where there is none.
         """
+        if advantage.name == "gae":
+            return self._critic_targets(responses, scores, usable, advantage)
         if advantage.name == "group":
             usable = usable & (usable.view(-1, group_size).sum(dim=1) > 1).repeat_interleave(group_size)
+        else:
+            assert reference_scores is not None
+            usable = usable & reference_scores.isfinite().any(dim=1)
         mask = responses.response_mask & usable[:, None]  # (B, T)
-        rewards = self.token_rewards(scores, responses, mask)  # (B, T)
-        if advantage.name == "group":
-            # A response is one action, so each of its tokens is given the whole response's advantage. What is compared
-            # is the response's return Σ r_t, as in RLOO (arXiv:2402.14740, section 3.2).
-            totals = rewards.double().sum(dim=1)  # (B,)
-            totals = leave_one_out(totals, group_size, scale=advantage.group_scale, usable=usable).float()
-            advantages = zero_masked(totals[:, None].expand(mask.shape), mask)
-            return Targets(advantages=unit_spread(advantages, mask) if advantage.whiten else advantages, usable=usable)
+        # A response is one action, so each of its tokens is given the whole response's advantage. What is compared
+        # is the response's return Σ r_t, as in RLOO (arXiv:2402.14740, section 3.2).
+        totals = self.token_rewards(scores, responses, mask).double().sum(dim=1)  # (B,)
+        knob = self.knob.value
+        match advantage.baseline:
+            case "leave_one_out":
+                found = leave_one_out(totals, group_size, scale=advantage.group_scale, usable=usable)
+            case "mean" | "least_squares":
+                found = group_mean(totals, group_size, scale=advantage.group_scale, usable=usable)
+            case "log_mean_exp":
+                found = log_mean_exp(totals, group_size, kl_lambda=knob, usable=usable)
+            case "value" | "quantile":
+                assert reference_scores is not None
+                estimate = reference_value if advantage.baseline == "value" else reference_quantile
+                found = estimate(totals, reference_scores, kl_lambda=knob)
+            case other:
+                raise ValueError(f"no such baseline: {other}")
+        counted, _ = self.units(mask)  # (B, U)
+        advantages = zero_masked(found.float()[:, None].expand(counted.shape), counted)
+        return Targets(
+            advantages=unit_spread(advantages, counted) if advantage.whiten else advantages,
+            usable=usable,
+            whole_groups=group_size if advantage.baseline == "least_squares" else 1,
+        )
+
+    def _critic_targets(self, responses: Responses, scores: Tensor, usable: Tensor, advantage: Advantage) -> Targets:
+        mask = responses.response_mask & usable[:, None]  # (B, T)
         assert responses.values is not None
         advantages, returns = gae(
-            rewards, responses.values, mask, gamma=advantage.gamma, gae_lambda=advantage.gae_lambda
+            self.token_rewards(scores, responses, mask),
+            responses.values,
+            mask,
+            gamma=advantage.gamma,
+            gae_lambda=advantage.gae_lambda,
         )
         whitened = whiten(advantages, mask) if advantage.whiten else advantages
         return Targets(advantages=whitened, returns=returns, usable=usable)
 
+    def units(self, mask: Tensor, *logprobs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Mask and log-probs (B, T) by unit, (B, U): as they are, or of a response the sum over its counted tokens."""
+        if self.level == "token":
+            return mask, logprobs
+        return mask.any(dim=1, keepdim=True), tuple(per_response(own, mask)[:, None] for own in logprobs)
+
+    def count(self, mask: Tensor) -> Tensor:
+        """Number of units, over which the loss is a mean and by which micro-batches weigh: a scalar."""
+        return self.units(mask)[0].sum()
+
+    def anchor_logprobs(self, responses: Responses) -> Tensor:
+        """(B, T) of the policy that π_θ is compared with, at which no advantage means no move."""
+        found = responses.rollout_logprobs if self.anchor == "rollout" else responses.reference_logprobs
+        assert found is not None
+        return found
+
+    @torch.no_grad()
+    def log_ratios(self, policy_logprobs: Tensor, responses: Responses) -> Tensor:
+        """log π_θ − log π_anchor of each unit, (B, U), 0 where nothing counts; nats."""
+        ratios = kl_k1(policy_logprobs, self.anchor_logprobs(responses), responses.response_mask)
+        return self.units(responses.response_mask, ratios)[1][0]
+
+    def group_targets(self, advantages: Tensor, log_ratios: Tensor, groups: Tensor) -> Tensor:
+        """(b, U) advantages of a minibatch, given the units' log-ratios under the current policy and rows' groups (b,).
+
+        Called where `Targets.whole_groups` is more than 1. Here they stay as they are.
+        """
+        return advantages
+
     @abstractmethod
     def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
-        """Of (B, T) log-probs and advantages, with metrics beside it."""
+        """Of log-probs (B, T) and advantages (B, U), with metrics beside it."""
 
     def value_loss(self, values: Tensor, responses: Responses, returns: Tensor) -> Tensor:
         """Half the critic's mean squared error, a scalar."""

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +21,13 @@ DEFAULTS: dict[str, float] = {}
 
 @dataclass(kw_only=True)
 class PPO(Objective):
-    """The clipped surrogate on the KL-shaped reward; the critic clipped around the rollout's values."""
+    """The clipped surrogate on the KL-shaped reward; the critic clipped around the rollout's values.
 
-    divides_by_rollout: ClassVar[bool] = True
+    With level "sequence" the ratio is that of the whole response, as in RLOO (arXiv:2402.14740).
+    """
+
+    anchor = "rollout"
+    level: str = "token"
     kl_coef: float
     kl_target: float | None = None
     kl_horizon: float = 10_000
@@ -46,8 +49,9 @@ class PPO(Objective):
 
     def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
         assert responses.rollout_logprobs is not None
-        batch = policy_logprobs, responses.rollout_logprobs, advantages, responses.response_mask
-        fraction, count = ppo_clip_fraction(*batch, clip_range=self.clip_range), responses.response_mask.sum()
+        mask, (policy, rollout) = self.units(responses.response_mask, policy_logprobs, responses.rollout_logprobs)
+        batch = policy, rollout, advantages, mask  # (B, U)
+        fraction, count = ppo_clip_fraction(*batch, clip_range=self.clip_range), mask.sum()
         return Loss(
             value=ppo_loss(*batch, clip_range=self.clip_range),
             metrics={"objective/clip_fraction": (fraction * count, count)},
@@ -80,7 +84,7 @@ def ppo_loss(
 
     Raises ValueError when the shapes differ or clip_range (ε) is not above 0.
     """
-    unclipped, clipped = _surrogates(policy_logprobs, rollout_logprobs, advantages, response_mask, clip_range)
+    unclipped, clipped = surrogates(policy_logprobs, rollout_logprobs, advantages, response_mask, clip_range=clip_range)
     return masked_mean(torch.maximum(unclipped, clipped), response_mask)
 
 
@@ -99,7 +103,7 @@ def ppo_clip_fraction(
 
     Raises ValueError when the shapes differ or clip_range (ε) is not above 0.
     """
-    unclipped, clipped = _surrogates(policy_logprobs, rollout_logprobs, advantages, response_mask, clip_range)
+    unclipped, clipped = surrogates(policy_logprobs, rollout_logprobs, advantages, response_mask, clip_range=clip_range)
     return masked_mean(clipped > unclipped, response_mask)
 
 
@@ -170,8 +174,13 @@ class AdaptiveKLCoefficient:
         self.value = float(state["value"])
 
 
-def _surrogates(
-    policy_logprobs: Tensor, rollout_logprobs: Tensor, advantages: Tensor, response_mask: Tensor, clip_range: float
+def surrogates(
+    policy_logprobs: Tensor,
+    rollout_logprobs: Tensor,
+    advantages: Tensor,
+    response_mask: Tensor,
+    *,
+    clip_range: float,
 ) -> tuple[Tensor, Tensor]:
     """−A ρ and −A clip(ρ, 1 − ε, 1 + ε), 0 at masked positions: (B, T) each."""
     check_same_shape(

@@ -116,7 +116,7 @@ def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[
         "---",
         "tags:",
         "- rlhf",
-        f"- {objective.name}",
+        f"- {config.method}",
         *([f"base_model: {config.policy.path}"] if hub_id else []),
         f"library_name: {'peft' if config.policy.adapter.enabled else 'transformers'}",
         "---",
@@ -131,12 +131,12 @@ def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[
         [
             *front,
             "",
-            f"# {Path(config.policy.path).name}, aligned with {objective.name.upper()}",
+            f"# {Path(config.policy.path).name}, aligned with {config.method.upper()}",
             "",
             f"- base: `{config.policy.path}`" + (f" at `{config.policy.revision}`" if config.policy.revision else ""),
             f"- data: `{config.data.path}`",
             f"- reward: `{reward}`",
-            f"- objective: {objective.name.upper()}, {knob}",
+            f"- objective: {config.method.upper()}, {knob}",
             f"- iterations: {config.training.iterations} × {config.rollout.batch_size} responses, "
             f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
             f"- weights: {'LoRA adapter' if config.policy.adapter.enabled else 'full model'}",

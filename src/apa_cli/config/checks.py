@@ -14,7 +14,7 @@ from apa_cli.config.keys import expected, not_set
 from apa_cli.config.objectives import objectives
 from apa_cli.config.offline_checks import check_source
 from apa_cli.config.reward_checks import check_key_name, check_rewards
-from apa_cli.config.schema import TrainConfig
+from apa_cli.config.schema import ObjectiveConfig, TrainConfig
 from apa_cli.errors import UserError
 
 MISSING = "???"  # how OmegaConf writes a value that is not set
@@ -192,13 +192,14 @@ def _check_chat(config: TrainConfig) -> None:
 
 def _check_objective(config: TrainConfig) -> None:
     objective, facts = config.objective, objectives()[config.objective.name]
-    for name in ("target_bound", "huber_delta"):
-        if getattr(objective, name) is not None and name not in facts.reads:
+    for name in ("target_bound", "huber_delta", "level", "anchor", "length_divisor", "kl_target"):
+        default = getattr(ObjectiveConfig(), name)
+        if getattr(objective, name) != default and name not in facts.reads:
             owners = [other for other, known in objectives().items() if name in known.reads]
             raise UserError(
                 f"objective.{name}",
                 f"only used by {' and '.join(owners)}, but objective.name={objective.name}",
-                f"add objective={owners[0]}, or set it to null",
+                f"add objective={owners[0]}, or set it to {'null' if default is None else default}",
             )
     if objective.kl_target is None:
         return

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from apa_cli.config.objectives import objectives
 from apa_cli.config.schema import AdvantageConfig, ObjectiveConfig, TrainConfig
 from apa_cli.errors import UserError
+
+BASELINES = {  # of each advantage; gae has none, and leaves the key at its default
+    "gae": ("leave_one_out",),
+    "group": ("leave_one_out", "mean", "log_mean_exp", "least_squares"),
+    "reference": ("value", "quantile"),
+}
 
 
 def check_advantage(config: TrainConfig) -> None:
@@ -15,18 +22,14 @@ def check_advantage(config: TrainConfig) -> None:
             f"{rollout.batch_size} is not a multiple of rollout.responses_per_prompt={rollout.responses_per_prompt}",
             f"make it {_next_multiple(rollout.batch_size, rollout.responses_per_prompt)}",
         )
-    if advantage.name == "gae" and without_critic:
-        raise UserError(
-            "advantage.name",
-            "gae needs a critic, but value.kind=none",
-            "add advantage=group rollout.responses_per_prompt=4, or value=separate",
-        )
-    if advantage.name == "gae" and advantage.group_scale:
-        raise UserError(
-            "advantage.group_scale", "set, but advantage.name=gae", "add advantage=group, or set it to false"
-        )
-    if advantage.name == "group":
-        _check_group(config)
+    if advantage.name == "gae":
+        _check_gae(config)
+    else:
+        _check_one_per_response(config)
+    _check_baseline(config)
+    if rollout.dynamic_sampling and advantage.name != "group":
+        problem = f"{rollout.dynamic_sampling}, but advantage.name={advantage.name} compares no responses to a prompt"
+        raise UserError("rollout.dynamic_sampling", problem, "set it to 0, or add objective=grpo")
     if config.value.warmup_iterations >= config.training.iterations:
         raise UserError(
             "value.warmup_iterations",
@@ -38,22 +41,72 @@ def check_advantage(config: TrainConfig) -> None:
         _check_no_critic(config)
 
 
-def _check_group(config: TrainConfig) -> None:
+def _check_gae(config: TrainConfig) -> None:
+    objective, advantage = config.objective, config.advantage
+    if config.value.kind == "none":
+        remedy = "add advantage=group rollout.responses_per_prompt=4, or value=separate"
+        raise UserError("advantage.name", "gae needs a critic, but value.kind=none", remedy)
+    if advantage.group_scale:
+        raise UserError(
+            "advantage.group_scale", "set, but advantage.name=gae", "add advantage=group, or set it to false"
+        )
+    if objective.name == "grpo" or objective.level == "sequence":
+        key = "objective.name" if objective.name == "grpo" else "objective.level"
+        problem = f"{objective.name if key.endswith('name') else objective.level} has one advantage for each response"
+        remedy = "add advantage=group value=none rollout.responses_per_prompt=8, as the choices objective=NAME do"
+        raise UserError(key, f"{problem}, but advantage.name=gae", remedy)
+
+
+def _check_one_per_response(config: TrainConfig) -> None:
+    """Group and reference: no critic, and a response is one action."""
+    name, group = config.advantage.name, config.advantage.name == "group"
     if config.value.kind != "none":
-        more = " rollout.responses_per_prompt=4" if config.rollout.responses_per_prompt < 2 else ""
-        problem = f"{config.value.kind}, but advantage.name=group uses no critic"
+        more = " rollout.responses_per_prompt=4" if group and config.rollout.responses_per_prompt < 2 else ""
+        problem = f"{config.value.kind}, but advantage.name={name} uses no critic"
         raise UserError("value.kind", problem, f"add value=none{more}")
-    if config.rollout.responses_per_prompt < 2:
+    if group and config.rollout.responses_per_prompt < 2:
         raise UserError(
             "rollout.responses_per_prompt",
             "1, but advantage.name=group compares the responses to a prompt",
             "add rollout.responses_per_prompt=4",
         )
-    for name, why in (("gamma", "a response is one action without discounting"), ("gae_lambda", "it belongs to GAE")):
-        default = getattr(AdvantageConfig(), name)
-        if getattr(config.advantage, name) != default:
-            key = f"advantage.{name}"
-            raise UserError(key, f"set, but advantage.name=group: {why}", f"add {key}={default:g}, or advantage=gae")
+    for key, why in (("gamma", "a response is one action without discounting"), ("gae_lambda", "it belongs to GAE")):
+        default = getattr(AdvantageConfig(), key)
+        if getattr(config.advantage, key) != default:
+            remedy = f"add advantage.{key}={default:g}, or advantage=gae"
+            raise UserError(f"advantage.{key}", f"set, but advantage.name={name}: {why}", remedy)
+
+
+def _check_baseline(config: TrainConfig) -> None:
+    advantage, objective, k = config.advantage, config.objective, config.rollout.responses_per_prompt
+    name, baseline = advantage.name, advantage.baseline
+    known = BASELINES[name]
+    if baseline not in known:
+        raise UserError(
+            "advantage.baseline", f"{baseline}, but advantage.name={name}", f"set it to {' or '.join(known)}"
+        )
+    if baseline in ("leave_one_out", "mean"):
+        return
+    if advantage.group_scale:
+        remedy = "set it to false, or advantage.baseline to leave_one_out or mean"
+        raise UserError("advantage.group_scale", f"set, but {baseline} is in units of the scores", remedy)
+    if objectives()[objective.name].knob != "kl_lambda":
+        raise UserError(
+            "advantage.baseline", f"{baseline} needs λ, which {objective.name} has not", "add objective=apa"
+        )
+    if baseline == "least_squares":
+        if (objective.name, objective.level) != ("apa", "sequence"):
+            remedy = "add objective=gvpo, or choose another baseline"
+            raise UserError("advantage.baseline", "least_squares is for apa by sequence", remedy)
+        if config.training.minibatch_size % k:
+            raise UserError(
+                "training.minibatch_size",
+                f"{config.training.minibatch_size}, but least_squares keeps the {k} responses to a prompt together",
+                f"make it {_next_multiple(config.training.minibatch_size, k)}",
+            )
+    if name == "reference" and objective.score_scaling != "none":
+        problem = f"{objective.score_scaling}, but the initial policy's scores are kept as they are"
+        raise UserError("objective.score_scaling", problem, "set it to none, as objective=a_star_po and qrpo do")
 
 
 def _check_no_critic(config: TrainConfig) -> None:

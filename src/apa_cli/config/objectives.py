@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ class Facts:
     symbol: str  # λ or β
     defaults: dict[str, Any]  # of keys that are null
     reads: frozenset[str]  # keys of the `objective` group
-    divides_by_rollout: bool  # logged responses, whose sampler is not known, will not do
+    anchor: str  # whose log-probs the policy's are compared with, unless the key objective.anchor says so
 
 
 @cache
@@ -29,14 +30,15 @@ def objectives() -> dict[str, Facts]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
         literals = {name: value for node in tree.body for name, value in _assigned(node) if name.isupper()}
         if "KNOB" in literals:
-            fields = {name: value for own in _classes(tree).values() for name, value in _fields(own, bases)}
-            (knob, symbol), divides = literals["KNOB"], bool(fields.pop("divides_by_rollout", False))
+            fields = [found for own in _classes(tree).values() for found in _fields(own, bases)]
+            fixed = {name: value for name, value, is_key in fields if not is_key}
+            knob, symbol = literals["KNOB"]
             found[file.stem] = Facts(
                 knob=knob,
                 symbol=symbol,
                 defaults=literals["DEFAULTS"],
-                reads=frozenset(fields),
-                divides_by_rollout=divides,
+                reads=frozenset(name for name, _, is_key in fields if is_key),
+                anchor=fixed.get("anchor", "initial"),
             )
     return found
 
@@ -45,6 +47,22 @@ def knob_of(name: str) -> tuple[str, str]:
     """Key and symbol of an objective's KL knob; λ's of one that this version does not know."""
     facts = objectives().get(name)
     return (facts.knob, facts.symbol) if facts is not None else ("kl_lambda", "λ")
+
+
+def method_of(keys: Mapping[str, Any]) -> str:
+    """What the literature calls these settings of `objective` and `advantage` (dotted keys): the choice of that name.
+
+    Scaling and whitening of scores are not looked at. Settings that nobody has named go by their objective's name.
+    """
+    name, level, anchor = (keys.get(f"objective.{key}") for key in ("name", "level", "anchor"))
+    if name == "ppo" and level == "sequence":
+        return "rloo"
+    if name == "grpo" and keys.get("objective.length_divisor") is not None:
+        return "dr_grpo"
+    if name == "apa" and level == "sequence":
+        named = {"least_squares": "gvpo", "value": "a_star_po", "quantile": "qrpo"}
+        return "pmd_mean" if anchor == "rollout" else named.get(str(keys.get("advantage.baseline")), "apa")
+    return "dro" if (name, anchor) == ("apa", "rollout") else str(name or "?")
 
 
 def unread(name: str) -> set[str]:
@@ -58,13 +76,15 @@ def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
     return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef) and node.bases}
 
 
-def _fields(node: ast.ClassDef, bases: dict[str, ast.ClassDef]) -> list[tuple[str, Any]]:
-    """Annotated names of a class and of the objectives that it extends."""
-    found: list[tuple[str, Any]] = []
+def _fields(node: ast.ClassDef, bases: dict[str, ast.ClassDef]) -> list[tuple[str, Any, bool]]:
+    """Attributes of a class and of the objectives that it extends, and whether each is a key: annotated, as a field."""
+    found: list[tuple[str, Any, bool]] = []
     for base in node.bases:
         if isinstance(base, ast.Name) and base.id in bases and base.id != "Objective":
             found += _fields(bases[base.id], bases)
-    return found + [pair for part in node.body if isinstance(part, ast.AnnAssign) for pair in _assigned(part)]
+    return found + [
+        (name, value, isinstance(part, ast.AnnAssign)) for part in node.body for name, value in _assigned(part)
+    ]
 
 
 def _assigned(node: ast.stmt) -> list[tuple[str, Any]]:

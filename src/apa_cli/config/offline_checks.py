@@ -12,10 +12,11 @@ def check_source(config: TrainConfig) -> None:
     if config.rollout.offline:
         _check_offline(config)
         return
+    kept = config.rollout.reference_cache is not None and config.advantage.name != "reference"
     for key, given in (
         ("data.score_column", config.data.score_column is not None),
         ("data.response_column", config.data.response_column is not None),
-        ("rollout.reference_cache", config.rollout.reference_cache is not None),
+        ("rollout.reference_cache", kept),
     ):
         if given:
             problem = "set, but it applies to logged responses, and rollout.source=online"
@@ -25,10 +26,13 @@ def check_source(config: TrainConfig) -> None:
 def _check_offline(config: TrainConfig) -> None:
     objective, rollout, stop_if = config.objective, config.rollout, config.training.stop_if
     logged = "but rollout.source=offline"
-    if objectives()[objective.name].divides_by_rollout:
+    if objectives()[objective.name].anchor == "rollout":
         problem = f"{objective.name} needs the probabilities of the policy that sampled, {logged} has none"
-        others = " or ".join(f"objective={name}" for name, own in objectives().items() if not own.divides_by_rollout)
+        others = " or ".join(f"objective={name}" for name, own in objectives().items() if own.anchor == "initial")
         raise UserError("objective.name", problem, f"add {others}, or rollout.source=online")
+    if objective.anchor == "rollout":
+        problem = f"rollout needs the probabilities of the policy that sampled, {logged} has none"
+        raise UserError("objective.anchor", problem, "add objective.anchor=initial, or rollout.source=online")
     if objective.kl_target is not None:
         problem = f"steered by the KL of sampled responses, {logged} samples none in the loop"
         raise UserError(
@@ -37,6 +41,13 @@ def _check_offline(config: TrainConfig) -> None:
     if config.advantage.name == "group":
         problem = f"group compares several sampled responses to a prompt, {logged} uses logged ones"
         raise UserError("advantage.name", problem, "add advantage=gae value=separate, or rollout.source=online")
+    if config.advantage.name == "reference" and config.data.score_column is not None:
+        problem = (
+            "set, but advantage.name=reference compares with what the reward says of the initial policy's responses"
+        )
+        raise UserError(
+            "data.score_column", problem, "set it to null, so that the reward scores the logged responses too"
+        )
     if rollout.responses_per_prompt > 1:
         problem = f"{rollout.responses_per_prompt}, {logged} uses the logged responses"
         raise UserError("rollout.responses_per_prompt", problem, "set it to 1")

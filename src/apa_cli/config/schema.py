@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from apa_cli.config.fields import choice, items, number, required, switch, text
-from apa_cli.config.objectives import objectives
+from apa_cli.config.objectives import method_of, objectives
 from apa_cli.config.schema_models import AdapterConfig, PolicyConfig, ReferenceConfig, ValueConfig
 from apa_cli.config.schema_rewards import (
     ComponentConfig,
@@ -58,9 +58,20 @@ class ObjectiveConfig:
         "value); null = 0.3 for apa, 2 for awr",
         above=0,
     )
+    level: str = choice(
+        "token",
+        "apa, ppo: what is one action: a token, or a whole response (sequence), whose log-prob is its tokens' sum",
+        choices=("token", "sequence"),
+    )
+    anchor: str = choice(
+        "initial",
+        "apa: whose log-probs the policy's are compared with: the initial policy's, or those of the rollout",
+        choices=("initial", "rollout"),
+    )
     target_bound: Optional[float] = number(
         None,
-        "apa: limit on the log-ratio asked of a token, advantage / λ is clipped to ± this, in nats; null = off",
+        "apa: limit on the log-ratios asked for, in nats: the targets advantage / λ of a prompt's responses (with a "
+        "critic: of the rollout) are scaled by one factor to stay within ± this; null = off",
         above=0,
     )
     huber_delta: Optional[float] = number(
@@ -68,12 +79,20 @@ class ObjectiveConfig:
         "apa: distance from its target, in nats, beyond which a token's error counts linearly; null = off",
         above=0,
     )
-    clip_range: float = number(0.2, "ppo: the ratio is clipped to 1 ± this", above=0, below=1)
+    clip_range: float = number(0.2, "ppo, grpo: the ratio is clipped to 1 ± this", above=0, below=1)
+    length_divisor: Optional[int] = number(
+        None,
+        "grpo: what the sum over a response's tokens is divided by, such as generation.max_new_tokens; null = its "
+        "number of tokens",
+        minimum=1,
+    )
     value_clip_range: Optional[float] = number(
         0.2, "ppo: values are clipped to ± this around the rollout's values; null = off", above=0
     )
     kl_coef: float = number(
-        0.05, "ppo: β, the coefficient of the KL-shaped reward (if adaptive: the initial value)", minimum=0
+        0.05,
+        "ppo: β, the coefficient of the KL-shaped reward (if adaptive: the initial value); grpo: of the KL in the loss",
+        minimum=0,
     )
     kl_target: Optional[float] = number(
         None,
@@ -121,12 +140,26 @@ class ObjectiveConfig:
 class AdvantageConfig:
     name: str = choice(
         "gae",
-        "from the critic, per token (gae), or relative to the other responses to the prompt (group)",
-        choices=("gae", "group"),
+        "from the critic, per token (gae), relative to the other responses to the prompt (group), or relative to the "
+        "initial policy's responses to it (reference)",
+        choices=("gae", "group", "reference"),
     )
     gamma: float = number(1.0, "gae: discount factor", above=0, maximum=1)
     gae_lambda: float = number(0.95, "gae: λ; 0 relies on the critic, 1 on the observed returns", minimum=0, maximum=1)
+    baseline: str = choice(
+        "leave_one_out",
+        "what a score is compared with; group: the mean of the others (leave_one_out), of all (mean), the others' soft "
+        "maximum at λ (log_mean_exp), or the mean together with that of the log-ratios (least_squares); reference: the "
+        "optimal value at λ, or the quantile in place of the score",
+        choices=("leave_one_out", "mean", "log_mean_exp", "least_squares", "value", "quantile"),
+    )
     group_scale: bool = switch(False, "group: divide by the standard deviation of the prompt's scores, as GRPO does")
+    reference_samples: int = number(
+        8, "reference: responses of the initial policy to each prompt, sampled and scored once", minimum=1
+    )
+    drop_unsolved: bool = switch(
+        False, "reference: leave out prompts on which no response of the initial policy scores above 0"
+    )
     whiten: bool = switch(True, "scale advantages to unit deviation over the rollout; for gae, also to zero mean")
 
 
@@ -267,6 +300,12 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def method(self) -> str:
+        """Name of the choice `objective=…` whose loss this is: apa, gvpo, grpo, …"""
+        parts = (("objective", self.objective), ("advantage", self.advantage))
+        return method_of({f"{group}.{key}": value for group, part in parts for key, value in vars(part).items()})
 
     @property
     def needs_reward(self) -> bool:

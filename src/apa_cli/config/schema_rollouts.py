@@ -112,10 +112,17 @@ class RolloutConfig:
         choices=("online", "offline"),
     )
     reference_cache: Optional[str] = text(
-        None, "offline: folder that keeps reference log-probs; null = apa-cli in the user's cache folder"
+        None,
+        "folder that keeps reference log-probs (offline) and the initial policy's scores (advantage.name=reference); "
+        "null = apa-cli in the user's cache folder",
     )
     batch_size: int = number(64, "responses per iteration", minimum=1)
     responses_per_prompt: int = number(1, "responses per prompt; must divide batch_size", minimum=1)
+    dynamic_sampling: int = number(
+        0,
+        "group: how many further prompts an iteration may draw in place of those whose responses all score alike",
+        minimum=0,
+    )
 
     @property
     def prompts(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -71,6 +71,7 @@ class PromptBatch:
     messages: list[list[Message]] | None  # chat only
     columns: dict[str, list[Any]]
     torn: list[bool]  # whether each text may begin inside a turn
+    indices: list[int] = field(default_factory=list)  # of each row's prompt in its stream
     copies: int = 1  # consecutive rows with the same prompt
     logged: LoggedBatch | None = None  # one response to each prompt, rollout.source=offline
 
@@ -218,20 +219,32 @@ class PromptStream:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, and has to be at least 1")
         self.prompts, self.batch_size, self.copies, self.pad_token_id = prompts, batch_size, copies, pad_token_id
+        self.skip: Callable[[int], bool] = lambda index: False  # prompts that are passed over
         self._go_to(seed=seed, epoch=0, position=0)
 
     def __iter__(self) -> Iterator[PromptBatch]:
         return self
 
     def __next__(self) -> PromptBatch:
-        batch: list[Prompt] = []
-        while len(batch) < self.batch_size:
+        return self.take(self.batch_size)
+
+    def take(self, count: int) -> PromptBatch:
+        """The next `count` prompts, without those that `skip` names. Raises UserError where that leaves none."""
+        taken: list[int] = []
+        passed = 0
+        while len(taken) < count:
             if self.position == len(self.prompts):
                 self._go_to(seed=self.seed, epoch=self.epoch + 1, position=0)
-            taken = self._order[self.position : self.position + self.batch_size - len(batch)]
-            batch.extend(self.prompts[index] for index in taken)
-            self.position += len(taken)
-        return collate(batch, self.pad_token_id, copies=self.copies)
+            index = self._order[self.position]
+            self.position += 1
+            if not self.skip(index):
+                taken.append(index)
+                passed = 0
+            elif (passed := passed + 1) > 2 * len(self.prompts):
+                problem = f"leaves none of the {len(self.prompts):,} prompts"
+                raise UserError("advantage.drop_unsolved", problem, "set it to false, or give easier prompts")
+        batch = collate([self.prompts[index] for index in taken], self.pad_token_id, copies=self.copies)
+        return replace(batch, indices=[index for index in taken for _ in range(self.copies)])
 
     def state_dict(self) -> dict[str, Any]:
         """The stream's position and its prompts' fingerprint, as JSON."""

@@ -71,7 +71,9 @@ def load_reference(
     model: Any = freeze(load_causal_lm(key, path, policy_config, dtype).to(runtime.device))
     if model.get_output_embeddings().weight.shape[0] != base_of(policy.model).get_output_embeddings().weight.shape[0]:
         raise UserError(key, f"{path} has another vocabulary than {trained}", "the two must share a tokenizer")
-    return Reference(policy, Policy(model, policy.tokenizer, runtime))
+    frozen = Policy(model, policy.tokenizer, runtime)
+    frozen.ends, frozen.eos_token_ids = policy.ends, policy.eos_token_ids  # its responses end as the policy's do
+    return Reference(policy, frozen)
 
 
 def reference_fingerprint(reference: Reference) -> str:

@@ -105,7 +105,7 @@ def end_of_turn(tokenizer: Any) -> int | None:
 
 def same_tokenizer(a: Any, b: Any) -> bool:
     """Whether two tokenizers turn every text into the same ids."""
-    backends = [getattr(t, "backend_tokenizer", None) for t in (a, b)]
+    backends: list[Any] = [getattr(t, "backend_tokenizer", None) for t in (a, b)]
     if None in backends:
         return type(a) is type(b) and a.get_vocab() == b.get_vocab() and a.all_special_ids == b.all_special_ids
     ours, theirs = (json.loads(backend.to_str()) | {"padding": None, "truncation": None} for backend in backends)

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from apa_cli.checkpoints.find import checkpoints_in
+from apa_cli.config.objectives import method_of
 from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
 from apa_cli.tracking.jsonl import read_json_lines
@@ -64,6 +65,11 @@ class Run:
     @property
     def objective(self) -> str:
         return str(self.config.get("objective.name", "?"))
+
+    @property
+    def method(self) -> str:
+        """What its objective and advantage are called together: apa, gvpo, …"""
+        return method_of(self.config)
 
     @property
     def iterations(self) -> int:

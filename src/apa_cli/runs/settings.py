@@ -86,8 +86,8 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     """Settings of the runs that have a configuration and figures; by objective, what else differs, and knob."""
     with_figures = [run for run in runs if run.config and run.rows]
     found: dict[tuple[Any, ...], list[Run]] = {}
-    for objective in dict.fromkeys(run.objective for run in with_figures):
-        alike = [run for run in with_figures if run.objective == objective]
+    for method in dict.fromkeys(run.method for run in with_figures):
+        alike = [run for run in with_figures if run.method == method]
         keys = differing(alike)
         words = {key: _words(key, keys, [run.config.get(key) for run in alike]) for key in keys}
         starts = {_first(run.config) for run in alike if _steered(run)}
@@ -96,7 +96,7 @@ def group(runs: Sequence[Run]) -> list[Setting]:
             if _steered(run) and len(starts) > 1:
                 first, sign = _first(run.config)
                 differences.append((f"from {sign} {setting_text(first)}", str(first)))
-            line = _line(objective, differences)
+            line = _line(method, differences)
             found.setdefault((line, *knob(run.config)), []).append(run)
     settings = [Setting(line=line, knob=text, runs=tuple(runs)) for (line, _, text), runs in found.items()]
     values = {(line, text): value for line, value, text in found}
@@ -104,12 +104,12 @@ def group(runs: Sequence[Run]) -> list[Setting]:
     return sorted(settings, key=lambda s: (lines.index(s.line), values[s.line, s.knob]))
 
 
-def _line(objective: str, differences: Sequence[tuple[str, str]]) -> str:
+def _line(method: str, differences: Sequence[tuple[str, str]]) -> str:
     """Of many differences, words and values, the first few, and a number that keeps the rest apart."""
     words = [word for word, _ in differences]
     if len(words) > NAMED or any("…" in word for word in words):
         words = [*words[:NAMED], f"… #{zlib.crc32(repr(differences).encode('utf-8', 'replace')) % 10_000:04d}"]
-    return ", ".join([objective.upper(), *words])
+    return ", ".join([method.upper(), *words])
 
 
 def _words(key: str, keys: Sequence[str], values: Sequence[Any]) -> dict[str, str]:

@@ -160,7 +160,7 @@ def _settings(config: TrainConfig) -> list[tuple[str, object]]:
         knob += f" at first, steered to a KL of {objective.kl_target:g} nats"
     adapter = f", LoRA rank {config.policy.adapter.r}" if config.policy.adapter.r else ""
     return [
-        ("objective", f"{objective.name}, {knob}"),
+        ("objective", f"{config.method}, {knob}"),
         ("policy", f"{config.policy.path}{adapter}"),
         ("reward", _reward(config)),
         ("prompts", config.data.path),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
-from apa_cli.algorithms import Targets, explained_variance
+from apa_cli.algorithms import Targets, equal_groups, explained_variance
 from apa_cli.config.schema import TrainConfig
+from apa_cli.data.prompts import PromptBatch
 from apa_cli.models.roles import Models
 from apa_cli.rewards.scorers import Scorers
 from apa_cli.rollouts.attendant import Attendant
@@ -17,7 +20,7 @@ from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.tracking.samples import Sample
 from apa_cli.training.optimizer import schedule_learning_rate
 from apa_cli.training.state import TrainingState, Work
-from apa_cli.training.targets import length_penalties, shape_scores
+from apa_cli.training.targets import length_penalties, less_penalties, shape_scores
 from apa_cli.training.update import update
 
 
@@ -29,6 +32,7 @@ class Learner:
     models: Models
     source: Source
     scorers: Scorers
+    reference_scores: Callable[[PromptBatch], Tensor] | None = None  # (B, S) of the initial policy's responses
 
 
 def iterate(learner: Learner, state: TrainingState, attendant: Attendant) -> dict[str, float]:
@@ -55,12 +59,10 @@ def collect(learner: Learner, state: TrainingState, attendant: Attendant) -> Wor
     """Responses to the next prompts, how likely everybody finds them, their scores, and what the update aims at."""
     config = learner.config
     prompts = next(state.prompts)
-    trajectory = learner.source.collect(prompts)
-    if trajectory.scores is None:
-        with attendant.phase("score"):
-            trajectory = score(learner.scorers, trajectory, attendant)
+    trajectory = respond(learner, prompts, attendant)
+    samples = _samples(trajectory, config.tracking.samples)
+    trajectory, replaced = replace_equal_groups(learner, state, replace(trajectory, texts=None), attendant)
     assert trajectory.scores is not None
-    attendant.scored(trajectory)
     usable = trajectory.scored & trajectory.sound  # (B,)
     penalties = length_penalties(trajectory.response_mask, config.reward)  # (B,)
     shaped = shape_scores(
@@ -71,13 +73,54 @@ def collect(learner: Learner, state: TrainingState, attendant: Attendant) -> Wor
         usable,
         length_penalties=penalties,
     )
+    k = config.rollout.responses_per_prompt
     targets = state.objective.targets(
-        trajectory, shaped, usable, config.advantage, group_size=config.rollout.responses_per_prompt
+        trajectory,
+        shaped,
+        usable,
+        config.advantage,
+        group_size=k,
+        reference_scores=learner.reference_scores(prompts).to(shaped.device) if learner.reference_scores else None,
     )
-    metrics = trajectory_metrics(trajectory, penalties) | _critic_metrics(trajectory, targets)
+    metrics = trajectory_metrics(trajectory, penalties) | _critic_metrics(trajectory, targets) | dict(targets.metrics)
+    if config.advantage.name == "group":
+        metrics["rollout/equal_groups"] = equal_groups(shaped, k, usable=usable).float().mean().item()
+    if config.rollout.dynamic_sampling > 0:
+        metrics["rollout/replaced_groups"] = replaced
     metrics[f"objective/{state.objective.knob.key}"] = state.objective.knob.value
-    samples = _samples(trajectory, config.tracking.samples)
-    return Work(trajectory=replace(trajectory, texts=None), targets=targets, metrics=metrics, samples=samples)
+    return Work(trajectory=trajectory, targets=targets, metrics=metrics, samples=samples)
+
+
+def respond(learner: Learner, prompts: PromptBatch, attendant: Attendant) -> Trajectory:
+    """Responses to `prompts` with their scores."""
+    trajectory = learner.source.collect(prompts)
+    if trajectory.scores is None:
+        with attendant.phase("score"):
+            trajectory = score(learner.scorers, trajectory, attendant)
+    attendant.scored(trajectory)
+    return trajectory
+
+
+def replace_equal_groups(
+    learner: Learner, state: TrainingState, trajectory: Trajectory, attendant: Attendant
+) -> tuple[Trajectory, int]:
+    """Further prompts in place of those whose responses all score alike, of which nothing can be learnt, and how many.
+
+    At most `rollout.dynamic_sampling` further prompts are drawn, as DAPO does (arXiv:2503.14476, section 3.2).
+    """
+    config, k, drawn = learner.config, learner.config.rollout.responses_per_prompt, 0
+    while drawn < config.rollout.dynamic_sampling:
+        assert trajectory.scores is not None
+        penalties = length_penalties(trajectory.response_mask, config.reward)
+        scores = less_penalties(trajectory.scores, trajectory.ended, config.objective, penalties)
+        equal = equal_groups(scores, k, usable=trajectory.scored & trajectory.sound).nonzero().flatten().cpu()
+        places = equal[: config.rollout.dynamic_sampling - drawn]  # (g,)
+        if not len(places):
+            break
+        further = respond(learner, state.prompts.take(len(places)), attendant)
+        trajectory = trajectory.with_groups(places, replace(further, texts=None), k)
+        drawn += len(places)
+    return trajectory, drawn
 
 
 def score(scorers: Scorers, trajectory: Trajectory, attendant: Attendant) -> Trajectory:

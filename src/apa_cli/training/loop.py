@@ -12,6 +12,7 @@ from apa_cli.evaluation.judge import Judgement, evaluate
 from apa_cli.tracking.samples import Sample
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.iteration import Learner, advance, iterate
+from apa_cli.training.reference_scores import ReferenceScores
 from apa_cli.training.state import TrainingState
 from apa_cli.training.state_files import Snapshot
 from apa_cli.training.steward.steward import Steward
@@ -26,6 +27,7 @@ class Run:
     held_out: Sequence[Prompt]
     tracker: Tracker
     checkpoints: CheckpointStore
+    reference_scores: ReferenceScores | None = None  # of advantage.name=reference
 
     @property
     def config(self) -> TrainConfig:

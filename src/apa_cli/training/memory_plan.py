@@ -249,7 +249,9 @@ def _value(config: TrainConfig, policy: Any, models: list[Any]) -> Role:
         own = list(models[-1].parameters())
     elif given.kind == "adapter":
         weights = "the policy's base, an adapter and a head of its own"
-        own = [p.requires_grad_() for p in _weights(policy, VALUE_ADAPTER)]
+        own = _weights(policy, VALUE_ADAPTER)
+        for parameter in own:
+            parameter.requires_grad_()
     own += ValueHead(hidden_size(models[-1])).parameters()
     return _role("value", weights, own, config.optimizer.name)
 

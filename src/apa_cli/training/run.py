@@ -50,6 +50,7 @@ from apa_cli.training.logged_data import read_logged, view_of_reference
 from apa_cli.training.loop import Run, judge_initial_again, training_loop
 from apa_cli.training.memory_plan import announce_estimates, announce_models, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
+from apa_cli.training.reference_scores import ReferenceScores
 from apa_cli.training.resume import Resumption, begin_from, find_resumption
 from apa_cli.training.state import TrainingState, initial_state, objective_of
 from apa_cli.training.state_files import Snapshot, resume_state
@@ -120,7 +121,7 @@ def _prepare(
 ) -> tuple[Run, TrainingState, dict[str, Any]]:
     """Load models, prompts and, to resume, the state. Also returns the content of versions.json."""
     checkpoint = resumption.checkpoint if resumption is not None else None
-    tracker.note(f"{config.objective.name.upper()} on {config.policy.path}, {runtime.describe()}")
+    tracker.note(f"{config.method.upper()} on {config.policy.path}, {runtime.describe()}")
     modules = check_functions(config)
     check_answers(config)
     plan = announce_models(config, runtime, tracker.note)
@@ -196,9 +197,20 @@ def _prepare(
     if config.rollout.offline:
         source = Logged(models, config, steward, view_of_reference(rows, models, config, steward, tracker))
     else:
-        source = Sampled(models, config, steward, policy_pass=state.objective.divides_by_rollout)
+        source = Sampled(models, config, steward, policy_pass=state.objective.anchor == "rollout")
+    initial: ReferenceScores | None = None
+    if config.advantage.name == "reference":
+        initial = ReferenceScores(config, models.reference, rows)
+        stream.skip = initial.unsolved if config.advantage.drop_unsolved else stream.skip
     run = Run(
-        learner=Learner(config=config, models=models, source=source, scorers=scorers),
+        learner=Learner(
+            config=config,
+            models=models,
+            source=source,
+            scorers=scorers,
+            reference_scores=initial.of if initial is not None else None,
+        ),
+        reference_scores=initial,
         steward=steward,
         held_out=held_out.prompts,
         tracker=tracker,
@@ -228,6 +240,10 @@ def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
     earlier = state.seconds
     try:
         judge_initial_again(run, state)
+        if run.reference_scores is not None:
+            left = run.config.training.iterations - state.iteration
+            with run.steward.interrupts.immediate():
+                run.reference_scores.fill(run.learner, state.prompts, left, run.steward, run.tracker.phase)
         return training_loop(run, state)
     except BaseException:
         state.seconds = earlier + time.perf_counter() - started

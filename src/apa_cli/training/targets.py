@@ -24,13 +24,16 @@ def shape_scores(
     rollout's included. Rows that are not `usable` (B,) stay out of them and score 0.
     """
     moments.update(scores[usable])
-    scores = torch.where(usable, scores, 0.0)
-    if config.missing_eos_penalty is not None:
-        scores = torch.where(ended, scores, scores - config.missing_eos_penalty)
-    if length_penalties is not None:
-        scores = scores - length_penalties
+    scores = less_penalties(torch.where(usable, scores, 0.0), ended, config, length_penalties)
     std = moments.std if config.score_scaling == "running" else 1.0
     return scale_scores(scores, std=std, clip=config.score_clip)
+
+
+def less_penalties(scores: Tensor, ended: Tensor, config: ObjectiveConfig, length_penalties: Tensor | None) -> Tensor:
+    """Scores (B,) less what a missing end and, where given, length (B,) cost."""
+    if config.missing_eos_penalty is not None:
+        scores = torch.where(ended, scores, scores - config.missing_eos_penalty)
+    return scores if length_penalties is None else scores - length_penalties
 
 
 def length_penalties(response_mask: Tensor, config: RewardConfig) -> Tensor | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from apa_cli.algorithms import MeanAccumulator, Objective, Targets
+from apa_cli.algorithms import MeanAccumulator, Objective, Targets, kl_k1
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.roles import Models
 from apa_cli.rollouts.attendant import Attendant
@@ -18,6 +18,7 @@ from apa_cli.rollouts.trajectory import Trajectory
 
 Means = defaultdict[str, MeanAccumulator]
 ALWAYS = ("objective/policy_loss", "optim/grad_norm")
+AT_REST = {"fp32": 1e-3, "bf16": 0.03}  # nats a token, within which a policy cannot be told from its anchor
 ALWAYS_OF_CRITIC = ("objective/value_loss", "optim/value_grad_norm")
 
 
@@ -30,14 +31,23 @@ class Progress:
     rows: int = 0  # rows of `order` that are done
     means: Means = field(default_factory=lambda: defaultdict(MeanAccumulator))
 
-    def minibatches(self, trained: Tensor, *, epochs: int, size: int) -> Iterator[Tensor]:
-        """Rows of each minibatch, (size,) or fewer, of those that are `trained` (B,). `rows` is moved by the caller."""
+    def minibatches(self, trained: Tensor, *, epochs: int, size: int, together: int = 1) -> Iterator[Tensor]:
+        """Rows of each minibatch, (size,) or fewer, of those that are `trained` (B,). `rows` is moved by the caller.
+
+        `together` rows that stand side by side are shuffled as one and never parted; `size` is a multiple of it.
+        """
         while self.epochs < epochs:
-            order = torch.randperm(len(trained)) if self.order is None else self.order
+            order = self.order
+            if order is None:
+                order = (
+                    torch.randperm(len(trained) // together)[:, None] * together + torch.arange(together)
+                ).flatten()
             done = torch.arange(len(order)) < self.rows
             self.order = order[done | trained[order]]
             while self.rows < len(self.order):
-                yield self.order[self.rows : self.rows + size]
+                rest = self.order[self.rows :]
+                counts = (rest // together).unique_consecutive(return_counts=True)[1]
+                yield rest[: int(counts[: size // together].sum())]
             self.epochs, self.order, self.rows = self.epochs + 1, None, 0
 
 
@@ -74,7 +84,7 @@ def update(
         parameters["optim/value_grad_norm"] = list(models.value.parameters())
     with models.training():
         size, epochs = config.training.minibatch_size, config.training.epochs_per_rollout
-        for rows in progress.minibatches(trained, epochs=epochs, size=size):
+        for rows in progress.minibatches(trained, epochs=epochs, size=size, together=targets.whole_groups):
 
             def gradients(token_budget: int, rows: Tensor = rows) -> Gradients:
                 means = accumulate_gradients(
@@ -111,21 +121,32 @@ def accumulate_gradients(
 ) -> Means:
     """Backward through the minibatch `rows`, a micro-batch at a time, into `.grad`. Returns means of its metrics.
 
-    Each micro-batch's mean weighs its share of the minibatch's tokens, so that any split gives the same gradient.
+    Each micro-batch's mean weighs its share of the minibatch's units, so that any split gives the same gradient. Where
+    all advantages are 0 and the policy stands at its anchor, it gets no gradient: what there is would be rounding
+    noise, of which AdamW makes steps of full size.
     """
     means: Means = defaultdict(MeanAccumulator)
-    tokens = trajectory.response_mask[rows].sum()
-    for part_rows in trajectory.microbatches(token_budget, rows):
+    temperature, k = config.generation.temperature, targets.whole_groups
+    tokens, units = trajectory.response_mask[rows].sum(), objective.count(trajectory.response_mask[rows])
+    idle, moved = train_policy and not bool(targets.advantages[rows].any()), MeanAccumulator()
+    parts = trajectory.microbatches(token_budget, rows)
+    wanted = targets.advantages  # (B, U)
+    if k > 1 and len(parts) > 1:
+        ratios = _log_ratios(models, trajectory, parts, objective, temperature)
+        wanted = wanted.clone()
+        wanted[rows] = objective.group_targets(wanted[rows], ratios[rows], rows // k)
+    for part_rows in parts:
         part = trajectory.select(part_rows)
         T = part.response_ids.shape[1]
-        advantages = targets.advantages[part_rows, :T]  # (b, T)
-        count = part.response_mask.sum()
-        weight = count / tokens
+        advantages = wanted[part_rows, :T]  # (b, U)
+        count, own = part.response_mask.sum(), objective.count(part.response_mask)
         with torch.set_grad_enabled(train_policy):
-            logprobs, hidden = models.policy.logprobs(*part.batch, temperature=config.generation.temperature)
+            logprobs, hidden = models.policy.logprobs(*part.batch, temperature=temperature)
+            if k > 1 and len(parts) == 1:
+                advantages = objective.group_targets(advantages, objective.log_ratios(logprobs, part), part_rows // k)
             loss = objective.loss(logprobs, part, advantages)
-        means["objective/policy_loss"].add(loss.value.detach() * count, count)
-        backward = [loss.value * weight] if train_policy else []
+        means["objective/policy_loss"].add(loss.value.detach() * own, own)
+        backward = [loss.value * (own / units)] if train_policy else []
         if (critic := models.value) is not None:
             if backward and not critic.reads_policy:
                 backward.pop().backward()  # the policy's graph is gone before the critic's is made
@@ -133,15 +154,38 @@ def accumulate_gradients(
             values = critic(*part.batch, hidden=hidden)  # (b, T)
             error = objective.value_loss(values, part, targets.returns[part_rows, :T])
             means["objective/value_loss"].add(error.detach() * count, count)
-            backward.append(config.objective.value_coef * error * weight)
+            backward.append(config.objective.value_coef * error * (count / tokens))
         if backward:
             torch.autograd.backward(backward)
         for name, (total, number) in loss.metrics.items():
             means[name].add(total, number)
+        if idle:
+            ratio = kl_k1(logprobs.detach(), objective.anchor_logprobs(part), part.response_mask)
+            moved.add_masked(ratio.square(), part.response_mask)
         if part.logged:  # of tokens that π_θ did not draw: no KL
             assert part.reference_logprobs is not None
             means["logged/log_ratio"].add_masked(logprobs.detach() - part.reference_logprobs, part.response_mask)
+    if idle := idle and moved.mean() <= AT_REST[config.precision] ** 2:
+        for parameter in models.policy.trainable_parameters():
+            parameter.grad = None
+    if targets.returns is None and train_policy:
+        means["optim/idle_fraction"].add(float(idle), 1)
     return means
+
+
+@torch.no_grad()
+def _log_ratios(
+    models: Models, trajectory: Trajectory, parts: list[Tensor], objective: Objective, temperature: float
+) -> Tensor:
+    """(B, U) of the rows in `parts` under the current policy, 0 in all others."""
+    ratios = torch.zeros_like(trajectory.response_mask, dtype=torch.float32)  # (B, T)
+    ratios = objective.units(trajectory.response_mask, ratios)[1][0].clone()  # (B, U)
+    for rows in parts:
+        part = trajectory.select(rows)
+        logprobs, _ = models.policy.logprobs(*part.batch, temperature=temperature)
+        found = objective.log_ratios(logprobs, part)  # (b, U)
+        ratios[rows, : found.shape[1]] = found
+    return ratios
 
 
 def _norm(parameters: list[nn.Parameter]) -> Tensor:

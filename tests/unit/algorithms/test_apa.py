@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from apa_cli.algorithms import apa_bounded_fraction, apa_loss, apa_target_residual
+from apa_cli.algorithms import apa_loss, apa_target_residual, bound_advantages
 
 NAN = math.nan
 
@@ -68,22 +68,16 @@ def test_target_residual_is_a_sum_and_a_count():
     assert (first[1] + second[1]).item() == 3
 
 
-def test_a_bound_on_the_target_by_hand():
-    # Log-ratios 1, −0.5 and 2.5; targets 2A = 2, −1 and 0.5. Bounded to ± 0.75: 0.75, −0.75 and 0.5.
-    # Residuals 0.25, 0.25 and 2.
-    policy, reference, advantages, mask = case()
-    loss = apa_loss(policy, reference, advantages, mask, kl_lambda=0.5, target_bound=0.75)
-    assert loss.item() == pytest.approx((0.0625 + 0.0625 + 4) / 3, abs=1e-12)
-    loss.backward()
-    expected = torch.tensor([[0.5 / 3, 0.5 / 3], [4 / 3, 0.0]], dtype=torch.float64)
-    assert_close(policy.grad, expected, rtol=0, atol=1e-9)
-    squares, count = apa_target_residual(policy, reference, advantages, mask, kl_lambda=0.5, target_bound=0.75)
-    assert (squares.item(), count.item()) == (4.125, 3)
-    fraction = apa_bounded_fraction(advantages, mask, kl_lambda=0.5, target_bound=0.75)
-    assert fraction.item() == pytest.approx(2 / 3)
-    # On the bound itself nothing is cut: 2, −1 and 0.5 against 1.
-    assert apa_bounded_fraction(advantages, mask, kl_lambda=0.5, target_bound=1.0).item() == pytest.approx(1 / 3)
-    assert apa_bounded_fraction(advantages, torch.zeros_like(mask), kl_lambda=0.5, target_bound=1.0).item() == 0.0
+def test_a_bound_keeps_a_groups_proportions():
+    # One right answer among eight: clipping to ± 3 would have left 3 against −3 seven times. Another group is within.
+    advantages = torch.cat([torch.tensor([7.0] + [-1.0] * 7), torch.tensor([1.0, -1.0] * 4)])[:, None]
+    bounded, factors = bound_advantages(advantages, 3.0, 8)
+    assert_close(bounded[:8, 0], torch.tensor([3.0] + [-3 / 7] * 7))
+    assert_close(factors[:8], torch.full((8,), 3 / 7))
+    assert torch.equal(bounded[8:], advantages[8:])
+    assert torch.equal(bound_advantages(torch.zeros(4, 2), 3.0, 2)[0], torch.zeros(4, 2))
+    with pytest.raises(ValueError, match="groups of 3"):
+        bound_advantages(advantages, 3.0, 3)
 
 
 def test_huber_by_hand():
@@ -100,7 +94,7 @@ def test_huber_by_hand():
     assert loss.item() == pytest.approx(2 * other.item(), abs=1e-12)
 
 
-def test_limits_that_nothing_reaches_change_no_bit():
+def test_a_huber_delta_that_nothing_reaches_changes_no_bit():
     policy, reference, advantages, mask = case()
     plain = apa_loss(policy, reference, advantages, mask, kl_lambda=0.5)
-    assert apa_loss(policy, reference, advantages, mask, kl_lambda=0.5, target_bound=2.0, huber_delta=2.0) == plain
+    assert apa_loss(policy, reference, advantages, mask, kl_lambda=0.5, huber_delta=2.0) == plain

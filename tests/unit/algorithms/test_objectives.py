@@ -6,14 +6,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from apa_cli.algorithms import apa_bounded_fraction, apa_loss, awr_loss, ppo_loss, value_loss
+from apa_cli.algorithms import apa_loss, awr_loss, bound_advantages, grpo_loss, ppo_loss, value_loss
 
 OBJECTIVES = {
     # name -> (number of (B, T) inputs beside the mask, the objective)
     "apa": (3, lambda a, b, c, mask: apa_loss(a, b, c, mask, kl_lambda=0.4)),
-    "apa_bounded": (3, lambda a, b, c, mask: apa_loss(a, b, c, mask, kl_lambda=0.4, target_bound=1.5)),
     "apa_huber": (3, lambda a, b, c, mask: apa_loss(a, b, c, mask, kl_lambda=0.4, huber_delta=1.5)),
-    "apa_both": (3, lambda a, b, c, mask: apa_loss(a, b, c, mask, kl_lambda=0.4, target_bound=2.0, huber_delta=1.0)),
     "awr": (2, lambda a, b, mask: awr_loss(a, b, mask, kl_lambda=0.4)),
     "ppo": (3, lambda a, b, c, mask: ppo_loss(a, b, c, mask, clip_range=0.3)),
     "value": (2, lambda a, b, mask: value_loss(a, b, mask)),
@@ -110,12 +108,12 @@ def test_bad_coefficients_are_refused(wrong):
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match="kl_lambda"):
         apa_loss(x, x, x, x, kl_lambda=wrong)
-    with pytest.raises(ValueError, match="target_bound"):
-        apa_loss(x, x, x, x, kl_lambda=1.0, target_bound=wrong)
     with pytest.raises(ValueError, match="huber_delta"):
         apa_loss(x, x, x, x, kl_lambda=1.0, huber_delta=wrong)
-    with pytest.raises(ValueError, match="target_bound"):
-        apa_bounded_fraction(x, x, kl_lambda=1.0, target_bound=wrong)
+    with pytest.raises(ValueError, match="bound"):
+        bound_advantages(x, wrong, 1)
+    with pytest.raises(ValueError, match="clip_range"):
+        grpo_loss(x, x, x, x, x, clip_range=wrong, kl_coef=0.0)
     with pytest.raises(ValueError, match="kl_lambda"):
         awr_loss(x, x, x, kl_lambda=wrong)
     with pytest.raises(ValueError, match="clip_range"):

@@ -28,14 +28,17 @@ BAD = [
     (["~objective.kl_lambda"], "objective.kl_lambda: cannot be deleted; leave out the ~"),
     (["seed.x=1"], "seed: a value, not a group of keys; give a whole number"),
     # choices and files
-    (["objective=pp0"], "objective=pp0: no such choice; did you mean ppo? choose one of apa, awr, ppo"),
+    (["objective=pp0"], "objective=pp0: no such choice; did you mean ppo? choose one of a_star_po, apa, awr,"),
     (["objective=null"], "objective=null: not the name of a choice"),
     (["policy=3"], "policy=3: not the name of a choice"),
     (["config=review_ppo"], "config=review_ppo: no such recipe; did you mean reviews_ppo?"),
     (["config=nope.yaml"], "config=nope.yaml: no such file"),
     (["config=~/nope.yaml"], "nope.yaml: no such file"),
     (["config=folder/"], "config=folder: no such file"),
-    (["objective.name=pp0"], "objective.name: 'pp0' is not a choice; did you mean ppo? choose one of apa, awr, ppo"),
+    (
+        ["objective.name=pp0"],
+        "objective.name: 'pp0' is not a choice; did you mean ppo? choose one of apa, awr, grpo, ppo",
+    ),
     # types and ranges
     (["training.iterations=many"], "training.iterations: 'many' is not a whole number"),
     (["training.iterations=1.5"], "training.iterations: '1.5' is not a whole number"),

@@ -34,7 +34,14 @@ def changed(**changes: Any) -> TrainConfig:
 
 
 OFFLINE = {"rollout__source": "offline"}
+REFERENCE = {
+    "advantage__name": "reference",
+    "advantage__baseline": "value",
+    "value__kind": "none",
+    "objective__score_scaling": "none",
+}
 GROUP = {"advantage__name": "group", "value__kind": "none", "rollout__responses_per_prompt": 4}
+LEAST_SQUARES = GROUP | {"objective__level": "sequence", "advantage__baseline": "least_squares"}
 
 
 def test_a_valid_configuration_passes():
@@ -72,6 +79,7 @@ def test_a_valid_configuration_passes():
         {**GROUP, "optimizer__value_learning_rate": 1e-3},  # a recipe's, without the critic it was for
         {**OFFLINE, "data__score_column": "score", "rollout__reference_cache": "somewhere"},
         {**OFFLINE, "data__score_column": "score", "reward__path": None, "evaluation__prompts": 0},
+        {**OFFLINE, **REFERENCE, "objective__level": "sequence"},
         {**OFFLINE, "objective__name": "awr", "objective__missing_eos_penalty": 1.0, "value__warmup_iterations": 5},
     ],
 )
@@ -108,6 +116,28 @@ IMPOSSIBLE = [
     ({**GROUP, "value__keep": True}, "value.keep", "value.keep=false"),
     ({"value__warmup_iterations": 100}, "value.warmup_iterations", "lower value.warmup_iterations"),
     ({"advantage__group_scale": True}, "advantage.group_scale", "advantage=group"),
+    ({"objective__name": "grpo"}, "objective.name", "advantage=group value=none"),
+    ({"objective__level": "sequence"}, "objective.level", "advantage=group value=none"),
+    ({**GROUP, "objective__name": "awr", "objective__level": "sequence"}, "objective.level", "add objective=apa"),
+    ({"objective__name": "ppo", "objective__anchor": "rollout"}, "objective.anchor", "set it to initial"),
+    ({**GROUP, "objective__name": "grpo", "objective__kl_target": 6.0}, "objective.kl_target", "set it to null"),
+    ({"objective__length_divisor": 32}, "objective.length_divisor", "objective=grpo"),
+    ({"advantage__baseline": "mean"}, "advantage.baseline", "set it to leave_one_out"),
+    ({**GROUP, "advantage__baseline": "value"}, "advantage.baseline", "least_squares"),
+    ({**REFERENCE, "advantage__baseline": "mean"}, "advantage.baseline", "value or quantile"),
+    ({**REFERENCE, "objective__score_scaling": "running"}, "objective.score_scaling", "none"),
+    ({**REFERENCE, "objective__name": "ppo"}, "advantage.baseline", "objective=apa"),
+    ({**REFERENCE, "value__kind": "separate"}, "value.kind", "value=none"),
+    (
+        {**GROUP, "advantage__baseline": "log_mean_exp", "advantage__group_scale": True},
+        "advantage.group_scale",
+        "false",
+    ),
+    ({**GROUP, "advantage__baseline": "least_squares"}, "advantage.baseline", "objective=gvpo"),
+    ({**LEAST_SQUARES, "training__minibatch_size": 18}, "training.minibatch_size", "make it 20"),
+    ({"rollout__dynamic_sampling": 4}, "rollout.dynamic_sampling", "objective=grpo"),
+    ({**OFFLINE, "objective__anchor": "rollout"}, "objective.anchor", "objective.anchor=initial"),
+    ({**OFFLINE, **REFERENCE, "data__score_column": "s"}, "data.score_column", "set it to null"),
     ({"reward__path": None}, "reward.path", "reward.path=MODEL"),
     ({"reward__kind": "function"}, "reward.function", "reward.function="),
     ({"reward__function": "m:f"}, "reward.function", "reward.kind=function"),
