@@ -186,7 +186,6 @@ def test_nohup_is_respected():
 HANGS = {
     "a regular expression": "import re\ndef reward(prompts, responses):\n    re.fullmatch('(a+)+b', 'a' * 60)\n",
     "a library's C code": ("import ctypes\ndef reward(prompts, responses):\n    ctypes.PyDLL(None).sleep(600)\n"),
-    "one long sum": "def reward(prompts, responses):\n    sum(range(10**13))\n",
 }
 
 

@@ -65,10 +65,9 @@ def test_in_a_folder_of_the_users(uninterrupted, tmp_path, monkeypatch, seed):
     assert code in ((2,) if seed % len(commands) < 2 else (0, 2))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_through_the_life_of_a_run(server, tmp_path, monkeypatch, seed):
+def test_through_the_life_of_a_run(server, tmp_path, monkeypatch):
     """Killed, resumed, finished, gone on with, evaluated, reported: with new files of the user's before each."""
-    draw, folder, mine = Random(100 + seed), tmp_path / "place" / "run", {}
+    draw, folder, mine = Random(100), tmp_path / "place" / "run", {}
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.py").write_text("def reward(prompts, responses):\n    raise ValueError\n")
     failing = ("reward.kind=function", "reward.path=null", f"reward.function={tmp_path}/bad.py:reward")

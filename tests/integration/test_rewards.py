@@ -16,10 +16,6 @@ SMALL = (
 FUNCTIONS = """
 def letters(prompts, responses):
     return [float(len(response)) for response in responses]
-
-
-def missing(prompts, responses):
-    return [float("nan") if row == 2 else 1.0 for row in range(len(responses))]
 """
 
 
@@ -77,24 +73,6 @@ def test_by_name_everywhere(tmp_path: Path, functions: Path):
     more = apa_train(run.folder, f"resume={run.folder}", "training.iterations=3", timeout)
     assert more.code == 0, more.errors
     assert len(more.metrics) == 3
-
-
-def test_a_component_without_a_score(tmp_path: Path, functions: Path):
-    """That response alone is not trained on; the others of the component make its mean."""
-    run = apa_train(
-        tmp_path / "run",
-        *("reward.path=null", "reward.components.a.path=builtin:reviews/reward", "reward.components.b.kind=function"),
-        *(f"reward.components.b.function={functions}:missing", *SMALL),
-        *("training.minibatch_size=4", "evaluation.prompts=0"),
-    )
-    assert run.code == 0, run.errors
-    assert (
-        f"warning: iteration 1: reward.components.b.function: {functions}:missing returned nan for row 2"
-        in run.errors + run.output
-    )
-    assert [line["reward/b"] for line in run.metrics] == [1.0, 1.0]
-    assert [line["optim/skipped_responses"] for line in run.metrics] == [1, 1]
-    assert [line["optim/skipped_minibatches"] for line in run.metrics] == [0, 0]
 
 
 def test_final_answers_of_logged_responses(tmp_path: Path):

@@ -13,7 +13,7 @@ from tiny_models import CPU, iterate, make_config, make_store, make_stream, unev
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from apa_cli.checkpoints.export import export_final, model_card
+from apa_cli.checkpoints.export import export_final
 from apa_cli.checkpoints.find import pointed_to
 from apa_cli.checkpoints.manifest import MANIFEST, check_manifest, write_manifest
 from apa_cli.config.schema import CheckpointConfig
@@ -228,31 +228,6 @@ def test_final_is_rounded_when_asked(policy_dir, tmp_path, asked, dtype, adapter
     checkpoint = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     weights = load_file(next((checkpoint / "policy").glob("*.safetensors")))
     assert {weight.dtype for weight in weights.values()} == {torch.float32}
-
-
-def test_tied_heads_stay_tied(policy_dir, tmp_path):
-    config, models, _ = trained(policy_dir(kind="gpt2", pad=False), tmp_path)
-    rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
-    expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    final = export_final(models.policy, tmp_path / "final", config, {}, {})
-    model = AutoModelForCausalLM.from_pretrained(final).eval()
-    assert model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
-    models.policy.model = model
-    assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
-
-
-def test_the_card_says_what_was_measured(policy_dir):
-    config = make_config("EleutherAI/pythia-70m", policy__adapter__r=2, objective__kl_lambda=0.25)
-    card = model_card(config, {"eval/reward": 1.0, "eval/kl": 0.0}, {"eval/reward": 2.5, "eval/kl": 3.25})
-    assert "base_model: EleutherAI/pythia-70m" in card
-    assert "library_name: peft" in card
-    assert "APA, λ 0.25" in card
-    assert "| reward, held-out prompts | 1.000 | 2.500 |" in card
-    assert "3.250" in card
-    local = model_card(make_config(policy_dir(), objective__name="ppo"), {}, {})
-    assert "base_model" not in local
-    assert "β 0.05 (fixed)" in local
-    assert "No evaluation was configured." in local
 
 
 def store(tmp_path, **settings):

@@ -75,7 +75,6 @@ def test_entries_are_begun_once_and_name_no_folder():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (["reward.components.a.path=m"], "reward.path: set, but the rewards are in reward.components; add reward.path"),
         ([FREE, "reward=function", "reward.components.a.path=m"], "reward.kind: function, but the rewards are in"),
         ([FREE, "reward.components.mean.path=m"], "reward.components.mean: reward/mean is another metric"),
         (
@@ -90,30 +89,19 @@ def test_entries_are_begun_once_and_name_no_folder():
             [FREE, "reward.components.a.path=m", "reward.components.a_std.path=m"],
             "reward.components.a_std: reward/a_std is another metric",
         ),
-        ([FREE, "reward.components.a.weight=0", "reward.components.a.path=m"], "reward.components.a.weight: 0, so"),
         ([FREE, "reward.components.a.weight=inf"], "reward.components.a.weight: inf is not a finite number"),
         ([FREE, "reward.components.a.weight=x"], "reward.components.a.weight: 'x' is not a number; give a number"),
         ([FREE, "reward.components.a.weight=1"], "reward.components.a.path: not set, but reward.components.a.kind="),
         (
-            [FREE, "reward.components.a.wieght=1"],
-            "reward.components.a.wieght: unknown key; did you mean reward.components.a.weight?",
-        ),
-        (
             [FREE, "+reward.components.a.zzz=1"],
             "reward.components.a.zzz: unknown key; a reward has kind, path, ",
-        ),
-        (
-            [FREE, "reward.components.a=m"],
-            "reward.components.a: holds keys and cannot have a value (m); write reward.compo",
         ),
         ([FREE, "reward.components=m"], "reward.components: "),
         ([FREE, "reward.components=null"], "reward.components: cannot be null; give names with keys below them"),
         ([FREE, "~reward.components"], "reward.components: cannot be deleted"),
-        ([FREE, "reward.components={}"], "reward.path: not set, but reward.kind=model needs it; give a model"),
         ([FREE, "reward.components.a.kind=function"], "reward.components.a.function: not set, but"),
         ([FREE, "reward.components.a.function=m:f"], "reward.components.a.function: set, but reward.components.a.kind"),
         ([FREE, "reward.components={a.b:{path:m}}"], "reward.components.a.b: "),
-        (["reward.length_penalty=0.1"], "reward.length_target: not set, but reward.length_penalty=0.1"),
         (["reward.length_penalty=0.1", "reward.length_target=32"], "reward.length_target: 32, but no response is long"),
         (["reward.length_penalty=-1"], "reward.length_penalty: -1 is out of range"),
         (["evaluation.reward.length_penalty=1"], "evaluation.reward.length_penalty: unknown key"),
@@ -123,7 +111,6 @@ def test_entries_are_begun_once_and_name_no_folder():
             [FREE, "reward.components.a={kind:math,answer_column:a}", "reward.components.a_unreadable.path=m"],
             "reward.components.a_unreadable: reward/a_unreadable is another metric",
         ),
-        (["reward.kind=http"], "reward.url: not set, but reward.kind=http needs it; give its address: reward.url="),
         (["reward.url=http://a/b"], "reward.url: set, but reward.kind=model; add reward.kind=http, or reward.url=null"),
         (["reward.kind=http", "reward.url=localhost:5000"], "reward.url: 'localhost:5000' is not a web address"),
         (

@@ -191,29 +191,6 @@ def test_a_chat_whose_last_turn_is_too_long_is_dropped_and_counted(tmp_path, cha
         load_prompts(config(path, max_prompt_tokens=9), chat_tokenizer, evaluation_prompts=0, seed=0)
 
 
-def test_template_arguments_are_for_chats(tmp_path, tokenizer, config):
-    path = write_prompts(tmp_path / "a.jsonl", ["a"])
-    with pytest.raises(UserError, match=r"^data.template_arguments: .*holds no messages"):
-        load_prompts(config(path, template_arguments={"a": 1}), tokenizer, evaluation_prompts=0, seed=0)
-    unset = config(path, template_arguments={"a": None})
-    assert texts(load_prompts(unset, tokenizer, evaluation_prompts=0, seed=0)[0]) == ["a"]
-
-
-def test_csv_and_text_give_the_same_prompts(tmp_path, tokenizer, config):
-    (tmp_path / "a.csv").write_text("prompt,stars\none two,5\nthree,1\n")
-    (tmp_path / "a.txt").write_text("one two\nthree\n")
-    from_csv, _ = load_prompts(config(tmp_path / "a.csv"), tokenizer, evaluation_prompts=0, seed=0)
-    from_text, _ = load_prompts(config(tmp_path / "a.txt"), tokenizer, evaluation_prompts=0, seed=0)
-    assert [p.token_ids for p in from_csv.prompts] == [p.token_ids for p in from_text.prompts]
-    assert [p.columns for p in from_csv.prompts] == [{"stars": "5"}, {"stars": "1"}]
-
-
-def test_an_error_in_eval_path_names_its_own_key(tmp_path, tokenizer, config):
-    path = write_prompts(tmp_path / "a.jsonl", ["a", "b"])
-    with pytest.raises(UserError, match=r"data.eval_path: there is no file .*b.jsonl"):
-        load_prompts(config(path, eval_path=str(tmp_path / "b.jsonl")), tokenizer, evaluation_prompts=1, seed=0)
-
-
 @pytest.mark.parametrize("path", list(dict.fromkeys([SAMPLE, hh_file()])), ids=lambda path: path.name)
 def test_hh_dialogues(path, tokenizer, config):
     """The sample, and the real file where there is one: expectations straight from the raw lines."""
@@ -231,13 +208,3 @@ def test_hh_dialogues(path, tokenizer, config):
     batch = next(PromptStream(training.prompts, batch_size=8, seed=0, pad_token_id=1))
     unpadded = [ids[mask] for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)]
     assert tokenizer.batch_decode(unpadded) == batch.texts
-
-
-def test_the_sample_is_varied():
-    rows = [json.loads(line) for line in SAMPLE.read_text(encoding="utf-8").splitlines()]
-    prompts = {row["chosen"].rpartition("\n\nAssistant:")[0] for row in rows}
-    assert len(prompts) == len(rows) >= 64
-    assert {prompt.count("\n\nHuman:") for prompt in prompts} == {1, 2, 3}
-    assert all(
-        row["rejected"].rpartition("\n\nAssistant:")[0] == row["chosen"].rpartition("\n\nAssistant:")[0] for row in rows
-    )

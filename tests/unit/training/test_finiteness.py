@@ -14,7 +14,7 @@ from apa_cli.errors import DivergedError
 from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.state import objective_of
-from apa_cli.training.steward.finiteness import describe_setting, fault_in
+from apa_cli.training.steward.finiteness import fault_in
 from apa_cli.training.steward.health import Health
 from apa_cli.training.targets import shape_scores
 from apa_cli.training.update import Progress
@@ -134,39 +134,6 @@ def test_a_minibatch_with_a_spoilt_row_changes_nothing(policy_dir, monkeypatch, 
         assert torch.equal(weight, weights(others)[name]), name
     for index, entry in optimizer.state_dict()["state"].items():
         assert entry["step"] == other_optimizer.state_dict()["state"][index]["step"] == 2
-
-
-@pytest.mark.parametrize("kind", OBJECTIVES)
-def test_a_row_without_a_score_is_left_out_by_itself(policy_dir, kind):
-    """Two passes of minibatches of 4 over the 9 other rows are an update of a rollout that holds no more than those."""
-    kept = torch.tensor([0, 1, 2, 4, 6, 7, 8, 9, 11])
-
-    def run(order, part):
-        config, models, rollout, targets = setting(
-            policy_dir(eos_logit=4.0), training__epochs_per_rollout=1, training__minibatch_size=4, **OBJECTIVES[kind]
-        )
-        usable = torch.zeros(12, dtype=torch.bool).index_fill(0, kept, True)
-        if part:
-            T = rollout.select(kept).response_ids.shape[1]
-            cut = {name: getattr(targets, name)[kept, :T] for name in ("advantages", "returns")}
-            rollout, targets = rollout.select(kept), replace(targets, **cut, usable=torch.ones(9).bool())
-        else:
-            targets = replace(targets, usable=usable)
-        steps = []
-        stats, _ = attended(
-            models, rollout, targets, config,
-            progress=Progress(order=torch.tensor(order)), after=lambda work: steps.append(work.progress.rows),
-        )  # fmt: skip
-        return models, stats, steps
-
-    models, stats, steps = run([3, 0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11], part=False)
-    others, expected, _ = run(list(range(9)), part=True)
-    assert steps == [4, 8, 9]
-    assert (stats.pop("optim/skipped_responses"), expected.pop("optim/skipped_responses")) == (3, 0)
-    assert stats["optim/skipped_minibatches"] == 0
-    assert stats == pytest.approx(expected, rel=1e-5)
-    for name, weight in weights(models).items():
-        assert_close(weight, weights(others)[name])
 
 
 def test_an_order_kept_with_rows_that_have_no_score_goes_on_without_them(policy_dir):
@@ -293,10 +260,3 @@ def test_the_first_skip_of_an_update_is_said_and_no_other(policy_dir, caplog):
     assert len(said) == 1
     assert said[0].startswith("a minibatch is skipped, not finite: gradient of policy ")
     assert said[0].endswith("; iteration 7, λ 0.3, scores from 0 to 0")
-
-
-def test_the_setting_in_words():
-    assert describe_setting(12, "λ 0.3", torch.tensor([3.5, -1.25])) == "iteration 12, λ 0.3, scores from -1.25 to 3.5"
-    mixed = torch.tensor([NAN, 2.0, INF])
-    assert describe_setting(1, "β 0.05", mixed) == "iteration 1, β 0.05, scores from 2 to 2 (2 of 3 not finite)"
-    assert describe_setting(1, "λ 1", torch.tensor([NAN])) == "iteration 1, λ 1, scores (1 of 1 not finite)"
