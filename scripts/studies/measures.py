@@ -1,8 +1,4 @@
-"""What a run comes to, and one setting's runs beside another's: means, 95 % intervals, differences paired by seed.
-
-A claim is a measure and a direction. It is supported where the interval of the paired differences lies wholly on its
-side of zero, contradicted where it lies wholly on the other, and otherwise not decided.
-"""
+"""What a run comes to, and one setting's runs beside another's: means, 95 % intervals, differences paired by seed."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ from apa_cli.tracking.report import format_number
 
 COLLAPSED_ENTROPY = 0.5  # of what it was before training
 COLLAPSED_UNIQUE = 0.9  # fraction of different responses
-SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "not decided by these runs"
 HALF = "± is half the width of a 95 % interval over seeds"
 
 Points = list[tuple[float, float]]
@@ -150,15 +145,13 @@ def least_unique(runs: Sequence[Run]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number of a run, and which way the claim about it points."""
+    """One number of a run."""
 
     name: str
     of: Of
     unit: str = ""
     digits: int = 2
-    direction: int = 1  # 1: the claim is that ours is higher; -1: lower
-    claim: str = ""  # a letter
-    short: str = ""  # its name within the claim
+    short: str = ""  # its name in short answers
 
 
 LAST_THIRD = Measure(name="evaluator, last third", of=partial(tail, name="eval/evaluator"))
@@ -205,12 +198,7 @@ class Difference:
             return 0
         return 1 if self.value.mean > 0 else -1
 
-    @property
-    def verdict(self) -> str:
-        return {0: UNDECIDED, self.measure.direction: SUPPORTED}.get(self.sign, CONTRADICTED)
-
     def sentence(self) -> str:
-        """What was measured; the verdict stands beside it."""
         measure, value = self.measure, self.value
         if value is None or value.half is None:
             return f"{measure.name}: fewer than two seeds in which {self.ours} and {self.theirs} both reach it."

@@ -13,7 +13,7 @@ from apa_cli.runs.folders import FINISHED, Run
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
 from studies import measures
-from studies.measures import CONTRADICTED, SUPPORTED, UNDECIDED, Measure
+from studies.measures import Measure
 
 
 def run(evaluations: Any = (), kls: Any = (), *, seed: int = 0, entropy: Any = (1.0, 0.9), unique: float = 1.0) -> Run:
@@ -94,9 +94,9 @@ def test_the_best_cell_that_did_not_collapse_is_chosen_else_the_best_of_all():
     assert measures.choose({"unjudged": [run(kls=[1.0])]}) is None
 
 
-def pair(ours: dict[int, float], theirs: dict[int, float], direction: int = 1) -> measures.Difference:
+def pair(ours: dict[int, float], theirs: dict[int, float]) -> measures.Difference:
     """A comparison of final evaluator rewards by seed."""
-    final = Measure(name="reward", unit=" nats", direction=direction, of=lambda run: run.last("eval/evaluator"))
+    final = Measure(name="reward", unit=" nats", of=lambda run: run.last("eval/evaluator"))
     named = [
         (name, [run([(0, 0, 0), (1, 1, v)], seed=s) for s, v in values.items()])
         for name, values in (("APA", ours), ("PPO", theirs))
@@ -110,25 +110,21 @@ def test_differences_are_paired_by_seed_with_students_t():
     assert difference.value is not None
     assert (difference.value.mean, difference.value.count) == (pytest.approx(2.0), 3)
     assert difference.value.half == pytest.approx(4.303 / 3**0.5)
-    assert (difference.verdict, difference.sign) == (UNDECIDED, 0)  # 2 ± 2.48
+    assert (difference.judged, difference.sign) == (True, 0)  # 2 ± 2.48
     assert difference.sentence() == "reward: APA − PPO = +2.00 ± 2.48 nats over 3 pairs of seeds."
 
 
-@pytest.mark.parametrize(
-    ("shift", "direction", "verdict", "way"),
-    [(3.0, 1, SUPPORTED, "higher"), (-3.0, 1, CONTRADICTED, "lower"), (-3.0, -1, SUPPORTED, "lower"),
-     (3.0, -1, CONTRADICTED, "higher")],
-)  # fmt: skip
-def test_a_claim_holds_only_where_the_interval_lies_on_its_side(shift, direction, verdict, way):
+@pytest.mark.parametrize(("shift", "way"), [(3.0, "higher"), (-3.0, "lower")])
+def test_a_difference_has_a_sign_only_where_the_interval_lies_on_one_side(shift, way):
     # Differences shift − 0.1, shift, shift + 0.1: deviation 0.1, half 4.303 · 0.1 / √3 = 0.248.
-    difference = pair({1: shift - 0.1, 2: shift, 3: shift + 0.1}, {1: 0.0, 2: 0.0, 3: 0.0}, direction)
-    assert difference.verdict == verdict
+    difference = pair({1: shift - 0.1, 2: shift, 3: shift + 0.1}, {1: 0.0, 2: 0.0, 3: 0.0})
+    assert difference.sign == (1 if shift > 0 else -1)
     assert difference.sentence() == f"reward: APA is {way} than PPO by 3.00 ± 0.25 nats over 3 pairs of seeds."
 
 
 def test_too_few_pairs_or_no_difference_decide_nothing():
     alone, nobody, same = pair({1: 5.0}, {1: 0.0, 2: 0.0}), pair({1: 5.0}, {2: 0.0}), pair({1: 1, 2: 2}, {1: 1, 2: 2})
-    assert [each.verdict for each in (alone, nobody, same)] == [UNDECIDED] * 3
+    assert [(each.judged, each.sign) for each in (alone, nobody, same)] == [(False, 0), (False, 0), (True, 0)]
     assert nobody.value is None
     assert alone.sentence().startswith("reward: fewer than two seeds in which APA and PPO both reach it")
     assert "the same for APA and PPO over 2 pairs" in same.sentence()
