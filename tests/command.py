@@ -32,10 +32,11 @@ class Finished:
         return [line for line in lines if line["iteration"] > 0]
 
 
-def environment(**changes: str) -> dict[str, str]:
-    """This process's, on one thread (tiny models are slower on more) and without a hub to ask."""
+def environment(**changes: str | None) -> dict[str, str]:
+    """This process's, on one thread (tiny models are slower on more) and without a hub to ask; None takes one out."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "HYDRA_", "PYTEST_"))}
-    return {**kept, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **changes}
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "100", **changes}
+    return {name: value for name, value in {**kept, **own}.items() if value is not None}
 
 
 class ForkServer:
@@ -51,7 +52,7 @@ class ForkServer:
         output: Path,
         errors: Path,
         cwd: Path | None = None,
-        variables: dict[str, str] | None = None,
+        variables: dict[str, str | None] | None = None,
         kill_after: float = 300.0,
         kill_with: int = signal.SIGKILL,
         **asked: Any,
@@ -97,7 +98,7 @@ def run_command(
     timeout: float = 300,
     fresh: bool = False,
     pictures: bool = False,
-    **variables: str,
+    **variables: str | None,
 ) -> Finished:
     """`PROGRAM WORDS` in a process of its own; `fresh`: one that has imported nothing, and ends as Python does.
 
