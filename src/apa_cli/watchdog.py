@@ -1,9 +1,9 @@
-"""A small process beside this one that ends it where Python no longer can.
+"""A small process that ends this one when Python no longer can.
 
-Code that keeps the interpreter's lock, such as a regular expression that backtracks for ever, lets no other thread and
-no signal handler of Python's run. This file, run as a script, is the small process: it is told when a call must have
-ended, and C code tells it of every signal. Two seconds after Python should have acted it says where this process hangs
-and kills it. What is on disk is then the last whole checkpoint. It ends with this process.
+Code that holds the interpreter's lock, such as a regular expression that backtracks forever, blocks all other threads
+and Python's signal handlers. This file, run as a script, is that process: it learns when a call must have ended, and
+from C code of every signal. Two seconds after Python should have acted, it reports where this process hangs and kills
+it. It ends with this process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _started: tuple[int, int] | None = None  # this process, and the pipe to the wat
 
 @contextlib.contextmanager
 def limit(seconds: float) -> Iterator[None]:
-    """What happens in here ends after `seconds`, or this process does."""
+    """Kill this process if the context takes longer than `seconds`."""
     _tell(f"C{seconds}")
     try:
         yield
@@ -39,7 +39,7 @@ def limit(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening(grace_seconds: float) -> Iterator[None]:
-    """In here a signal of STOPPING ends this process after `grace_seconds`, a second one at once. Main thread only."""
+    """Kill this process `grace_seconds` after a signal of STOPPING, and at a second one. Main thread only."""
     _tell(f"G{grace_seconds}")
     assert _started is not None
     before = signal.set_wakeup_fd(_started[1], warn_on_full_buffer=False)
@@ -72,10 +72,10 @@ def _tell(word: str) -> None:
 
 
 def hung_at(stacks: str, library: str, package: str) -> str:
-    """`FILE:LINE in NAME` of the user's code that runs, from faulthandler's account of all threads.
+    """`FILE:LINE in NAME` of the running user code in faulthandler's dump of all threads.
 
-    That is the newest frame outside of Python's `library` and this `package`, of the thread that calls user code if
-    there is one; where there is no such frame, the newest of all.
+    This is the newest frame outside Python's `library` and this `package`, in the thread that calls user code if there
+    is one, else the newest frame of all.
     """
     threads = [re.findall(r'File "(.*)", line (\d+) in (\S+)', part) for part in re.split(r"\n\s*\n", stacks)]
     threads.sort(key=lambda frames: not any(file.endswith("watched_thread.py") for file, *_ in frames))
@@ -135,9 +135,8 @@ def _kill(process: int, stacks: int, why: str) -> None:
             time.sleep(0.1)  # all of it
             text = os.read(stacks, 1 << 16).decode(errors="replace")
             where = f"; it hangs at {hung_at(text, os.path.dirname(os.__file__), os.path.dirname(__file__))}"
-        os.write(
-            2, f"apa-cli: {why}, and Python does not answer{where}: killed, the last whole checkpoint stands\n".encode()
-        )
+        line = f"apa-cli: {why}, and Python does not respond{where}: killed, the last complete checkpoint is kept\n"
+        os.write(2, line.encode())
     with contextlib.suppress(OSError):
         os.kill(process, signal.SIGKILL)
 

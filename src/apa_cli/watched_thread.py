@@ -1,4 +1,4 @@
-"""Calls that may never return, made in a thread that can be left behind. Imports torch only when it calls."""
+"""Call functions that may never return in a thread that can be abandoned. Imports torch only when calling."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from typing import Any
 
 from apa_cli import watchdog
 
-ABANDONED = "abandoned call"  # name of a thread that nobody waits for any more
+ABANDONED = "abandoned call"  # name of an abandoned thread
 
 
 class CallTimeoutError(Exception):
-    """The call has not returned in time; the traceback says where it is."""
+    """The call did not return in time. The traceback is where it was."""
 
 
 class CallError(Exception):
-    """The call raised its cause, whatever that is: SystemExit and KeyboardInterrupt too."""
+    """The call raised the cause, perhaps SystemExit or KeyboardInterrupt."""
 
 
 class WatchedThread:
-    """Calls functions one after the other in one thread of its own, which does not keep the process alive.
+    """Call functions one after another in a single daemon thread, so that thread-local state is kept between calls.
 
-    One thread for all calls: what a function keeps by thread stays. Gradients, device and context variables are as
-    where it is called from; random generators belong to the process anyway.
+    Gradient mode, device and context variables are those of the caller.
     """
 
     def __init__(self, name: str) -> None:
@@ -37,9 +36,9 @@ class WatchedThread:
         self._calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
 
     def call(self, function: Callable[[], Any], seconds: float) -> Any:
-        """What `function()` returns. Raises CallError where it raises, and CallTimeoutError after `seconds`.
+        """Return `function()`. Raises CallError if it raises, and CallTimeoutError after `seconds`.
 
-        Then, or when a signal ends the wait, the thread is left to itself and the next call gets a new one.
+        After a timeout or a signal the thread is abandoned, and the next call gets a new one.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=_serve, args=(self._calls,), name=self._name, daemon=True)
@@ -47,7 +46,7 @@ class WatchedThread:
         thread, answer = self._thread, Future[Any]()
         self._calls.put((_as_here(function), answer))
         try:
-            with watchdog.limit(seconds):  # where even this wait cannot go on
+            with watchdog.limit(seconds):  # ends the process if this thread cannot run either
                 wait([answer], timeout=seconds)
         except BaseException:  # a signal's
             self._abandon()
@@ -66,7 +65,7 @@ class WatchedThread:
 
 
 def any_abandoned() -> bool:
-    """Whether a call that was given up is still going on."""
+    """Whether an abandoned call still runs."""
     return any(thread.name == ABANDONED for thread in threading.enumerate())
 
 
@@ -75,21 +74,18 @@ def _serve(calls: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]]) -> N
         function, answer = calls.get()
         try:
             answer.set_result(function())
-        except BaseException as error:  # SystemExit too: in a thread it would pass unseen
+        except BaseException as error:  # a thread ignores SystemExit
             answer.set_exception(error)
         del function, answer
 
 
 def _as_here(function: Callable[[], Any]) -> Callable[[], Any]:
-    """`function`, with what torch and Python keep by thread as it is in this one."""
+    """`function` with this thread's state of torch and Python."""
     import torch
 
     context = contextvars.copy_context()
-    gradients, inference, device = (
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        torch.get_default_device(),
-    )
+    gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+    device = torch.get_default_device()
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def call() -> Any:

@@ -107,7 +107,7 @@ def mine(name: str, function: str, line: str) -> Row:
 # Run by the script alone: they spoil the process that they run in. What is saved at the end may be left.
 HOSTILE = {
     "closes": (2, "reward.function: mine.py:closes closed sys.stdout; leave it open: the run prints to it"),
-    "deletes": (1, "…run/metrics.jsonl was deleted while the run was at work"),
+    "deletes": (1, "…run/metrics.jsonl was deleted during the run"),
 }
 
 ROWS = [
@@ -119,7 +119,7 @@ ROWS = [
     mine("one argument", "mine.py:one_argument", "mine.py:one_argument does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
     mine("an argument that is no column", "mine.py:three_arguments", "mine.py:three_arguments needs references, which is neither known nor a column of the data (it has …); name a column, …"),
     mine("a response before a prompt", "mine.py:reversed_roles", "mine.py:reversed_roles takes response and prompt, and neither name says which of them are the responses; …"),
-    mine("a class", "mine.py:Judge", "mine.py:Judge returned Judge; return a list with one number a response"),
+    mine("a class", "mine.py:Judge", "mine.py:Judge returned Judge; return a list with one number per response"),
     mine("raises", "mine.py:raises", "mine.py:raises raised ZeroDivisionError: no such thing; fix it: run.log, or APA_TRACEBACK=1, has the traceback"),
     mine("exits", "mine.py:leaves", "mine.py:leaves raised SystemExit: 7; fix it: …"),
     mine("raises what is no exception", "mine.py:odd", "mine.py:odd raised Odd: x; fix it: …"),
@@ -127,11 +127,11 @@ ROWS = [
     mine("ends as a generator does", "mine.py:generator_exit", "mine.py:generator_exit raised GeneratorExit; fix it: …"),
     mine("interrupts", "mine.py:key", "mine.py:key raised KeyboardInterrupt: mine; fix it: …"),
     mine("a file that raises what is no exception", "base.py:f", "importing base.py raised GeneratorExit; fix the module or its name"),
-    mine("too few", "mine.py:too_few", "mine.py:too_few returned 1 scores for 2 responses; return one number a response"),
+    mine("too few", "mine.py:too_few", "mine.py:too_few returned 1 scores for 2 responses; return one number per response"),
     mine("texts", "mine.py:texts", "mine.py:texts returned '1.0' for row 0; return finite numbers"),
-    mine("nothing", "mine.py:nothing", "mine.py:nothing returned NoneType; return a list with one number a response"),
-    mine("a generator", "mine.py:generator", "mine.py:generator returned generator; return a list with one number a response"),
-    mine("a coroutine", "mine.py:later", "mine.py:later returned coroutine; return a list with one number a response"),
+    mine("nothing", "mine.py:nothing", "mine.py:nothing returned NoneType; return a list with one number per response"),
+    mine("a generator", "mine.py:generator", "mine.py:generator returned generator; return a list with one number per response"),
+    mine("a coroutine", "mine.py:later", "mine.py:later returned coroutine; return a list with one number per response"),
     mine("a tensor of two columns", "mine.py:tensor", "mine.py:tensor returned [0.0, 0.0] for row 0; return finite numbers"),
     mine("a complex number", "mine.py:imaginary", "mine.py:imaginary returned 1j for row 1; return finite numbers"),
 ]  # fmt: skip

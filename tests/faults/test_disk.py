@@ -116,7 +116,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, uninte
     output = server.output.read_text()[before:]
     assert "iter_000003_part is left out" in output and "is damaged: not as it was written" in output
     assert "iter_000003 is left out" in output and "lacks trainer_state/optimizer.safetensors" in output
-    assert "going on from iter_000002: 2 iterations done" in output
+    assert "resuming from iter_000002: 2 iterations done" in output
     assert_same_run(folder, uninterrupted("apa"))
 
 

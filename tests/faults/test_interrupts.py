@@ -63,7 +63,7 @@ def test_a_slurm_preemption(server, uninterrupted, tmp_path):
     assert process.returncode == 130, output
     assert "SIGTERM" in output
     assert output.splitlines()[-1] == "apa-train: interrupted"
-    assert "go on with resume=" in output
+    assert "continue with resume=" in output
     assert (latest(folder) / "manifest.json").is_file()
     assert server.run(folder, *SMALL, "checkpoint.every=0", "resume=auto") == 0, server.output.read_text()[-2000:]
     assert metrics(folder) == metrics(uninterrupted("apa"))
@@ -105,7 +105,7 @@ def test_an_evaluation_ends_at_a_signal_and_writes_nothing(tmp_path, number, han
     _, errors = process.communicate(timeout=60)
     if hangs:
         assert process.returncode == -signal.SIGKILL
-        assert f"{number.name}: not done within 1 s, and Python does not answer; it hangs at {tmp_path}" in errors
+        assert f"{number.name}: not done within 1 s, and Python does not respond; it hangs at {tmp_path}" in errors
     else:
         assert (process.returncode, errors) == (130, "apa-eval: interrupted\n")
     assert not (tmp_path / "out").exists()
@@ -194,7 +194,7 @@ def test_a_reward_that_holds_the_interpreter_ends_in_its_time(server, tmp_path, 
     (tmp_path / "mine.py").write_text(HANGS[hang])
     mine = ("reward.kind=function", "reward.path=null", f"reward.function={tmp_path}/mine.py:reward")
     assert server.run(tmp_path / "run", *SMALL, *mine, "reward.timeout_seconds=1") == -signal.SIGKILL
-    assert f"a call did not end in its time, and Python does not answer; it hangs at {tmp_path}/mine.py:" in (
+    assert f"a call did not end in its time, and Python does not respond; it hangs at {tmp_path}/mine.py:" in (
         server.output.read_text()
     )
 
@@ -214,4 +214,4 @@ def test_signals_end_what_holds_the_interpreter(tmp_path, signals, why):
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == -signal.SIGKILL
-    assert f"apa-cli: {why}, and Python does not answer; it hangs at" in errors
+    assert f"apa-cli: {why}, and Python does not respond; it hangs at" in errors

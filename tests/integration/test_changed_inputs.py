@@ -158,7 +158,7 @@ def test_is_named_and_refused_before_anything_is_written(home: Path, name: str, 
     assert main([*words, "training.iterations=2"]) == 2
     assert capsys.readouterr().err == (
         f"apa-train: error: resume: changed under the same path since the run began: {line}; "
-        "put it back, or add resume_allow_changes=true to go on with the change\n"
+        "put it back, or add resume_allow_changes=true to accept the change\n"
     )
     assert contents(home / "run") == before
     assert not (home / "branch").exists()

@@ -76,7 +76,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
     second = apa_train(sweep, *command, fresh=True, **own_threads)
     assert (second.code, second.errors) == (0, ""), second.errors
     assert state(finished) == before
-    assert second.output.count("finished before, not run again") == 1
+    assert second.output.count("already finished, not run again") == 1
     assert [row["status"] for row in rows(sweep)] == ["finished"] * 2
     assert list(sweep.glob("*.unfinished-*")) == []
 

@@ -50,7 +50,7 @@ def print_anything() -> None:
 def command(program: str) -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
     """Makes a command's `main` of what it does with its arguments: whatever happens, an exit code and at most one line.
 
-    It ends the process even where a reward function hangs: at exit Python waits for every thread of a pool, so also
+    It ends the process even where a reward function hangs: at exit Python waits forevery thread of a pool, so also
     for those that a hanging function has started.
     """
 

@@ -85,7 +85,7 @@ class Member:
         elsewhere = os.getpid() != self.process
         with alone(folder):
             if done_before(folder, config):
-                print(f"{folder.name}: finished before, not run again", flush=True)
+                print(f"{folder.name}: already finished, not run again", flush=True)
                 return
             if elsewhere and config.tracking.console == "auto":
                 config.tracking.console = "quiet"  # several runs share one terminal

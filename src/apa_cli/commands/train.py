@@ -182,7 +182,7 @@ def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namesp
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve", "says how --cfg prints", "add --cfg job")
     if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun", "unknown option", "to go on with a run: resume=RUN")
+        raise UserError("--experimental-rerun", "unknown option", "to resume a run: resume=RUN")
     actions = ("run", "multirun", "cfg", "info", "shell_completion")
     if len(given := [f"--{name.replace('_', '-')}" for name in actions if getattr(arguments, name)]) > 1:
         raise UserError(" ".join(given), "do different things", "keep one of them")

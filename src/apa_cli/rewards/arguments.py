@@ -1,7 +1,7 @@
-"""What a reward function is called with: its parameters are bound by name, and by position where no name is known.
+"""Bind the parameters of a reward function by name, or by position if no name is known.
 
-Known are our names, those of TRL's GRPOTrainer (`completions`, `completion_ids`) and of OpenRLHF's reward functions
-(`queries`, `labels`). Any other name is a column of the data.
+Known names are ours, those of TRL's GRPOTrainer (`completions`, `completion_ids`) and those of OpenRLHF's reward
+functions (`queries`, `labels`). Any other name is a column of the data.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ _BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 class Arguments:
-    """How `function` is called. Raises UserError for one that cannot be given prompts and responses."""
+    """How to call `function`. Raises UserError unless it takes prompts and responses."""
 
     def __init__(self, function: Callable[..., Any], name: str, key: str) -> None:
         self.name, self.key = name, key
         refused = UserError(key, f"{name} does not take prompts and responses", _PLAIN)
         try:
             parameters = list(inspect.signature(function).parameters.values())
-        except (TypeError, ValueError):  # a built-in that does not tell its parameters
+        except (TypeError, ValueError):  # a built-in without a signature
             raise refused from None
         kinds = {p.kind for p in parameters}
         self.takes_all = Parameter.VAR_KEYWORD in kinds
         self.parameters = [p for p in parameters if p.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)]
         self.meaning = {p.name: p.name for p in self.parameters}  # parameter to known name or column
-        self.by_place: list[str] = []  # parameters whose names say nothing
+        self.by_place: list[str] = []  # parameters with unknown names
         self.loose = 0  # values for *args
         named = any(p.name in RESPONSES for p in self.parameters)
         places = [p for p in self.parameters if p.kind in _BY_PLACE]
@@ -72,7 +72,7 @@ class Arguments:
         return [p.name for p in self.parameters if p.default is p.empty and self.meaning[p.name] not in given]
 
     def check_columns(self, columns: Collection[str], source: str) -> None:
-        """Refuse what data with these columns cannot give, and a column that would be taken for something else."""
+        """Raise UserError for a missing column, and for a column with the name of a parameter bound by position."""
         for name in self.by_place:
             if name in columns:
                 problem = f"{self.name} has no parameter responses, and {name} is also a column of {source}"
@@ -82,7 +82,7 @@ class Arguments:
                 raise self._missing(name, columns)
 
     def describe(self) -> str:
-        """What is not plain from the names, in words; empty where all is."""
+        """Describe what the names do not tell; empty if they tell everything."""
         known = [(p.name, self.meaning[p.name]) for p in self.parameters if self.meaning[p.name] in SAYS]
         said = [f"{name} = {SAYS[what]}" for name, what in known if (name, SAYS[what]) != (name, name)]
         how = " (by position: the names say nothing)" if self.by_place or self.loose else ""
@@ -120,7 +120,7 @@ class Arguments:
         return values, keywords
 
     def _value(self, what: str, finished: FinishedResponses) -> list[Any] | None:
-        """The list that a known name or a column stands for, None where there is none of that name."""
+        """The list for a known name or a column, or None."""
         if what == "prompts":
             return list(finished.prompts)
         if what == "responses" or (what == "completions" and "responses" not in self.meaning.values()):

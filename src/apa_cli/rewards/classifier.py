@@ -1,4 +1,4 @@
-"""A sequence classifier and its tokenizer: a folder or a Hub id, of a whole model or of a PEFT adapter on its base."""
+"""Load a sequence classifier and its tokenizer, from a model or a PEFT adapter on its base."""
 
 from __future__ import annotations
 
@@ -38,26 +38,23 @@ PREFIX = "base_model.model."  # what PEFT puts before the names of the base
 
 @dataclass(frozen=True, kw_only=True)
 class _Adapter:
-    """A PEFT adapter that makes a classifier of its base."""
+    """A PEFT adapter that turns its base into a classifier."""
 
     path: str  # as the user gave it
     folder: Path
     base: str
     revision: str | None
-    weights: dict[str, Tensor]  # by their names in the base; the head's among them, where the adapter trained one
+    weights: dict[str, Tensor]  # by their names in the base, with the head's if the adapter trained one
 
     @property
     def labels(self) -> int | None:
-        """Outputs of the head that the adapter brings."""
+        """Outputs of the adapter's head."""
         heads = [t for name, t in self.weights.items() if name.endswith(tuple(f"{head}.weight" for head in HEADS))]
         return len(heads[-1]) if heads else None
 
 
 def load_classifier(path: str, revision: str | None, runtime: Runtime, where: str) -> tuple[Any, Any]:
-    """A reward model, frozen and on its device, and its tokenizer; `where` is the key that names it.
-
-    An adapter is merged into its base: LoRA and the like, in safetensors, on a base that is one or a language model.
-    """
+    """A reward model, frozen and on its device, and its tokenizer; `where` is its key. Adapters are merged."""
     from transformers import AutoModelForSequenceClassification
 
     adapter = _adapter(where, path, revision)
@@ -89,7 +86,7 @@ def load_classifier(path: str, revision: str | None, runtime: Runtime, where: st
 
 
 def classifier_tokenizer(path: str, revision: str | None, where: str) -> Any:
-    """The model's tokenizer: of an adapter its own, or its base's where it brings none."""
+    """The tokenizer of the model, for an adapter its own if it has one, else its base's."""
     adapter = _adapter(where, path, revision)
     if adapter is None:
         return load_tokenizer(where, path, revision=revision)
@@ -125,7 +122,7 @@ def _adapter(where: str, path: str, revision: str | None) -> _Adapter | None:
         try:
             if find_adapter_config_file(path, revision=revision) is None:
                 return None
-        except Exception:  # no network, no such name: loading the model will say so
+        except Exception:  # no network, no such name: loading the model reports it
             return None
         folder = fetch_adapter(where, path, revision)
     elif not (folder / ADAPTER_CONFIG).is_file():
@@ -167,7 +164,7 @@ def _merged(where: str, model: Any, adapter: _Adapter) -> Any:
 
 @contextmanager
 def _said_of(adapter: _Adapter, where: str) -> Iterator[None]:
-    """What is wrong with the base is said of the adapter, which names it."""
+    """Report errors of the base as the adapter's, which names it."""
     try:
         yield
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The user's own reward: a Python function, found by its name and held to its word."""
+"""reward.kind=function: import and call a user's Python function, and check what it returns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from apa_cli.rewards.arguments import Arguments
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.watched_thread import CallError, CallTimeoutError, WatchedThread
 
-# What Python and its libraries say where only the main thread will do: signal, asyncio, sqlite3.
+# In errors of code that must run in the main thread: signal, asyncio, sqlite3.
 _MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
 FLOAT32_MAX = torch.finfo(torch.float32).max
 _FOLDERS: list[str] = []  # of reward files, at the end of sys.path
@@ -36,10 +36,9 @@ _PYTHONS_OWN = (threading.__file__, importlib.__file__)
 
 
 class RewardFunction:
-    """A user's `reward(prompts, responses, **columns) -> list[float | None]`, its answer checked.
+    """Calls a user's `reward(prompts, responses, **columns) -> list[float | None]`; see `Arguments` for its parameters.
 
-    What its parameters are given is `Arguments`' to say.
-    `timeout`: seconds that it may take, in a thread of its own; None calls it in this one, and waits for ever.
+    timeout: seconds for a call in a separate thread; None calls it in this one, without a limit.
     """
 
     def __init__(self, function: Callable[..., Any], name: str, *, key: str, timeout: float | None = None) -> None:
@@ -54,7 +53,7 @@ class RewardFunction:
             scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
         except CallTimeoutError as error:
             problem = f"{self.name} has not returned after {self.timeout:g} s"
-            remedy = f"fix it (run.log says where it hangs), or raise {self._timeout_key}; null waits for ever"
+            remedy = f"fix it (run.log says where it hangs), or raise {self._timeout_key}; null waits forever"
             raise UserError(self.key, problem, remedy) from _their_frames(error)
         except KeyboardInterrupt:  # a signal's
             raise
@@ -80,7 +79,7 @@ class RewardFunction:
 def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = None) -> Callable[..., Any]:
     """Import `package.module:name` or `path/to/file.py:name`. Raises UserError.
 
-    A file that is among `modules` is not run again: two functions of it share what it holds.
+    modules: files that were run already, whose functions share their state.
     """
     module_name, _, attribute = name.rpartition(":")
     modules = {} if modules is None else modules
@@ -108,17 +107,17 @@ def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = N
 
 
 def _run_file(file: Path) -> ModuleType:
-    """The file as a module, from which what lies beside it can be imported.
+    """The file as a module, which can import what lies beside it.
 
-    Its folder goes behind all others, so that nothing there hides a library. The module has the file's own name where
-    that leads back to the file: then processes that are spawned, which get our sys.path, find its functions too.
+    Its folder is last in sys.path, so that nothing there hides a library. The module has the file's name if importing
+    that name leads back to the file; then spawned processes, which inherit sys.path, find its functions too.
     """
     folder, name = str(file.parent), file.stem
     if folder in _FOLDERS:
         _FOLDERS.remove(folder)
         sys.path.remove(folder)
     beside = {part.stem for part in file.parent.glob("*.py")}
-    for other, module in list(sys.modules.items()):  # of another reward's folder, and of the same name
+    for other, module in list(sys.modules.items()):  # of the same name in another reward's folder
         if other.partition(".")[0] in beside and _folder_of(module) in _FOLDERS:
             del sys.modules[other]
     if folder not in sys.path:
@@ -147,9 +146,9 @@ def _folder_of(module: ModuleType | None) -> str | None:
 
 
 def check_functions(config: TrainConfig) -> dict[str, ModuleType]:
-    """Find every reward function, and see what it can be called with, before models are loaded. Raises UserError.
+    """Import every reward function and check its parameters, before models are loaded. Raises UserError.
 
-    Returns the files that were run for it. The data is only looked at where a function asks for a column of its own.
+    Returns the files that were run. Data is read only if a function takes a column of it.
     """
     modules: dict[str, ModuleType] = {}
     tables: list[Table] | None = None
@@ -168,7 +167,7 @@ def check_functions(config: TrainConfig) -> dict[str, ModuleType]:
 
 
 def _their_frames(error: BaseException) -> BaseException:
-    """The error with a traceback that begins in the user's code."""
+    """The error with a traceback that starts in the user's code."""
     trace = error.__traceback__
     while trace is not None and _ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -180,7 +179,7 @@ def _ours(file: str) -> bool:
 
 
 def _brief(error: BaseException) -> str:
-    """Kind and message, cut where a library has put a whole page into it."""
+    """Type and message of the error, shortened."""
     try:
         message = " ".join(str(error).split())
     except Exception:
@@ -190,7 +189,7 @@ def _brief(error: BaseException) -> str:
 
 
 def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
-    """What `name` answered as one float a response, NaN for None: no score. Raises UserError."""
+    """The scores that `name` returned as floats, NaN for None. Raises UserError unless there is one per response."""
     if isinstance(scores, dict) and "rewards" in scores:  # as OpenRLHF's functions answer
         scores = scores["rewards"]
     if isinstance(scores, Tensor):
@@ -198,12 +197,12 @@ def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
     elif hasattr(scores, "tolist"):
         scores = scores.tolist()
     if inspect.iscoroutine(scores):
-        scores.close()  # which would otherwise be complained of when it is forgotten
+        scores.close()  # avoids a warning of Python's
     if not isinstance(scores, Sequence) or isinstance(scores, str):
-        raise UserError(key, f"{name} returned {type(scores).__name__}", "return a list with one number a response")
+        raise UserError(key, f"{name} returned {type(scores).__name__}", "return a list with one number per response")
     if len(scores) != expected:
         raise UserError(
-            key, f"{name} returned {len(scores)} scores for {expected} responses", "return one number a response"
+            key, f"{name} returned {len(scores)} scores for {expected} responses", "return one number per response"
         )
     checked = []
     for row, score in enumerate(scores):
@@ -221,5 +220,5 @@ def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
 
 
 def within_float32(number: float) -> float:
-    """The number, or what it becomes in a tensor of scores: ±∞ beyond 3.4e38, and then no score."""
+    """The number, ±∞ beyond float32, which is no score."""
     return math.copysign(math.inf, number) if abs(number) > FLOAT32_MAX else number

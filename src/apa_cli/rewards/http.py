@@ -1,7 +1,7 @@
-"""A reward that is served: texts go out as JSON, scores come back.
+"""reward.kind=http: send texts as JSON and receive scores.
 
 POST url   {"prompts": [...], "responses": [...], "query": [...], "token_ids": [...], "ended": [...], "columns": {...}}
-200        {"scores": [...]}, or {"rewards": [...]}: one number a response; null and NaN are a missing score
+200        {"scores": [...]}, or {"rewards": [...]}: one number per response; null or NaN for a missing score
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from apa_cli.rewards.json_server import JsonServer, ask_all
 from apa_cli.rewards.record import FinishedResponses, whole_texts
 from apa_cli.secrets import excerpt, read_key
 
-_PROBE_RETRIES = 3  # at the start somebody is waiting
+_PROBE_RETRIES = 3  # as a user waits for the start
 _log = logging.getLogger(__name__)
 
 
 class HttpReward:
-    """Asks `url` for batches of scores, a few at a time. Raises UserError where it gives none."""
+    """Requests batches of scores from `url`, several at a time. Raises UserError if there is no usable answer."""
 
     def __init__(self, config: ScorerConfig, *, key: str) -> None:
         assert config.url is not None  # check_config has seen to it
@@ -39,7 +39,7 @@ class HttpReward:
             token_variable=config.api_key_env,
             retries=config.retries,
             timeout_seconds=config.timeout_seconds,
-            expected='answer {"scores": [one number a response]}',
+            expected='answer {"scores": [one number per response]}',
         )
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
@@ -50,7 +50,7 @@ class HttpReward:
         return UserError(f"{self.key}.url", problem, "answer finite numbers")
 
     def probe(self) -> None:
-        """Ask for the score of one response, without columns, to see that there is a server and that it has one."""
+        """Request the score of one response, without columns, to check the server."""
         hello = FinishedResponses(
             prompts=["Hello"], responses=[" there."], messages=None, columns={}, token_ids=[[]], ended=[True]
         )
@@ -71,7 +71,7 @@ class HttpReward:
             return checked(answer[names[0]], len(body["responses"]), server.host, f"{self.key}.url")
 
         def warn_once(line: str) -> None:
-            """Of several batches that meet the same trouble, the first."""
+            """Report only the first of several failing batches."""
             if warn is not None and next(warnings) == 0:
                 warn(line)
 
@@ -87,14 +87,14 @@ class HttpReward:
 
 
 def probe_served(config: TrainConfig) -> None:
-    """Ask every reward that is served and needed for one score, before anything is loaded. Raises UserError."""
+    """Check every reward server that the run needs, before anything is loaded. Raises UserError."""
     for where, part in each_reward(config).items():
         if part.kind == "http":
             HttpReward(part, key=where).probe()
 
 
 def _requests(finished: FinishedResponses, size: int) -> list[dict[str, Any]]:
-    """One for every `size` responses."""
+    """One request for every `size` responses."""
     ended = list(finished.ended) or [False] * len(finished.responses)
     fields: dict[str, Sequence[Any]] = {
         "prompts": finished.prompts,

@@ -1,4 +1,4 @@
-"""A server that takes and answers JSON: asked again where that may help, with one line for what goes wrong."""
+"""Send JSON requests to a server, with retries and one-line errors."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from apa_cli.errors import UserError
 from apa_cli.secrets import excerpt, public_address
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries, doubled from one to the next
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds between two tries; each wait is twice the one before
 _CHUNK = 1 << 16  # bytes
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
 class ServerError(UserError):
-    """The server gives no usable answer. `status` is that of its last answer, None where there was none."""
+    """The server gives no usable answer. `status` is that of its last answer, None if there was none."""
 
     status: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JsonServer:
-    """How a server is asked. `key` is the group of the configuration that says so, and that messages name."""
+    """How to send requests. `key` is the group of these settings in the configuration."""
 
     url: str
     key: str
@@ -39,9 +39,9 @@ class JsonServer:
     token_variable: str | None  # environment variable that holds the token
     retries: int
     timeout_seconds: float | None
-    each_try: bool = False  # the time is that of a try, and another follows; otherwise all tries share it
+    each_try: bool = False  # each try gets the time, and another follows; otherwise all tries share it
     size_name: str = "batch_size"  # the setting to lower for a server that is too slow
-    expected: str  # what to do about an answer that is none
+    expected: str  # what to do about an unusable answer
 
     @property
     def host(self) -> str:
@@ -50,9 +50,9 @@ class JsonServer:
     def ask(
         self, body: Any, token: str | None, stop: threading.Event, warn: Callable[[str], None] | None = None
     ) -> Any:
-        """The answer to one request. `warn` is told of a first failure, if another try follows.
+        """The answer to one request. `warn` is called with a first failure, if another try follows.
 
-        Raises ServerError, outside of any `except`: what it drags along holds no token. Once `stop` is set, nothing
+        Raises ServerError, outside of any `except`, so that its context holds no token. After `stop` is set, nothing
         more is sent.
         """
         sent, tried = json.dumps(body).encode("ascii"), 0
@@ -95,13 +95,13 @@ class JsonServer:
                     answer += chunk
                     if time.monotonic() > until:
                         raise TimeoutError
-                if response.length:  # what it had promised, and not sent
+                if response.length:  # bytes still missing
                     raise OSError("the connection was lost in the middle of an answer")
         except HTTPError as error:
             raise _FailedError(error.code, _said(error), error.headers) from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = error.reason if isinstance(error, URLError) else error
-            ours = isinstance(cause, TimeoutError) and cause.errno is None  # the system's own is a lost connection
+            ours = isinstance(cause, TimeoutError) and cause.errno is None  # the system's timeout is a lost connection
             raise _FailedError(None, None if ours else str(cause) or type(cause).__name__) from None
         try:
             return json.loads(answer)
@@ -113,7 +113,7 @@ class JsonServer:
         tries = "in 1 try" if tried == 1 else f"in {tried} tries"
         if status == 200:
             return self.error(
-                self.url_name, f"{host} answers with something else than JSON{said or ': nothing'}", self.expected, 200
+                self.url_name, f"{host} does not answer with JSON{said or ': nothing'}", self.expected, 200
             )
         if status is None and failed.said is None:
             problem = f"{host} has not answered within {self.timeout_seconds:g} s, {tries}"
@@ -123,9 +123,9 @@ class JsonServer:
             problem = f"cannot be reached{said}" if status is None else f"fails ({status}{said})"
             remedy = "start the server, correct the address, or look at the server's log"
             return self.error(self.url_name, f"{host} {problem}, {tries}", remedy, status)
-        if status in (401, 403):  # the message of a 401 is left out: it tends to quote the token
+        if status in (401, 403):  # without the message of a 401, which may quote the token
             variable = self.token_variable
-            problem, remedy = f"{host} wants a token ({status})", f"export {variable}"
+            problem, remedy = f"{host} requires a token ({status})", f"export {variable}"
             if variable is None:
                 remedy = f"name the variable that holds it: {self.key}.api_key_env"
             elif token is not None:
@@ -133,7 +133,7 @@ class JsonServer:
                 remedy += " anew"
             return self.error("api_key_env", problem, remedy, status)
         if 300 <= status < 400:
-            problem = f"{host} is elsewhere ({status}{excerpt(failed.location, token)})"
+            problem = f"{host} redirects elsewhere ({status}{excerpt(failed.location, token)})"
             return self.error(self.url_name, problem, "give that address", status)
         remedy = "correct the address, or what the server makes of the request"
         return self.error(self.url_name, f"{host} refuses the request ({status}{said})", remedy, status)
@@ -142,9 +142,9 @@ class JsonServer:
 def ask_all(
     jobs: Sequence[Job], ask: Callable[[Job, threading.Event], Result], workers: int
 ) -> Iterator[tuple[int, Result]]:
-    """(number of a job, its result) as they come in. The first error is raised, and ends the others through the event.
+    """Yield (number of a job, its result) as they come in. Raises the first error, and sets the event to end the rest.
 
-    Threads are daemons, which no executor's are: a signal need not wait for answers on their way.
+    The threads are daemons, unlike an executor's, so that a signal does not wait for pending answers.
     """
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     results: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
@@ -177,7 +177,7 @@ def ask_all(
 
 
 class _FailedError(Exception):
-    """What came in place of an answer: a status and what it `said`; without a status the reason, None for no time."""
+    """A try without an answer: a status and the server's words, or no status and a reason, None for a timeout."""
 
     def __init__(self, status: int | None, said: str | None, headers: Any = None) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class _FailedError(Exception):
 
 
 def _said(error: HTTPError) -> str:
-    """What the server says, without the JSON that frameworks wrap it in."""
+    """The server's message, without the JSON around it."""
     try:
         said = error.read(2000).decode("utf-8", "replace")
         content = json.loads(said)
@@ -210,7 +210,7 @@ def _said(error: HTTPError) -> str:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """A POST that is sent on becomes a GET, and would take the token to another host."""
+    """A redirected POST would become a GET, and take the token to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""The first prompt as the policy and every reward read it: what is missing, doubled or foreign is seen here."""
+"""Show the first prompt as the policy and every reward read it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CLOSED = {
 
 
 def visible(text: str) -> str:
-    """On one line, control characters escaped, a long text without its middle."""
+    """The text on one line, with control characters escaped and without the middle of a long text."""
     if len(text) > LONGEST:
         half = LONGEST // 2
         text = f"{text[:half]} […{len(text) - 2 * half:,} characters…] {text[-half:]}"
@@ -64,7 +64,7 @@ def readings(prompt: Prompt, policy: Policy, scorers: Mapping[str, Scorer | None
 
 
 def answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
-    """These prompts as rewards are given them, with the response that a row holds, or a few words instead of one."""
+    """The prompts as rewards read them, with the row's response or a placeholder."""
     batch = collate(prompts, policy.pad_token_id)
     words = list(policy.tokenizer(RESPONSE, add_special_tokens=False)["input_ids"])
     logged = [prompt.logged.token_ids if prompt.logged is not None else words for prompt in prompts]
@@ -103,7 +103,7 @@ def how_scored(prompts: PromptSet, policy: Policy, scorers: Mapping[str, Scorer 
 
 
 def check_templates(prompts: PromptSet, scorers: Mapping[str, Scorer | None]) -> None:
-    """Raise UserError for a reward model whose template would go around prompts that have been through one."""
+    """Raise UserError if a reward model would apply its template to prompts that have one already."""
     for scorer in scorers.values():
         if prompts.rendered and isinstance(scorer, RewardModel) and scorer.reads(chat=False) == "chat":
             problem = f"the prompts have been through the policy's chat template, and that of {scorer.config.path} "

@@ -1,4 +1,4 @@
-"""The one record that every reward reads, and what a reward is: finished responses in, a score each out."""
+"""What rewards read and return."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from apa_cli.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedResponses:
-    """What a reward may look at, one entry per response."""
+    """The input of rewards, one entry per response."""
 
     prompts: list[str]
     responses: list[str]
-    messages: list[list[Message]] | None  # prompts as chats, where the data has them
+    messages: list[list[Message]] | None  # prompts as chats, if the data has them
     columns: dict[str, list[Any]]  # the data set's other columns, by name
-    token_ids: list[list[int]]  # prompt and response in the policy's ids, without the token or string that ended it
-    prompt_lengths: Sequence[int] = ()  # how many of them are the prompt's; () = not known
-    ended: Sequence[bool] = ()  # False = cut at max_new_tokens; () = none ended
-    response_ids: Sequence[list[int]] = ()  # of each response all that counts, the token or string that ended it too
+    token_ids: list[list[int]]  # prompt and response, without the token or string that ended it
+    prompt_lengths: Sequence[int] = ()  # () = unknown
+    ended: Sequence[bool] = ()  # False = cut at max_new_tokens; () = none
+    response_ids: Sequence[list[int]] = ()  # with the token or string that ended it
     raw: Callable[[], tuple[list[str], list[str]]] = lambda: ([], [])  # prompts and responses with special tokens
     closing: int | None = None  # the policy's token that ends a complete response
-    torn: Sequence[bool] = ()  # of each prompt, whether it was cut on the left, inside a turn; () = none
+    torn: Sequence[bool] = ()  # prompts cut on the left, inside a turn; () = none
 
     def closed_ids(self, closes: Sequence[bool]) -> list[list[int]]:
-        """`token_ids`, with the closing token behind the responses for which `closes` says so."""
+        """`token_ids`, with the closing token after responses for which `closes` is True."""
         end = [] if self.closing is None else [self.closing]
         return [[*ids, *end] if close else ids for ids, close in zip(self.token_ids, closes, strict=True)]
 
 
 def whole_texts(finished: FinishedResponses) -> list[str]:
-    """Prompt and response in one."""
-    between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a message, complete in itself
+    """Prompt and response in one text."""
+    between = "" if finished.messages is None else "\n\n"  # a chat's prompt is a complete message
     return [p + between + r for p, r in zip(finished.prompts, finished.responses, strict=True)]
 
 
@@ -51,7 +51,7 @@ class Scored:
 
 class Scorer(Protocol):
     def __call__(self, finished: FinishedResponses) -> list[float]:
-        """One score a response. It may be NaN or infinite: what is to happen then is the caller's to say."""
+        """One score per response, perhaps NaN or infinite."""
 
     def not_finite(self, row: int, score: float) -> UserError:
-        """The complaint about such a score."""
+        """The error for such a score."""

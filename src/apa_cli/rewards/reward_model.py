@@ -21,11 +21,11 @@ from apa_cli.rewards.record import FinishedResponses, whole_texts
 
 
 class RewardModel:
-    """Any `AutoModelForSequenceClassification`; of a decoder the score is read at the last token.
+    """Any `AutoModelForSequenceClassification`; a decoder's score is read at the last token.
 
-    It reads the prompt and the response without the stop string and, of a response, without special tokens. Behind
-    that stands what its tokenizer or template writes by itself, else EOS as `reward.eos` says. That holds whether the
-    policy's ids pass through or the text is tokenized anew.
+    It reads the prompt and the response, without the stop string and the response's special tokens, then what its
+    tokenizer or template appends, else EOS according to `reward.eos`. The policy's ids are used if the tokenizers are
+    the same; otherwise the text is tokenized again, with the same result.
     """
 
     def __init__(
@@ -74,35 +74,35 @@ class RewardModel:
         )
 
     def reads(self, *, chat: bool) -> str:
-        """What it is given of prompts that are chats or are not: chat, policy, text or pair, as reward.format has them.
+        """The format it reads, chat, policy, text or pair, for prompts that are chats or are not.
 
-        Without a template of its own, a model with the policy's tokenizer reads chats in the policy's template.
+        Without a chat template, a model with the policy's tokenizer reads chats in the policy's template.
         """
         if self.config.format != "auto":
             return self.config.format
         return "chat" if self.chat else "policy" if chat and self.shares_tokenizer else "text"
 
     def passes_ids_through(self, *, chat: bool) -> bool:
-        """Whether the policy's token ids are those of the very text that is scored."""
+        """Whether the policy's token ids are those of the scored text."""
         reads = self.reads(chat=chat)
         return self.shares_tokenizer and (reads == "policy" or (reads == "text" and not chat))
 
     def closes(self, finished: FinishedResponses) -> list[bool]:
-        """Behind which responses EOS is put: none where the tokenizer or the template writes an end by itself."""
+        """Which responses get an EOS: none if the tokenizer or the template appends an end."""
         chat = finished.messages is not None
         if self.config.eos != "auto" or self.closed_by(chat=chat) is not None:
             return [self.config.eos == "always"] * len(finished.responses)
         return list(finished.ended) or [False] * len(finished.responses)
 
     def closed_by(self, *, chat: bool) -> str | None:
-        """What ends every text by itself: template, tokenizer, or nothing."""
+        """What appends an end to every text: template, tokenizer, or None."""
         reads = self.reads(chat=chat)
         if reads in ("chat", "pair"):
             return "template" if reads == "chat" else "tokenizer"
         return "tokenizer" if reads == "text" and self._own_end else None
 
     def _longest(self) -> int:
-        """reward.max_tokens; left open, the least of what the model takes and what its tokenizer is set to."""
+        """reward.max_tokens, or the smaller limit of model and tokenizer."""
         room, asked = room_of(self.model), self.config.max_tokens
         if asked is not None and room is not None and room.firm and asked > room.tokens:
             problem = f"{asked}, and {self.config.path} has positions for {room.tokens} tokens"
@@ -126,7 +126,7 @@ class RewardModel:
         return UserError(f"{self.key}.path", problem, "try precision=fp32, or another reward model")
 
     def fed(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
-        """Ids and segments as the model is given them. Raises UserError for an id that it does not know."""
+        """Ids and segments as the model reads them. Raises UserError for an id that it does not know."""
         ids, types = self._token_ids(finished)
         check_ids(ids, self._known, self.tokenizer, key=f"{self.key}.path", whose=str(self.config.path))
         return [self._cut(row) for row in ids], [self._cut(row) for row in types] if types is not None else None
@@ -140,7 +140,7 @@ class RewardModel:
         return ids[-self.max_tokens :]
 
     def _token_ids(self, finished: FinishedResponses) -> tuple[list[list[int]], list[list[int]] | None]:
-        """Ids of every text, and of a pair its segments where the model tells them apart."""
+        """Ids of every text, and the segments of pairs if the model distinguishes them."""
         chat = finished.messages is not None
         reads, closes = self.reads(chat=chat), self.closes(finished)
         types: list[list[int]] | None = None
@@ -169,12 +169,12 @@ class RewardModel:
         return ids, types
 
     def _anew(self, ids: list[list[int]]) -> list[list[int]]:
-        """The policy's very text in this model's tokens."""
+        """The policy's exact text in this model's tokens."""
         texts = self.policy_tokenizer.batch_decode(ids, skip_special_tokens=False)
         return tokenize(self.tokenizer, texts, special=False)
 
     def _without_special_tokens(self, finished: FinishedResponses) -> list[list[int]]:
-        """Token ids, of the response those that its text shows."""
+        """Token ids without the response's special tokens, which its text does not show."""
         known = len(self.tokenizer)
         starts = finished.prompt_lengths or [len(row) for row in finished.token_ids]
         return [
@@ -183,7 +183,7 @@ class RewardModel:
         ]
 
     def _chat_ids(self, dialogues: list[list[Message]], tools: list[Any] | None) -> list[list[int]]:
-        """Ids of each dialogue in the model's own template; of one too long the oldest turns are left out, whole."""
+        """Ids of each dialogue in the model's template, without the oldest turns if it is too long."""
         tools = tools or [None] * len(dialogues)
         texts = [self._render(d, own) for d, own in zip(dialogues, tools, strict=True)]
         ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -227,7 +227,7 @@ class RewardModel:
         return self._score(logits.float())
 
     def _score(self, logits: Tensor) -> Tensor:
-        """(b, labels) -> (b,): the label's output, or of classes the log-odds, log p / (1 − p), of the label's."""
+        """(b, labels) -> (b,): the label's output, for classes its log-odds, log p / (1 − p)."""
         chosen = logits[:, self.label]
         if not self.log_odds:
             return chosen
@@ -235,7 +235,7 @@ class RewardModel:
         return chosen - logits[:, others].logsumexp(dim=1)
 
     def describe_score(self) -> str | None:
-        """Which score is made of several outputs; None of one."""
+        """Which of several outputs is the score; None if there is one."""
         outputs = self.model.config.num_labels
         if outputs == 1:
             return None
@@ -244,7 +244,7 @@ class RewardModel:
 
 
 def _dialogues(finished: FinishedResponses) -> list[list[Message]]:
-    """Whole chats: the data's messages, or those that a plain prompt stands for, and the response."""
+    """Prompt messages, from the data or parsed from a plain prompt, and the response."""
     torn = finished.torn or [False] * len(finished.prompts)
     prompts = finished.messages or [hh_messages(p, torn=t) for p, t in zip(finished.prompts, torn, strict=True)]
     return [
@@ -254,7 +254,7 @@ def _dialogues(finished: FinishedResponses) -> list[list[Message]]:
 
 
 def _rectangle(rows: list[list[int]], fill: int) -> Tensor:
-    """(b, l), filled up on the right."""
+    """(b, l), padded on the right."""
     rectangle = torch.full((len(rows), max(len(row) for row in rows)), fill)
     for i, row in enumerate(rows):
         rectangle[i, : len(row)] = torch.tensor(row)
@@ -262,6 +262,6 @@ def _rectangle(rows: list[list[int]], fill: int) -> Tensor:
 
 
 def _causal_head(model: Any) -> tuple[Any, Any] | None:
-    """(trunk, score head) of a decoder-only classifier; None for encoders, which pool in their own way."""
+    """(trunk, score head) of a decoder-only classifier; None for encoders, which pool differently."""
     head = getattr(model, "score", None)
     return (model.base_model, head) if isinstance(head, torch.nn.Linear) else None

@@ -1,4 +1,4 @@
-"""The rewards of a run: what it trains on, and the evaluator that only judges."""
+"""The rewards of a run: the one that it trains on, and the evaluator."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from apa_cli.rewards.weighted import WeightedRewards, by_role, score
 
 @dataclass(frozen=True, kw_only=True)
 class Scorers:
-    reward: Scorer | None  # None where scores are logged and nothing is evaluated
-    evaluator: Scorer | None  # judges held-out responses; never trains
+    reward: Scorer | None  # None if scores are logged and nothing is evaluated
+    evaluator: Scorer | None  # for held-out responses only
 
     def score(self, finished: FinishedResponses) -> Scored:
-        """What the reward says of the responses."""
+        """The reward's scores."""
         assert self.reward is not None  # config.needs_reward
         return score(self.reward, finished)
 
     def limit_tokens(self, token_budget: int) -> None:
-        """From here on, micro-batches of reward models hold no more tokens than this."""
+        """Limit the tokens in micro-batches of reward models."""
         for scorer in (self.reward, self.evaluator):
             for part in by_role("", scorer).values():
                 if isinstance(part, RewardModel):
                     part.microbatch_tokens = min(part.microbatch_tokens, token_budget)
 
     def models(self) -> dict[str, Any]:
-        """The transformers model of each reward, None of one that is no model."""
+        """The transformers model of each reward, None for other kinds."""
         parts = {**by_role("reward", self.reward), **by_role("evaluator", self.evaluator)}
         return {name: getattr(part, "model", None) for name, part in parts.items()}
 
@@ -45,7 +45,7 @@ class Scorers:
 def load_scorers(
     config: TrainConfig, policy: Policy, runtime: Runtime, *, modules: dict[str, ModuleType] | None = None
 ) -> Scorers:
-    """Those that `config` asks for; a model that both name is held once. `modules`: files that were run already."""
+    """Load the rewards of `config`; they share models. modules: files of functions that were run already."""
     loaded: Loaded = {}
     budget = config.training.microbatch_tokens
     scorers = {
@@ -68,10 +68,7 @@ def load_reward(
     loaded: Loaded | None = None,
     modules: dict[str, ModuleType] | None = None,
 ) -> Scorer:
-    """The scorer that `config` describes; `key` is the group's name in messages.
-
-    A model that is in `loaded` already is taken from there, and a file of functions from `modules`.
-    """
+    """Load one reward, or reuse its model in `loaded` or its file in `modules`. key: the group's name in messages."""
     loaded = {} if loaded is None else loaded
     if isinstance(config, SeveralConfig) and config.components:
         scorers = {

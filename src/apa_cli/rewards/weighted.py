@@ -1,4 +1,4 @@
-"""Several rewards, added up with their weights, each of them kept beside the sum."""
+"""The weighted sum of several rewards, whose scores are kept beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apa_cli.rewards.record import FinishedResponses, Scored, Scorer
 
 
 class WeightedRewards:
-    """Σ weight · score. Not finite for a response where one of the scores is not."""
+    """Σ weight · score; NaN for a response if a score is not finite."""
 
     def __init__(self, scorers: Mapping[str, Scorer], weights: Mapping[str, float]) -> None:
         self.scorers, self.weights = dict(scorers), dict(weights)
@@ -28,7 +28,7 @@ class WeightedRewards:
         return Scored(scores=[self._sum(row) for row in rows], parts=parts | counts)
 
     def not_finite(self, row: int, score: float) -> UserError:
-        """Of a sum whose every part is finite."""
+        """The error for a sum of finite scores."""
         name = next(iter(self.scorers))
         complaint = self.scorers[name].not_finite(row, score)
         weights = f"{complaint.where.partition('.components.')[0]}.components"
@@ -41,14 +41,14 @@ class WeightedRewards:
 
 
 def score(scorer: Scorer, finished: FinishedResponses) -> Scored:
-    """What a reward, or several, say of the responses."""
+    """The scores of the responses, with those of each part."""
     if isinstance(scorer, (WeightedRewards, MathReward)):
         return scorer.score(finished)
     return Scored(scores=scorer(finished))
 
 
 def complaint(scorer: Scorer, scored: Scored, row: int) -> UserError:
-    """About a score that is not finite: of the first component that gave none."""
+    """The error for a score that is not finite, of the first component without one."""
     if isinstance(scorer, WeightedRewards):
         for name, part in scorer.scorers.items():
             if not math.isfinite(value := scored.parts_of(row)[name]):
@@ -64,6 +64,6 @@ def by_role(role: str, scorer: Scorer | None) -> dict[str, Scorer | None]:
 
 
 def require_scores(scorer: Scorer, scored: Scored) -> None:
-    """Raises the scorer's complaint where it has given no response a finite score."""
+    """Raise the scorer's error if no response has a finite score."""
     if not any(map(math.isfinite, scored.scores)):
         raise complaint(scorer, scored, 0)

@@ -1,6 +1,6 @@
-"""wandb, kept at arm's length: a thread of its own starts it and feeds it, and the training never waits for it.
+"""Record a run with wandb from a separate thread, so that training never waits for it.
 
-Whatever fails there costs one warning. Without a key, or without a network, the run is recorded offline in its folder.
+A failure is a single warning. Without a key or a network, the run is recorded offline in its folder.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from apa_cli.secrets import redact, redact_text
 from apa_cli.tracking.samples import Sample
 from apa_cli.watched_thread import ABANDONED
 
-RUN_ID_FILE = "run-id"  # beside wandb's own files: a resumed run goes on under the same id
-LAST_STEP_FILE = "last-step"  # the newest step handed to wandb: a run that goes on repeats none
-QUEUE_ITEMS = 1000  # waiting for wandb; beyond, the oldest are dropped
+RUN_ID_FILE = "run-id"  # for resuming, beside wandb's own files
+LAST_STEP_FILE = "last-step"  # newest step given to wandb, so that a resumed run repeats none
+QUEUE_ITEMS = 1000  # waiting for wandb; if there are more, the oldest are dropped
 TABLE_ROWS = 200  # newest responses in the table
 SAMPLE_COLUMNS = ("iteration", "prompt", "response", "score", "kl", "evaluator")
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
 _ENVIRONMENT_MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # others mean online
-# Nothing about the machine, its code or its packages leaves it, and nothing is printed.
+# Send nothing about the machine, its code and its packages, and print nothing.
 _SETTINGS: dict[str, Any] = {
     "silent": True,
     "console": "off",
@@ -49,10 +49,9 @@ _SETTINGS: dict[str, Any] = {
 
 
 class WandbRun:
-    """Every method returns at once, except `finish`, which waits a bounded time.
+    """Every method returns at once, except `finish`, which waits for a limited time.
 
-    wandb is imported and started with the first thing to record, not before: it would compete with the loading of
-    torch and the models for the processor.
+    wandb is imported and started at the first record, as it would compete with the loading of models for the processor.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class WandbRun:
     def log(
         self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = (), *, table: bool = False
     ) -> None:
-        """Metrics at step `iteration`. Samples are kept for the table that `table` has written."""
+        """Metrics at step `iteration`. table: also write the samples kept so far."""
         finite = {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
 
         def send(run: Any) -> None:
@@ -99,23 +98,20 @@ class WandbRun:
         self._put(send)
 
     def keep(self, iteration: int, samples: Sequence[Sample]) -> None:
-        """Samples for the next table, without metrics."""
+        """Keep samples for the next table."""
         rows = [[iteration, *(getattr(sample, name) for name in SAMPLE_COLUMNS[1:])] for sample in samples]
         if rows:
             self._put(lambda run: self._rows.extend(rows))
 
     def summarise(self, values: Mapping[str, float | None]) -> None:
-        """Numbers that stand for the whole run."""
+        """Numbers for the whole run."""
         known = {name: value for name, value in values.items() if value is not None}
         self._put(lambda run: run.summary.update(known))
 
     def finish(self, exit_code: int = 0, *, seconds: float | None = None) -> None:
-        """Hand over what is left. Gives up, with a warning, after the time for start and end together.
-
-        Where nothing was ever recorded there is no run to finish.
-        """
+        """Send what is left. Gives up with a warning after `seconds`, by default the limits for start and end."""
         self._finished = True
-        if self._thread is None:
+        if self._thread is None:  # nothing was recorded
             return
         self._offer(exit_code)
         self._thread.join(self._init_seconds + FINISH_SECONDS + 10.0 if seconds is None else seconds)
@@ -133,7 +129,7 @@ class WandbRun:
         self._offer(item)
 
     def _offer(self, item: Callable[[Any], None] | int) -> None:
-        """Never waits: where wandb does not keep up, the oldest item makes room."""
+        """Queue an item without waiting; a full queue drops its oldest."""
         while True:
             try:
                 return self._queue.put_nowait(item)
@@ -142,7 +138,7 @@ class WandbRun:
                     self._queue.get_nowait()
                 if not self._dropped:
                     self._dropped = True
-                    self._warn("wandb: does not keep up, the oldest metrics are dropped; metrics.jsonl has all of them")
+                    self._warn("wandb: too slow, the oldest metrics are dropped; metrics.jsonl has all of them")
 
     def _work(self) -> None:
         run = self._try(self._start, "cannot start")
@@ -157,17 +153,17 @@ class WandbRun:
         self._try(partial(run.finish, exit_code=item), "could not finish")
         if self.mode == "online" and time.monotonic() - began >= FINISH_SECONDS:
             self._fail(f"not everything is uploaded yet; later, `wandb sync {Path(run.dir).parent}`")
-        if self._failed:  # its service may be gone; otherwise Python would find out, with a traceback, as it exits
+        if self._failed:  # its service may be gone, which would be a traceback at exit
             import wandb
 
             with suppress(BaseException):
                 wandb.teardown()
 
     def _try(self, call: Callable[[], Any], problem: str) -> Any:
-        """What `call` returns, None where it fails. Of all failures the first costs a warning."""
+        """The result of `call`, or None if it fails. Warns of the first failure."""
         try:
             return call()
-        except BaseException as error:  # SystemExit too: in a thread nothing else would tell of it
+        except BaseException as error:  # a thread ignores SystemExit
             self._fail(f"{problem} ({_short(error)})")
             return None
 
@@ -177,7 +173,7 @@ class WandbRun:
             self._warn(f"wandb: {problem}; metrics.jsonl is complete")
 
     def _start(self) -> Any:
-        """The run, offline where online does not work, None where it is disabled."""
+        """The run, offline if it cannot be online, None if disabled."""
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # read when wandb is imported
         import wandb
 
@@ -229,13 +225,13 @@ class WandbRun:
         return run
 
     def _settings(self, wandb: Any) -> Any:
-        """Those of our settings that the installed wandb knows."""
+        """Our settings, without those that the installed wandb does not have."""
         wanted = {**_SETTINGS, "init_timeout": self._init_seconds}
         return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
 def has_key(base_url: str, environment: Mapping[str, str]) -> bool:
-    """Whether wandb would find credentials for the server without asking anybody."""
+    """Whether wandb finds credentials for the server without a prompt."""
     if environment.get("WANDB_API_KEY") or environment.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     named = environment.get("NETRC")
@@ -250,9 +246,8 @@ def has_key(base_url: str, environment: Mapping[str, str]) -> bool:
 
 
 def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str]) -> str:
-    """online, offline or disabled. In `auto` the environment's WANDB_MODE decides, then whether there is a key.
-
-    Online without a key becomes offline: wandb would stop and ask for one.
+    """online, offline or disabled. `auto` follows WANDB_MODE. Online without a key becomes offline, as wandb would
+    prompt for one.
     """
     mode = configured
     if mode == "auto":
@@ -262,7 +257,7 @@ def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str])
 
 @contextmanager
 def _data_folder(folder: Path) -> Iterator[None]:
-    """wandb copies tables to its data folder, by default in the user's home; this keeps them in the run's."""
+    """Keep wandb's copies of tables in the run's folder instead of the user's home."""
     before = os.environ.get("WANDB_DATA_DIR")
     if before is None:
         os.environ["WANDB_DATA_DIR"] = str(folder)
@@ -274,6 +269,6 @@ def _data_folder(folder: Path) -> Iterator[None]:
 
 
 def _short(error: BaseException) -> str:
-    """One line of an error, without secrets: wandb's name the key that they refuse."""
+    """The first line of an error, without secrets, as wandb quotes a refused key."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return redact_text(lines[0])[:160]

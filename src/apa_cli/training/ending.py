@@ -38,7 +38,7 @@ def save_what_there_is(run: Run, state: TrainingState) -> None:
         run.tracker.warn(f"no checkpoint could be saved ({type(error).__name__}: {error})")
         return
     if place is not None:
-        run.tracker.note(f"saved; go on with resume={shown(str(run.checkpoints.run_dir if saved else place))}")
+        run.tracker.note(f"saved; continue with resume={shown(str(run.checkpoints.run_dir if saved else place))}")
 
 
 def conclude(run: Run, state: TrainingState, after: Judgement | None, started: float) -> Summary:

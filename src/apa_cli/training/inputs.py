@@ -1,7 +1,6 @@
-"""What lies under the paths of a configuration, as digests, so that resuming notices a change there.
+"""versions.json: which software, models, reward functions and data a run uses, so that resuming notices a change.
 
-Files of models and reward functions that are on this disk, and the rows of the data as they were read. What comes from
-the Hub has a commit, which versions.json keeps.
+Local files of models and reward functions and the rows of the data are digests; what comes from the Hub is a commit.
 """
 
 from __future__ import annotations
@@ -86,18 +85,17 @@ def versions_of(
     if changed:
         problem = f"changed under the same path since the run began: {', '.join(changed)}"
         if not config.resume_allow_changes:
-            raise UserError(KEY, problem, f"put it back, or add {ALLOW}=true to go on with the change")
+            raise UserError(KEY, problem, f"put it back, or add {ALLOW}=true to accept the change")
         warn(problem)
     if said:
-        warn(f"not the versions that the run began with, so its numbers may differ: {', '.join(said.values())}")
+        warn(f"versions differ from those the run started with, so numbers may differ: {', '.join(said.values())}")
     return {**versions, "inputs": now}
 
 
 def digests(config: TrainConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> Digests:
-    """Of everything that `config` names and that could be another thing under the same name tomorrow.
+    """Digests of everything local that `config` names. Files are read in parallel.
 
-    Each file is read once, a MiB at a time, several at once. Of the prompts to train on only the columns count: a
-    checkpoint's stream knows their tokens.
+    For training prompts they cover only the columns, as a checkpoint's stream knows the tokens.
     """
     places = {key: files for key, files in _files(config) if files}
     files = sorted({file for group in places.values() for file in group.values()})
@@ -113,18 +111,18 @@ def digests(config: TrainConfig, prompts: Sequence[Prompt], held_out: Sequence[P
 
 
 def read_noted(file: Path) -> dict[str, Any]:
-    """The versions.json of a run, with its digests as `inputs` where it has any. Raises UserError."""
+    """The versions.json of a run. Raises UserError if it is damaged."""
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         noted = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(noted, dict) and all(isinstance(there, dict) for there in dict(noted.get("inputs", {})).values()):
             return noted
-    raise UserError(shown(str(file)), "is not as the run wrote it", "fix it, or delete it: nothing is compared then")
+    raise UserError(shown(str(file)), "is damaged", "fix it, or delete it to skip the comparison")
 
 
 def differences(before: Digests, now: Digests, config: TrainConfig, changed: Collection[str]) -> list[str]:
-    """`key=value (what changed there)` for each key.
+    """`key=value (what changed)` for each key whose digests differ.
 
-    `changed`: names of keys that differ from the run's; of these, and of rows that depend on them, nothing is said.
+    changed: keys whose values differ from the run's. They are left out, as are rows that depend on them.
     """
     values, found = flat(asdict(config)), []
     other_rows = any(name.startswith(_ROWS_DEPEND_ON) for name in changed)
@@ -140,7 +138,7 @@ def differences(before: Digests, now: Digests, config: TrainConfig, changed: Col
 
 
 def _files(config: TrainConfig) -> Iterator[tuple[str, dict[str, Path]]]:
-    """Keys, and the files behind them by name."""
+    """Keys and their files by name."""
     for key, path in {
         "policy.path": config.policy.path,
         "policy.adapter.path": config.policy.adapter.path,
@@ -167,7 +165,7 @@ def _of_model(path: str | None, prefix: str = "") -> dict[str, Path]:
 
 
 def _base(path: str | None) -> str | None:
-    """Of a reward model that is an adapter: the model that it names."""
+    """The base of a reward model that is an adapter."""
     folder = _folder(path)
     if folder is None or not (folder / ADAPTER_CONFIG).is_file():
         return None

@@ -1,4 +1,4 @@
-"""rollout.source=offline: the logged responses of a run, and the reference's view of them, made before the loop."""
+"""rollout.source=offline: read logged responses and compute their reference log-probs before the loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from apa_cli.rollouts.reference_logprobs import ReferenceLogprobs, cache_folder,
 from apa_cli.rollouts.sources import logged_responses, passes
 from apa_cli.tracking.tracker import Tracker
 
-ROWS = 512  # whose passes are made between two words to the terminal
+ROWS = 512  # between two updates of the progress shown
 
 
 def read_logged(prompts: PromptSet, config: TrainConfig, models: Models, progress: Progress) -> LoggedSet:
@@ -41,7 +41,7 @@ def read_logged(prompts: PromptSet, config: TrainConfig, models: Models, progres
 def view_of_reference(
     rows: Sequence[Prompt], models: Models, config: TrainConfig, attendant: Attendant, tracker: Tracker
 ) -> ReferenceLogprobs:
-    """log π_ref of every logged response: kept from an earlier run, where model and data are the same."""
+    """log π_ref of every logged response, cached by an earlier run with the same model and data."""
     runtime, temperature = models.runtime, config.generation.temperature
     key = cache_key(
         reference_fingerprint(models.reference),
@@ -53,7 +53,7 @@ def view_of_reference(
     )
 
     def compute(rows: Sequence[Prompt]) -> list[Tensor]:
-        order = sorted(range(len(rows)), key=lambda i: (_length(rows[i]), i))  # like lengths together: little padding
+        order = sorted(range(len(rows)), key=lambda i: (_length(rows[i]), i))  # similar lengths together
         found: dict[int, Tensor] = {}
         for start in range(0, len(order), ROWS):
             tracker.phase("reference", start, len(order))

@@ -1,4 +1,4 @@
-"""What `resume=` means: which run, which checkpoint, and is the configuration still the run's? Imports no torch."""
+"""Find the run and checkpoint that `resume=` names, and check that the configuration is the run's. Imports no torch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,12 @@ from apa_cli.tracking.samples import SAMPLES_FILE
 KEY = "resume"
 ALLOW = "resume_allow_changes"
 
-# How a reward is asked, which does not change what it says.
+# How a reward is requested, which does not change its scores.
 _ASKING = ("timeout_seconds", "retries", "concurrency", "batch_size", "api_key_env")
-# Keys and groups that leave every number of training as it is.
+_BOOKKEEPING = ("output_dir", KEY, ALLOW)
+# Keys and groups that change no number of training.
 _HARMLESS = (
-    "output_dir",
     "plan_only",
-    KEY,
-    ALLOW,
     "tracking",
     "checkpoint",
     "evaluation.every",
@@ -51,43 +49,44 @@ _HARMLESS = (
     "training.max_skipped",
     "training.stop_if",
 )
-# What the checkpoint's own weights decide, whatever the configuration says.
+# Decided by the checkpoint's weights.
 _FIXED = ("policy.adapter", "value.kind")
-_COMPONENT = re.compile(r"(?<=reward\.)components\.[^.]+\.")  # of which the keys are those of one reward
-_ITERATIONS = "training.iterations"  # harmless where the learning rate does not depend on it
+_COMPONENT = re.compile(r"(?<=reward\.)components\.[^.]+\.")  # its keys are those of a single reward
+_ITERATIONS = "training.iterations"  # harmless if the learning rate does not depend on it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resumption:
-    """A run to go on with."""
+    """A run to resume."""
 
     source: Path  # the folder of the run
-    checkpoint: Path | None  # None: it was stopped before its first checkpoint, and begins again
+    checkpoint: Path | None  # None: it was stopped before its first checkpoint and starts again
     iteration: int  # finished iterations
-    changed: tuple[str, ...]  # `key before → now`, of keys that may change
-    finished: bool  # nothing is left to do
+    changed: tuple[str, ...]  # `key before → now`
+    finished: bool
 
 
 def expand(overrides: Sequence[str], *, sweep: bool, named: bool) -> list[str]:
-    """`resume=DIR` alone takes the run's own configuration and folder; what else is given goes on top.
+    """Add the run's configuration and folder to a command line with `resume=DIR`, unless it names others.
 
-    `named`: the command line has a configuration of its own besides `config=`. Raises UserError.
+    named: the command line names a configuration in another way than `config=`. Raises UserError.
     """
     value = _value(overrides)
-    if value in (None, AUTO):
+    if value is None or value == AUTO:
         return list(overrides)
-    assert value is not None
     if sweep:
-        raise UserError(KEY, "names one run, and a sweep has several", f"use {KEY}={AUTO}: each run goes on by itself")
+        raise UserError(KEY, "names one run, and a sweep has several", f"use {KEY}={AUTO}: each run resumes on its own")
     run, _ = locate(value)
     others = [word for word in overrides if not _is(word, KEY)]
     start = []
     if not named and not any(_is(word, "config") for word in others):
         for word in others:
             group = word.partition("=")[0]
-            if group in groups():  # a file of defaults, under the run's own configuration, which says every key
+            if group in groups():  # defaults, which the run's configuration overrides
                 example = f"{NAMING_KEY.get(group, f'{group}.KEY')}=VALUE"
-                raise UserError(word, "a choice of defaults, and the run has its own", f"set keys, such as {example}")
+                raise UserError(
+                    word, "selects defaults, but the run has its own configuration", f"set keys, such as {example}"
+                )
         start.append(f"config={quoted(str(run / CONFIG_FILE))}")
     if not any(_is(word, "output_dir") for word in others):
         start.append(f"output_dir={quoted(str(run))}")
@@ -111,15 +110,14 @@ def locate(place: str) -> tuple[Path, Path | None]:
 
 
 def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumption | None:
-    """What `config` goes on with; None where it begins anew. Damaged checkpoints are named to `warn`.
+    """The run to resume, or None for a new one. `warn` is told of damaged checkpoints.
 
-    A folder in which a run has begun and learnt nothing may be begun in again. Raises UserError where it cannot be done
-    as asked; nothing has been changed then.
+    The folder of a run that has learnt nothing yet may be used again. Raises UserError before anything is changed.
     """
     run_dir = Path(config.output_dir)
     if config.resume is None:
         if is_run(run_dir) and learnt(run_dir):
-            remedy = f"add {KEY}={AUTO} to go on with it, or choose another folder"
+            remedy = f"add {KEY}={AUTO} to resume it, or choose another folder"
             raise UserError("output_dir", f"{run_dir} already holds a run", remedy)
         return None
     source, checkpoint = run_dir, None
@@ -130,9 +128,7 @@ def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumpt
         source, checkpoint = locate(config.resume)
         elsewhere = source.resolve() != run_dir.resolve()
         if elsewhere and is_run(run_dir) and learnt(run_dir):
-            raise UserError(
-                "output_dir", f"{run_dir} already holds another run", "choose a new folder to branch off in"
-            )
+            raise UserError("output_dir", f"{run_dir} already holds another run", "choose a new folder for the branch")
         if not elsewhere and not learnt(run_dir):
             return None
         if checkpoint is not None and not elsewhere:
@@ -162,7 +158,7 @@ def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumpt
 
 
 def _check_can_begin_again(source: Path, refused: Sequence[str]) -> None:
-    """Raise UserError unless the run was stopped before its first checkpoint: from its start, it repeats itself."""
+    """Raise UserError unless the run was stopped before its first checkpoint, so that a new start repeats it."""
     run, saved = read_run(source), source / "checkpoints"
     every = run.config.get("checkpoint.every")
     traces = [name for name in (SUMMARY_FILE, "final") if (source / name).exists()]
@@ -170,7 +166,7 @@ def _check_can_begin_again(source: Path, refused: Sequence[str]) -> None:
     if isinstance(every, int) and 0 < every < run.iterations:
         traces.append(f"metrics of {run.iterations} iterations")
     if refused or traces:
-        problem = f"{shown(str(source))} has no whole checkpoint to go on from"
+        problem = f"{shown(str(source))} has no complete checkpoint to resume from"
         problem += f": {'; '.join(refused)}" if refused else f", only {' and '.join(traces)}"
         raise UserError(KEY, problem, "to start over, choose another folder: output_dir=NEW, without resume")
 
@@ -188,24 +184,26 @@ def _check_newest(checkpoint: Path) -> None:
         raise UserError(
             KEY,
             f"{checkpoint.name} is not the run's newest checkpoint ({newest.name} is)",
-            f"branch off from it with output_dir=NEW, or go on from the newest: {KEY}={run}",
+            f"branch off from it with output_dir=NEW, or resume from the newest: {KEY}={run}",
         )
 
 
 def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
-    """Keys that differ and may. Raises UserError where one may not and resume_allow_changes is off.
+    """The keys that differ. Raises UserError if that changes the training and resume_allow_changes is off.
 
-    A key that the run's version did not know cannot differ.
+    Keys that the run's version did not have are ignored.
     """
     before, now = read_run(source).config, flat(redact(asdict(config)))
     for name, value in flat(asdict(config)).items():
         if value == REDACTED:
-            raise UserError(name, "was kept out of the run's config.yaml as a secret", f"give it again: {name}=VALUE")
+            raise UserError(
+                name, "is a secret, which the run's config.yaml does not hold", f"give it again: {name}=VALUE"
+            )
     unread_now = unread(config.objective.name)
     differing = {
         name: f"{name} {_plain(before[name])} → {_plain(now[name])}"
         for name in now
-        if name in before and before[name] != now[name] and not _is_bookkeeping(name) and name not in unread_now
+        if name in before and before[name] != now[name] and name not in _BOOKKEEPING and name not in unread_now
     }
     fixed = [text for name, text in differing.items() if _among(name, _FIXED)]
     if fixed:
@@ -218,18 +216,14 @@ def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
         raise UserError(
             KEY,
             f"the configuration is not the run's: {', '.join(harmful)}",
-            f"set it back, or add {ALLOW}=true to go on with the change",
+            f"set it back, or add {ALLOW}=true to accept the change",
         )
     return tuple(differing.values())
 
 
 def _components(config: Mapping[str, Any]) -> set[str]:
-    """Names of rewards, which the one configuration may have and the other not: reward.components.NAME."""
+    """The names of single rewards, reward.components.NAME, which only one of two configurations may have."""
     return {name.rpartition(".")[0] for name in config if is_component(name.rpartition(".")[0])}
-
-
-def _is_bookkeeping(name: str) -> bool:
-    return name in ("output_dir", KEY, ALLOW)
 
 
 def _is_harmless(name: str, config: TrainConfig) -> bool:
@@ -257,7 +251,7 @@ def _value(overrides: Sequence[str]) -> str | None:
 
 
 def begin_from(resumption: Resumption, run_dir: Path) -> None:
-    """Give a branch the lines of its source so far."""
+    """Copy metrics and samples of the source to a branch."""
     if resumption.source.resolve() == run_dir.resolve():
         return
     for name in (METRICS_FILE, SAMPLES_FILE):

@@ -86,7 +86,7 @@ def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) ->
         damaged: list[str] = []
         resumption = find_resumption(config, damaged.append)
         if resumption is not None and resumption.finished:
-            print(f"{run_dir}: finished before, nothing to go on with", flush=True)
+            print(f"{run_dir}: already finished, nothing left to do", flush=True)
             return
         probe_served(config)
         start = resumption.iteration if resumption is not None and resumption.checkpoint is not None else None
@@ -107,7 +107,7 @@ def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) ->
             except Exception as error:
                 logging.getLogger(LOGGER).error("stopped by %s", type(error).__name__, exc_info=True, extra=QUIETLY)
                 if isinstance(error, FileNotFoundError) and not (run_dir / METRICS_FILE).exists():
-                    raise RunError(f"{run_dir / METRICS_FILE} was deleted while the run was at work") from error
+                    raise RunError(f"{run_dir / METRICS_FILE} was deleted during the run") from error
                 raise
         write_summary(run_dir, summary)
 

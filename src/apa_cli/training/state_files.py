@@ -99,13 +99,13 @@ def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
     """
     checkpoint = resumption.checkpoint
     if checkpoint is None:
-        return ["no whole checkpoint yet: the run begins again"]
+        return ["no complete checkpoint yet: the run starts again"]
     try:
         load_training_state(state, checkpoint / TRAINER_STATE)
     except (KeyError, ValueError, TypeError, RuntimeError, OSError, SafetensorError) as error:
         problem = f"{checkpoint} does not fit this configuration ({type(error).__name__}: {error})"
         raise UserError("resume", problem, "set back what changes the models, or start a new run") from error
-    lines = [f"going on from {checkpoint.name}: {state.iteration} iterations done"]
+    lines = [f"resuming from {checkpoint.name}: {state.iteration} iterations done"]
     if state.work is not None:
         lines[0] += f", the next one under way ({state.work.describe()})"
     if resumption.changed:

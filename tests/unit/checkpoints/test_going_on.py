@@ -81,7 +81,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_again(tmp_path, damage, r
             (run / "checkpoints" / name / damage).write_text("{}")
     (run / "checkpoints" / "latest").write_text("iter_000002\n")
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"^resume: .*run has no whole checkpoint to go on from") as refused:
+    with pytest.raises(UserError, match=r"^resume: .*run has no complete checkpoint to resume from") as refused:
         resumption(run, str(run) if resume == "run" else resume)
     if damage != "every":
         assert "iter_000001 is left out: " in str(refused.value) and "iter_000002 is left out: " in str(refused.value)
@@ -125,7 +125,7 @@ def test_what_changed_is_named_and_stops_unless_it_is_harmless(tmp_path):
         resumption(run, objective__kl_lambda=0.7, policy__gradient_checkpointing=True, tracking__samples=1)
     assert str(caught.value) == (
         "resume: the configuration is not the run's: policy.gradient_checkpointing false → true, "
-        "objective.kl_lambda 0.3 → 0.7; set it back, or add resume_allow_changes=true to go on with the change"
+        "objective.kl_lambda 0.3 → 0.7; set it back, or add resume_allow_changes=true to accept the change"
     )
     found, _ = resumption(run, objective__kl_lambda=0.7, resume_allow_changes=True)
     assert found is not None and found.changed == ("objective.kl_lambda 0.3 → 0.7",)
@@ -154,7 +154,7 @@ def test_a_key_that_the_runs_version_did_not_know_cannot_differ(tmp_path):
 
 def test_a_redacted_value_must_be_given_again(tmp_path):
     run = make_run(tmp_path / "run", "iter_000001")
-    with pytest.raises(UserError, match=r"data\.subset: was kept out of the run's config\.yaml as a secret"):
+    with pytest.raises(UserError, match=r"data\.subset: is a secret, which the run's config\.yaml does not hold"):
         resumption(run, data__subset="***")
 
 

@@ -211,14 +211,14 @@ def test_endpoint_down():
 @pytest.mark.parametrize(
     ("status", "key", "where", "says"),
     [
-        (401, "", "api_key_env", "ADDRESS wants a token (401); export OPENAI_API_KEY"),
+        (401, "", "api_key_env", "ADDRESS requires a token (401); export OPENAI_API_KEY"),
         (401, KEY, "api_key_env", "OPENAI_API_KEY holds a token that ADDRESS refuses (401); export OPENAI_API_KEY"),
         (403, KEY, "api_key_env", "OPENAI_API_KEY holds a token that ADDRESS refuses (403: no); export"),
         (404, KEY, "model", "ADDRESS refuses the request (404: no): it does not know m, or this address; correct"),
         (429, KEY, "concurrency", "ADDRESS fails (429: no), in 1 try; lower it, raise evaluation.judge.retries"),
         (503, KEY, "base_url", "ADDRESS fails (503: no), in 1 try; start the server"),
         (422, KEY, "base_url", "ADDRESS refuses the request (422: no); correct"),
-        (307, KEY, "base_url", "ADDRESS is elsewhere (307); give that address"),
+        (307, KEY, "base_url", "ADDRESS redirects elsewhere (307); give that address"),
     ],
 )
 def test_a_refusal(endpoint, monkeypatch, status, key, where, says):

@@ -146,15 +146,15 @@ def test_a_server_that_begins_while_it_is_asked():
         (Answer(b"no such thing", status=503), "fails (503: no such thing), in 3 tries; start the server, ", 3),
         (Answer(b'{"detail": "what?"}', status=422), 'refuses the request (422: what?); correct the', 1),
         (Answer(b"", status=404), "refuses the request (404); correct the address", 1),
-        (Answer(b"<html>hello</html>"), "answers with something else than JSON: <html>hello</html>; answer {", 1),
-        (Answer(b""), "answers with something else than JSON: nothing; answer {", 1),
+        (Answer(b"<html>hello</html>"), "does not answer with JSON: <html>hello</html>; answer {", 1),
+        (Answer(b""), "does not answer with JSON: nothing; answer {", 1),
         (Answer(b'{"score": [1]}'), 'answers JSON without "scores": {"score": [1]}; answer {', 1),
         (Answer(b"[1, 2]"), 'answers JSON without "scores": [1, 2]; answer {', 1),
-        (scores([1.0]), "returned 1 scores for 5 responses; return one number a response", 1),
+        (scores([1.0]), "returned 1 scores for 5 responses; return one number per response", 1),
         (scores([1, 2, 3, 4, "good"]), "returned 'good' for row 4; return finite numbers", 1),
         (scores([[1], [2], [3], [4], [5]]), "returned [1] for row 0; return finite numbers", 1),
-        (scores("12345"), "returned str; return a list with one number a response", 1),
-        (Answer(b"", status=302, headers={"Location": "/elsewhere"}), "is elsewhere (302: /elsewhere); give that", 1),
+        (scores("12345"), "returned str; return a list with one number per response", 1),
+        (Answer(b"", status=302, headers={"Location": "/elsewhere"}), "redirects elsewhere (302: /elsewhere); give", 1),
     ],
 )  # fmt: skip
 def test_one_line(answer, said, requests):
@@ -240,7 +240,7 @@ def test_the_token_is_sent_and_never_said(monkeypatch):
         assert token not in line
     with serving(lambda request: Answer(b"", status=401)) as server:
         assert failure(server.url).startswith(
-            f"reward.api_key_env: {server.url} wants a token (401); name the variable"
+            f"reward.api_key_env: {server.url} requires a token (401); name the variable"
         )
 
 

@@ -1,7 +1,7 @@
-"""An optional judge: any OpenAI-compatible chat endpoint compares a checkpoint's responses with the initial policy's.
+"""An optional judge: an OpenAI-compatible chat endpoint compares a checkpoint's responses with the initial policy's.
 
-Nothing is sent but the criterion, the prompt and the two responses, and the key in its header. The key is read from the
-environment when the asking begins, and is in no attribute, result, message or log of this package.
+It receives only the criterion, the prompt, the two responses and the key in its header. The key is read from the
+environment for each call of `judge`, and is in no attribute, result, message or log.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Progress = Callable[[int, int], None]  # pairs done, pairs in all
 
 
 class EndpointJudge:
-    """Asks about each pair in both orders; a preference that depends on the order is a tie."""
+    """Judges each pair in both orders; a preference that depends on the order is a tie."""
 
     def __init__(self, config: JudgeConfig) -> None:
-        """Checks the settings and sends nothing."""
+        """Check the settings, without a request."""
         check_judge(config)
         self.config = config
         self.verdicts: list[Verdict] = []  # in the pairs' order; after an error, those judged before it
@@ -47,10 +47,10 @@ class EndpointJudge:
         self._stopped: str | None = None
 
     def judge(self, pairs: Sequence[Pair], progress: Progress | None = None) -> list[Verdict]:
-        """Verdicts in the order of the pairs: all of the first `config.prompts`, or fewer when the cost cap is reached.
+        """Verdicts on the first `config.prompts` pairs, in their order, or fewer if a cap is reached.
 
-        Raises UserError, one line, when the endpoint is down or refuses; `verdicts` and `summary` then hold what was
-        judged before, as they do after Ctrl-C. What was spent in earlier calls counts towards the cap.
+        Raises UserError if the endpoint is down or refuses. After that or Ctrl-C, `verdicts` and `summary` hold what
+        was judged before. The cost of earlier calls counts towards the caps.
         """
         pairs = list(pairs[: self.config.prompts or None])
         alike = [i for i, pair in enumerate(pairs) if pair.checkpoint == pair.initial]
@@ -78,7 +78,7 @@ class EndpointJudge:
         return self.verdicts
 
     def summary(self) -> JudgeSummary:
-        """What the last call of `judge` came to, and what it spent."""
+        """Results and cost of the last call of `judge`."""
         spent = self._spending.spent.copy()
         spent.subtract(self._spent_before)
         return JudgeSummary(
@@ -92,7 +92,7 @@ class EndpointJudge:
 
 
 class _Asker:
-    """Asks one endpoint; shared by the workers."""
+    """Sends requests to one endpoint; shared by the workers."""
 
     def __init__(self, config: JudgeConfig, spending: Spending, token: str | None) -> None:
         self._config, self._spending, self._token = config, spending, token
@@ -110,7 +110,7 @@ class _Asker:
         )
 
     def compare(self, index: int, pair: Pair, stop: threading.Event) -> Verdict | None:
-        """None where a cap leaves no request."""
+        """None if a cap allows no request."""
         first = self._prefer(pair.prompt, pair.checkpoint, pair.initial, ("checkpoint", "initial"), stop)
         second = first and self._prefer(pair.prompt, pair.initial, pair.checkpoint, ("initial", "checkpoint"), stop)
         return Verdict(index=index, preferred=(first, second)) if first and second else None
@@ -118,7 +118,7 @@ class _Asker:
     def _prefer(
         self, prompt: str, a: str, b: str, names: tuple[Preference, Preference], stop: threading.Event
     ) -> Preference | None:
-        """Ask, and once more with a reminder if the answer cannot be read."""
+        """Ask, and again with a reminder if the answer cannot be read."""
         for reminder in (False, True):
             messages = write_messages(
                 prompt, a, b, criterion=self._config.criterion, nonce=self._nonce, reminder=reminder
@@ -131,7 +131,7 @@ class _Asker:
         return "unparsed"
 
     def _complete(self, messages: list[dict[str, str]], stop: threading.Event) -> str | None:
-        """The text of the answer. A body that is no completion, such as a proxy's page, gets a second chance."""
+        """The text of the answer. An answer that is no completion, such as a proxy's page, gets a second try."""
         options = {
             "temperature": self._config.temperature,
             "seed": self._config.seed,
@@ -142,7 +142,7 @@ class _Asker:
         for _ in range(2):
             if not self._spending.admit(stop):
                 return None
-            usage: tuple[int, int] | None = (0, 0)  # what a failed request used is unknown, and rarely billed
+            usage: tuple[int, int] | None = (0, 0)  # of a failed request: unknown, and rarely billed
             try:
                 answer = self._server.ask(body, self._token, stop)
                 text, usage = _text(answer), _usage(answer)
@@ -158,7 +158,7 @@ class _Asker:
         raise self._explain(error)
 
     def _explain(self, error: ServerError) -> UserError:
-        """In the words of a chat endpoint, where one of its settings has to do with it."""
+        """The error in terms of the judge's settings."""
         server, model = self._server, self._config.model
         if error.status == 200:
             return server.error("base_url", f"{server.host} does not answer with chat completions", server.expected)
@@ -171,7 +171,7 @@ class _Asker:
 
 
 def check_judge(judge: JudgeConfig) -> None:
-    """Raise UserError for settings that cannot work together; limits of single fields are checked elsewhere."""
+    """Raise UserError for settings that cannot work together."""
     if judge.base_url is None:
         raise UserError(f"{WHERE}.base_url", "not set", "give the address of a chat endpoint")
     check_url(judge.base_url, f"{WHERE}.base_url", f"{WHERE}.api_key_env", example="http://127.0.0.1:8000/v1")
@@ -191,7 +191,7 @@ def check_judge(judge: JudgeConfig) -> None:
 
 
 def _text(answer: Any) -> str | None:
-    """The first choice's text; empty when the server gives no choice (a filter) or no text, None for no completion."""
+    """The text of the first choice, empty without a choice (a filter) or text; None if it is no completion."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list):
         return None
@@ -201,7 +201,7 @@ def _text(answer: Any) -> str | None:
 
 
 def _usage(answer: Any) -> tuple[int, int] | None:
-    """Tokens in and out; None if the server does not say."""
+    """Tokens in and out; None if the server does not report them."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     read, written = (
         (usage.get("prompt_tokens"), usage.get("completion_tokens")) if isinstance(usage, dict) else (-1, -1)

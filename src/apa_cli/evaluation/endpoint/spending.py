@@ -1,4 +1,4 @@
-"""What an endpoint costs, in tokens and money, against the caps of the configuration."""
+"""Count the tokens and the cost of requests, and keep them under the configured caps."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from apa_cli.config.schema import JudgeConfig
 
 
 class Spending:
-    """Shared by the threads that ask. Each request is admitted before it is sent, and settled after.
+    """Shared by the threads of the judge. Each request is admitted before it is sent, and settled afterwards.
 
-    A request is admitted if one as large as the largest so far still fits under the caps, with those on their way.
-    Until one is settled, nothing is known about their size, so the first goes alone. A cap is therefore passed only by
-    a request larger than all before it, or by what a failed request used, which no server reports.
+    A request is admitted if the caps allow it and those in flight to be as large as the largest so far. The first goes
+    alone, as no size is known before it. So only a request larger than all before it, or a failed one, whose usage no
+    server reports, can exceed a cap.
     """
 
     def __init__(self, config: JudgeConfig, key: str) -> None:
@@ -28,7 +28,7 @@ class Spending:
         self.stopped: str | None = None  # why no more requests are admitted
 
     def admit(self, stop: threading.Event) -> bool:
-        """Whether a request may be sent now; waits while that depends on the first one."""
+        """Whether a request may be sent now; waits for the first one to be settled."""
         with self._changed:
             while self._caps and self._in_flight and self._largest == (0, 0) and not stop.is_set():
                 self._changed.wait(timeout=0.1)
@@ -42,7 +42,7 @@ class Spending:
             return admitted
 
     def settle(self, usage: tuple[int, int] | None) -> None:
-        """Book an admitted request's tokens, in and out; None, if the server does not say, ends what is capped."""
+        """Count the tokens of a request, in and out; None, if the server does not report them, ends capped judging."""
         with self._changed:
             self._in_flight -= 1
             if usage is not None:
@@ -51,16 +51,15 @@ class Spending:
             else:
                 self.spent["requests_without_usage"] += 1
                 if self._caps:
-                    self.stopped = (
-                        f"the server reports no usage, so {self._key}.{next(iter(self._caps))} cannot be kept"
-                    )
+                    cap = next(iter(self._caps))
+                    self.stopped = f"the server reports no usage, so {self._key}.{cap} cannot be kept"
             self._changed.notify_all()
 
     def cost(self, spent: Counter[str]) -> float | None:
         """In the currency of the prices, None without them."""
-        return (
-            None if None in self._prices else self._measure("max_cost", spent["input_tokens"], spent["output_tokens"])
-        )
+        if None in self._prices:
+            return None
+        return self._measure("max_cost", spent["input_tokens"], spent["output_tokens"])
 
     def _measure(self, cap: str, tokens_in: int, tokens_out: int) -> float:
         """Tokens in the unit of a cap."""

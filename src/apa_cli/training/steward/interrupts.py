@@ -105,7 +105,9 @@ class Interrupts:
             "%s: saving and stopping within %g s (a second signal stops at once)", self._received, self.grace_seconds
         )
         if not self._over.wait(self.grace_seconds):
-            _exit(f"not done within checkpoint.grace_seconds={self.grace_seconds:g}: the last whole checkpoint stands")
+            _exit(
+                f"not done within checkpoint.grace_seconds={self.grace_seconds:g}: the last complete checkpoint is kept"
+            )
 
 
 def _exit(reason: str) -> None:
