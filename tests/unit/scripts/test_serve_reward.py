@@ -68,7 +68,7 @@ def test_odd_requests_and_the_token(serve, monkeypatch):
         reward._scores(reward.server, [{"prompts": ["a", "b"]}])
     one = FinishedResponses(prompts=["a"], responses=["c"], messages=None, columns={}, token_ids=[[1]])
     guarded = serve(token="right")
-    with pytest.raises(UserError, match=r"wants a token \(401\)"):
+    with pytest.raises(UserError, match=r"requires a token \(401\)"):
         ask(guarded, one)
     monkeypatch.setenv("REWARD_TOKEN", "wrong")
     with pytest.raises(UserError, match=r"that http:\S+ refuses \(401\); export REWARD_TOKEN anew"):
