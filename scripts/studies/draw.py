@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apa_cli.runs.folders import Run
-from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, new_figure, tidy, whole_iterations
+from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, legend_below, new_figure, tidy, whole_iterations
 from studies.measures import Points
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ class Panel:
 def curves(path: Path, alt: str, panels: Sequence[Panel], *, same_y: bool = False) -> str:
     """Each seed's points, thin, and the mean over the seeds with as many points. Returns the picture's Markdown."""
     figure = new_figure(min(13.5, 5.7 * len(panels)), 4.4)
-    for axes, panel in zip(figure.subplots(1, len(panels), sharey=same_y, squeeze=False)[0], panels, strict=True):
+    places = figure.subplots(1, len(panels), sharey=same_y, squeeze=False)[0]
+    many = len(panels[0].lines) > len(COLOURS)  # one legend for all
+    for axes, panel in zip(places, panels, strict=True):
         for line in panel.lines:
             _draw(axes, [found for run in line.runs if (found := panel.of(run))], line, panel.mean_only)
         for level in panel.levels:
@@ -56,11 +58,13 @@ def curves(path: Path, alt: str, panels: Sequence[Panel], *, same_y: bool = Fals
         elif panel.log == "x":
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
-        tidy(axes, panel.title)
+        tidy(axes, panel.title, legend=not many)
         axes.set_xlabel(panel.x)
         axes.set_ylabel(panel.y)
         if panel.x == "iteration":
             whole_iterations(axes)
+    if many:
+        legend_below(figure, *places[0].get_legend_handles_labels())
     return save(figure, path, alt)
 
 

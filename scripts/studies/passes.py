@@ -10,15 +10,15 @@ from typing import Any
 
 from apa_cli.runs.folders import Run
 from studies import compare, family, measures
+from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, Line, Panel, curves
-from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import TUNING_SEED, Contestant, Grid
 
 TITLE = "1 to 16 passes over a rollout, at the settings that family chose for 2"
 DURATION = "63 runs, and 28 that family has; about 3 hours of one CPU core"
 PASSES = (1, 2, 4, 8, 16)
-BOUND = "apa, target_bound 3"
+BOUND = "apa (target_bound 3)"
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "apa": ("apa", {}),
     BOUND: ("apa", {"objective.target_bound": 3.0}),
@@ -26,7 +26,6 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "grpo": ("grpo", {}),
 }
-LAST, KL = measures.LAST_THIRD, partial(measures.tail, name="eval/kl")
 COLUMNS = {
     **compare.LAST_THIRD,
     measures.OVER_TRAINING.name: compare.mean(measures.over_training),
@@ -35,10 +34,11 @@ COLUMNS = {
     **compare.SECONDS,
     "collapsed": compare.count(measures.collapsed),
 }
-
-
-def entropy(run: Run) -> float | None:
-    return run.last("eval/entropy")
+Y = {  # of the picture
+    "Separate evaluator, last third": (EVALUATOR, measures.LAST_THIRD.of),
+    "KL, last third": ("nats per response", partial(measures.tail, name="eval/kl")),
+    "Entropy at the end": ("nats per token", lambda run: run.last("eval/entropy")),
+}
 
 
 def grid(size: Size) -> Grid:
@@ -87,30 +87,25 @@ def stages(size: Size, read: Callable[[], Found]) -> Stages:
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    runs = {key: mine for key, setting in chosen(found, size).items()
-            if (mine := [run for run in found[setting.name] if run.seed != TUNING_SEED])}  # fmt: skip
-    by_title = {title: {count: mine for (name, count), mine in runs.items() if name == title} for title in OBJECTIVES}
-    rows = [
-        [title, str(count), *(column(mine) for column in COLUMNS.values())] for (title, count), mine in runs.items()
-    ]
+    rows, by_title = [], {}
+    for (title, count), setting in chosen(found, size).items():
+        runs, base = [run for run in found[setting.name] if run.seed != TUNING_SEED], passes(size)[0]
+        against = f"{title} with {base}" if count != base else ""
+        rows.append(Row(cells=[title, str(count)], name=f"{title} with {count}", runs=runs, against=against))
+        by_title.setdefault(title, {})[count] = runs
     drawn = [Line(label=title, colour=colour, runs=list(_by_seed(mine)))  # type: ignore[arg-type]
              for (title, mine), colour in zip(by_title.items(), COLOURS, strict=False)]  # fmt: skip
-    panels = [
-        Panel(title=title, of=partial(_over_passes, of=of), lines=drawn, x="passes", y=unit, log="x")  # type: ignore[arg-type]
-        for title, of, unit in (("Separate evaluator, last third", LAST.of, EVALUATOR), ("KL, last third", KL, "nats"),
-                                ("Entropy at the end", entropy, "nats per token"))
-    ]  # fmt: skip
-    return [
-        *(_best(title, mine) for title, mine in by_title.items()),
-        "",
-        curves(pictures / "methods_passes.png", "Evaluator, KL and entropy against passes", panels),
-        "",
-        f"Learning rate and KL knob are those chosen with the preset's own passes. {measures.HALF}; KL is in nats per "
-        "response, entropy in nats per token.",
-        "",
-        DETAILS,
-        *table(["objective", "passes", *COLUMNS], rows),
-    ]
+    panels = [Panel(title=title, of=partial(_over_passes, of=of), lines=drawn, x="passes", y=unit, log="x")  # type: ignore[arg-type]
+              for title, (unit, of) in Y.items()]  # fmt: skip
+    return compare.report(
+        rows,
+        ["objective", "passes"],
+        COLUMNS,
+        lambda ours, theirs: [measures.LAST_THIRD, measures.OVER_TRAINING],
+        picture=curves(pictures / "methods_passes.png", "Evaluator, KL and entropy against passes", panels),
+        note="Learning rate and KL knob are those chosen with the preset's own passes. KL is in nats per response, "
+        "entropy in nats per token.",
+    )
 
 
 def _by_seed(by_count: Mapping[int, Sequence[Run]]) -> Iterable[list[tuple[int, Run]]]:
@@ -121,15 +116,3 @@ def _by_seed(by_count: Mapping[int, Sequence[Run]]) -> Iterable[list[tuple[int, 
 
 def _over_passes(pairs: Sequence[tuple[int, Run]], of: measures.Of) -> measures.Points:
     return [(float(count), value) for count, run in pairs if (value := of(run)) is not None]
-
-
-def _best(title: str, by_count: Mapping[int, Sequence[Run]]) -> str:
-    """The passes with the highest evaluator, and which numbers of passes are significantly lower."""
-    means = {c: value.mean for c, mine in by_count.items() if (value := measures.estimate(map(LAST.of, mine)))}
-    if len(means) < 2:
-        return f"- {title}: too few runs."
-    best = max(means, key=means.__getitem__)
-    lower = [str(count) for count, mine in by_count.items()
-             if measures.compare(("best", by_count[best]), ("other", mine), LAST).sign > 0]  # fmt: skip
-    words = f"significantly lower with {', '.join(lower)}" if lower else "with no other number significantly lower"
-    return f"- {title}: the evaluator's reward is highest with {best} passes ({means[best]:.2f}), {words}."

@@ -10,7 +10,7 @@ from typing import Any
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.report import format_number
-from studies import measures, steer
+from studies import compare, measures, steer
 from studies.draw import heat
 from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
@@ -54,40 +54,39 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
     grid = list(itertools.product(LAMBDAS, RATES))
     found = {v: {cell: mine for cell in grid if (mine := runs[setting(v, *cell).name])} for v in VARIANTS}
     titles = {variant: title for variant, (title, _) in VARIANTS.items()}
-    rows = []
-    for cell in (cell for cell in grid if any(cell in cells for cells in found.values())):
-        row = [f"{value:g}" for value in cell]
-        for mine in (cells.get(cell, []) for cells in found.values()):
-            row += [f"{sum(map(lost, mine))} of {len(mine)}" if mine else "–"]
-            row += [measures.shown(mine, "eval/evaluator"), measures.shown(mine, "eval/kl")]
-        rows.append(row)
     panels = {
         titles[variant]: {cell: (sum(map(lost, mine)) / len(mine), _in_cell(mine)) for cell, mine in cells.items()}
         for variant, cells in found.items()
     }
-    header = ["λ", "learning rate", *(f"{t}: {what}" for t in titles.values() for what in ("lost", "evaluator", "KL"))]
-    limits = [[f"{kl_lambda:g}", *(_limit(cells, kl_lambda) for cells in found.values())] for kl_lambda in LAMBDAS]
+    columns = {"lost": compare.count(lost), "evaluator": compare.mean("eval/evaluator"), "KL": compare.mean("eval/kl")}
+    rows = [[titles[v], *(f"{value:g}" for value in cell), *(column(mine) for column in columns.values())]
+            for v, cells in found.items() for cell, mine in cells.items()]  # fmt: skip
+    beside = [
+        measures.compare(
+            (f"{titles[v]} (λ {cell[0]:g}, learning rate {cell[1]:g})", mine), (titles["plain"], plain), END
+        )
+        for v, cells in found.items()
+        for cell, mine in cells.items()
+        if v != "plain" and (plain := found["plain"].get(cell)) and not any(map(lost, (*mine, *plain)))
+    ]
     return [
         f"A run counts as lost if it collapsed (entropy at the end below {measures.COLLAPSED_ENTROPY:g} of its initial "
         f"value, or fewer than {measures.COLLAPSED_UNIQUE:.0%} different responses) or if the evaluator's reward did "
-        "not rise.",
+        f"not rise. The options were not run at λ {OPTIONS_BELOW:g}, where a target is rarely beyond 3 nats.",
         "",
         *(_stable(titles[variant], cells) for variant, cells in found.items()),
-        *(_beside_plain(titles[v], found["plain"], cells) for v, cells in found.items() if v != "plain" and cells),
         "",
         heat(pictures / "methods_stability.png", "Share of seeds lost", panels, LAMBDAS, RATES,
              names=("λ", "learning rate", "share of seeds lost"),
              below="–: not run; in each cell: evaluator and KL at the end, means over seeds"),
         "",
-        f"The options were not run at λ {OPTIONS_BELOW:g}, where a target is rarely beyond 3 nats. The highest "
-        "learning rate up to which no seed is lost:",
-        "",
-        *table(["λ", *titles.values()], limits),
-        "",
         DETAILS,
-        f"Evaluator and KL are those at the end of training; {measures.HALF}.",
+        f"Evaluator and KL are those at the end of training; {measures.HALF}. Cells are compared where neither form "
+        "loses a seed.",
         "",
-        *table(header, rows),
+        *table(["loss", "λ", "learning rate", *columns], rows),
+        "",
+        *(f"- {difference.sentence()}" for difference in beside),
     ]  # fmt: skip
 
 
@@ -116,29 +115,3 @@ def _stable(title: str, cells: Cells) -> str:
     words = ", ".join(f"{statistics.fmean(shares):.0%} at λ {value:g}" for value, shares in cut.items() if shares)
     words = f"; share of targets clipped in the last iteration: {words}" if words else ""
     return f"- {title}: no seed is lost in {len(stable)} of {len(cells)} cells{where}{words}."
-
-
-def _limit(cells: Cells, kl_lambda: float) -> str:
-    run = [rate for rate in RATES if (kl_lambda, rate) in cells]
-    kept = list(itertools.takewhile(lambda rate: not any(map(lost, cells[kl_lambda, rate])), run))
-    return f"{kept[-1]:g}" if kept else "none" if run else "–"
-
-
-def _beside_plain(title: str, plain: Cells, mine: Cells) -> str:
-    """Where the option keeps what the plain form loses, or loses what that keeps, and what it costs elsewhere."""
-    both = [cell for cell in plain if cell in mine]
-    gone = {cell: (any(map(lost, plain[cell])), any(map(lost, mine[cell]))) for cell in both}
-    saved, broken, kept = (
-        [c for c in both if gone[c] == pair] for pair in ((True, False), (False, True), (False, False))
-    )
-    signs = [measures.compare((title, mine[cell]), ("plain", plain[cell]), END).sign for cell in kept]
-    return (
-        f"- {title} compared with the squared error: it alone loses no seed in {_named(saved)}, and it alone loses "
-        f"some in {_named(broken)}. Where neither loses any, the evaluator's reward at the end is significantly higher "
-        f"in {signs.count(1)} of {len(kept)} cells, lower in {signs.count(-1)}."
-    )
-
-
-def _named(cells: Sequence[tuple[float, float]]) -> str:
-    names = "; ".join(f"λ {kl_lambda:g} with {rate:g}" for kl_lambda, rate in cells)
-    return f"{len(cells)} cell{'s' * (len(cells) > 1)} ({names})" if cells else "no cell"

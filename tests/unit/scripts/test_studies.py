@@ -135,14 +135,8 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
         "0.0003; share of targets clipped in the last iteration: 40% at λ 0.1."
     ) in lines
     assert "- huber_delta 1: no seed is lost in 0 of 0 cells." in lines
-    assert (
-        "- target_bound 3 compared with the squared error: it alone loses no seed in 1 cell (λ 0.1 with 0.0003), and "
-        "it alone loses some in no cell. Where neither loses any, the evaluator's reward at the end is significantly "
-        "higher in 0 of 0 cells, lower in 0."
-    ) in lines
-    assert "| 0.1 | none | 0.0003 | – |" in lines
-    row = next(cells(line) for line in lines if line.startswith("| 0.1 | 0.0003 |"))
-    assert row[2:7] == ["1 of 2", "3.00 ± 0.00", "4.00 ± 0.00", "0 of 1", "2.00"]
+    rows = [cells(line)[1:5] for line in lines if line.startswith(("| squared error | 0.1", "| target_bound 3 |"))]
+    assert rows == [["0.1", "0.0003", "1 of 2", "3.00 ± 0.00"], ["0.1", "0.0003", "0 of 1", "2.00"]]
     assert (tmp_path / "methods_stability.png").stat().st_size > 5000
 
 
@@ -366,8 +360,7 @@ def test_every_study_writes_all_its_settings_and_pictures(name: str, tmp_path: P
         found[setting.name] = found[setting.name][1:]
     lines = study.lines(found, SIZE, tmp_path)
     rows = [line for line in lines if line.startswith("|") and "±" in line]
-    expected = {"stability": len(stability.LAMBDAS) * len(stability.RATES)}.get(name, len(settings))
-    assert len(rows) == expected and not any("nan" in row or "inf" in row for row in rows)
+    assert len(rows) == len(settings) and not any("nan" in row or "inf" in row for row in rows)
     assert (tmp_path / f"methods_{name}.png").stat().st_size > 5000
 
 
@@ -413,8 +406,10 @@ def test_passes_go_on_from_the_cell_that_family_chose(tmp_path: Path, monkeypatc
                           "optimizer.learning_rate": 1e-4, "objective.kl_lambda": 0.3}  # fmt: skip
     assert {setting.name for setting in settings.values()} <= {setting.name for setting in passes.settings(SIZE)}
     lines = passes.lines(found, SIZE, tmp_path)
-    best = "- apa: the evaluator's reward is highest with 2 passes (2.00), significantly lower with 8."
-    assert lines[:2] == [best, f"- {passes.BOUND}: too few runs."]
+    assert [cells(line)[:3] for line in lines if line.startswith("| apa |")] == [
+        ["apa", "2", "2.00 ± 0.00"],
+        ["apa", "8", "1.00 ± 0.00"],
+    ]
     assert (tmp_path / "methods_passes.png").stat().st_size > 5000
 
 
