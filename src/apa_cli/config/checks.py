@@ -15,6 +15,7 @@ from apa_cli.config.objectives import objectives
 from apa_cli.config.offline_checks import check_source
 from apa_cli.config.reward_checks import check_key_name, check_rewards
 from apa_cli.config.schema import ObjectiveConfig, TrainConfig
+from apa_cli.config.sources import config_dir
 from apa_cli.errors import UserError
 
 MISSING = "???"  # how OmegaConf writes a value that is not set
@@ -56,6 +57,9 @@ def check_fields(config: Any, prefix: str = "") -> None:
         if "choices" in metadata and value not in metadata["choices"]:
             if (instead := GONE.get((key, value))) is not None:
                 raise UserError(key, f"{value!r} is no longer a choice", instead)
+            if key == "objective.name" and (config_dir() / "objective" / f"{value}.yaml").is_file():
+                remedy = f"write objective={value}, in a file under defaults: `- objective: {value}`"
+                raise UserError(key, f"{value} is a choice of several keys", remedy)
             raise UserError(key, f"{value!r} is not a choice", one_of(str(value), metadata["choices"]))
         _check_limits(key, value, metadata.get("limits", {}))
 

@@ -82,9 +82,9 @@ def _check_baseline(config: TrainConfig) -> None:
     name, baseline = advantage.name, advantage.baseline
     known = BASELINES[name]
     if baseline not in known:
-        raise UserError(
-            "advantage.baseline", f"{baseline}, but advantage.name={name}", f"set it to {' or '.join(known)}"
-        )
+        owner = next(other for other, baselines in BASELINES.items() if other != "gae" and baseline in baselines)
+        remedy = f"set it to {' or '.join(known)}, or add advantage={owner}"
+        raise UserError("advantage.baseline", f"{baseline}, but advantage.name={name}", remedy)
     if baseline in ("leave_one_out", "mean"):
         return
     if advantage.group_scale:

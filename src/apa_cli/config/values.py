@@ -43,6 +43,8 @@ def check_value(name: str, value: Any, file: str = "") -> None:
         naming = NAMING_KEY.get(name) or next((key for key in all_keys() if key.startswith(f"{name}.")), name)
         meant = _short(value) if name in NAMING_KEY and isinstance(value, str) else "VALUE"
         remedy = f"write `{naming}: {meant}`" if file else f"write {naming}={meant}"
+        if file and name == "objective" and meant != "VALUE":  # whose choices set more than the name
+            remedy = f"write `defaults: [{{objective: {meant}}}]`"
         raise UserError(at, f"a group of keys, not a value ({_short(value)})", remedy)
     elif value is None:
         if not key.optional:

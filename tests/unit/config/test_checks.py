@@ -117,6 +117,8 @@ IMPOSSIBLE = [
     ({"value__warmup_iterations": 100}, "value.warmup_iterations", "lower value.warmup_iterations"),
     ({"advantage__group_scale": True}, "advantage.group_scale", "advantage=group"),
     ({"objective__name": "grpo"}, "objective.name", "advantage=group value=none"),
+    ({"objective__name": "gvpo"}, "objective.name", "write objective=gvpo"),
+    ({**GROUP, "advantage__baseline": "quantile"}, "advantage.baseline", "advantage=reference"),
     ({"objective__level": "sequence"}, "objective.level", "advantage=group value=none"),
     ({**GROUP, "objective__name": "awr", "objective__level": "sequence"}, "objective.level", "add objective=apa"),
     ({"objective__name": "ppo", "objective__anchor": "rollout"}, "objective.anchor", "set it to initial"),

@@ -125,7 +125,7 @@ def test_interpolation_reaches_other_keys(workdir: Path):
 BAD_FILES = [
     ("objectiv: {name: ppo}", "mine.yaml: objectiv: unknown key; did you mean objective?"),
     ("training: {iteratons: 3}", "mine.yaml: training.iteratons: unknown key; did you mean training.iterations?"),
-    ("objective: ppo", "objective.name: ppo"),
+    ("objective: ppo", "defaults: [{objective: ppo}]"),
     ("reward: function", "reward.kind: function"),
     ("training:\n  iterations: [", "mine.yaml: line 2: not YAML"),
     ("seed: 1\n  data: 2", "mine.yaml: line 2: not YAML"),
