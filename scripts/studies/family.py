@@ -12,12 +12,11 @@ from pathlib import Path
 from apa_cli.config.compose import compose_train
 from apa_cli.config.schema import TrainConfig
 from studies import compare, measures
-from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
 from studies.measures import Measure
 from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
-from studies.tuning import TUNING_SEED, Contestant, Grid
+from studies.tuning import HEADER, TUNING_SEED, Contestant, Grid
 
 TITLE = "the presets of configs/objective/, tuned alike"
 DURATION = "77 runs: 44 to tune, 33 with the chosen settings; about 90 minutes of one CPU core"
@@ -77,20 +76,16 @@ COLUMNS = {
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    cells, apa = grid(size), PRESETS[0]
-    rows, drawn = [], []
-    for each, ((rate, value), free) in cells.chosen(found).items():
-        runs, name = cells.fresh(found, each, (rate, value)), each.title
-        labels = [name, f"{rate:g}", f"{each.said(value)}{'' if free else ', all collapsed'}"]
-        rows.append(Row(cells=labels, name=name, runs=runs, against=apa if name != apa else ""))
-        style = STYLES[PRESETS.index(name) // len(COLOURS)]
-        drawn += [Line(label=name, colour=each.colour, runs=runs, style=style)] if runs else []
+    cells = grid(size)
+    tuned = cells.tuned_rows(found, PRESETS[0], STYLES)
     said = compare.report(
-        rows,
-        ["preset", "learning rate", "knob"],
+        [row for row, _ in tuned],
+        HEADER,
         COLUMNS,
         lambda ours, theirs: [*measures.at_common_kl(ours, theirs), measures.OVER_TRAINING, *END],
-        picture=curves(pictures / "methods_family.png", "Evaluator, entropy and distinct-2", _panels(drawn)),
+        picture=curves(
+            pictures / "methods_family.png", "Evaluator, entropy and distinct-2", _panels([line for _, line in tuned])
+        ),
         note="Lines are means over seeds. KL is in nats per response, entropy in nats per token; equal KL is the "
         "highest multiple of half a nat that all runs of both settings reach.",
     )

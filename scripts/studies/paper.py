@@ -10,12 +10,12 @@ from pathlib import Path
 from apa_cli.runs.figures import frontier
 from apa_cli.runs.settings import Setting as End
 from studies import compare, draw, measures
-from studies.compare import Row, count, mean
+from studies.compare import count, mean
 from studies.draw import COLOURS, Line, Panel
 from studies.measures import Measure
 from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
-from studies.tuning import TUNING_SEED, Contestant, Grid
+from studies.tuning import HEADER, TUNING_SEED, Contestant, Grid
 
 TITLE = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
 DURATION = "60 runs, 35 to 45 minutes on two CPU cores"
@@ -114,25 +114,19 @@ COLUMNS = {
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    cells, ours = grid(size), CONTESTANTS[0].title
-    rows, knobs, drawn = [], [], []
-    for each, ((rate, value), free) in cells.chosen(found).items():
-        edges = (("learning rate", cells.rates, rate), ("knob", each.values, value))
-        edge = ", ".join(name for name, values, chosen in edges if chosen in (values[0], values[-1])) or "no"
-        runs, said = cells.fresh(found, each, (rate, value)), f"{each.said(value)}{'' if free else ', all collapsed'}"
-        against = ours if each.title != ours else ""
-        rows.append(Row(cells=[each.title, f"{rate:g}", said, edge], name=each.title, runs=runs, against=against))
-        drawn += [Line(label=f"{each.title}, {said}", colour=each.colour, runs=runs)] if runs else []
-        others = {other: cells.fresh(found, each, (rate, other)) for other in each.values}
-        knobs += [(each.title, each.said(other), mine) for other, mine in others.items() if mine]
+    cells, knobs = grid(size), []
+    tuned = cells.tuned_rows(found, CONTESTANTS[0].title)
+    for each, ((rate, _), _) in cells.chosen(found).items():
+        others = {value: cells.fresh(found, each, (rate, value)) for value in each.values}
+        knobs += [(each.title, each.said(value), runs) for value, runs in others.items() if runs]
     ends = [End(line=title, knob=knob, runs=tuple(runs)) for title, knob, runs in knobs]
     more = ["At the end of training, for each KL knob at the chosen learning rate:", ""]
     more += table(["", "knob", *COLUMNS], [[*names, *(of(runs) for of in COLUMNS.values())] for *names, runs in knobs])
     more += ["", draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end"), ""]
-    first, *curves = _curves(drawn, pictures)
+    first, *curves = _curves([line for _, line in tuned], pictures)
     said = compare.report(
-        rows,
-        ["", "learning rate", "knob", "at the edge of the grid"],
+        [row for row, _ in tuned],
+        HEADER,
         {each.name: mean(each.of, each.digits) for each in MEASURES},
         lambda ours, theirs: MEASURES,
         picture=first,

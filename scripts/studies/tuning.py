@@ -13,10 +13,13 @@ from typing import Any
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.report import format_number
+from studies.compare import Row
+from studies.draw import Line
 from studies.measures import choose, collapsed
 from studies.runs import Found, Setting
 
 TUNING_SEED = 0
+HEADER = ("", "learning rate", "knob", "at the edge of the grid")  # of what a chosen cell is
 EVALUATIONS = 12
 
 Cell = tuple[float, float]  # learning rate, knob
@@ -70,6 +73,20 @@ class Grid:
         """The cell of each that was judged, and whether it did not collapse."""
         choices = {contestant: choose(self.tuned(found, contestant)) for contestant in self.contestants}
         return {contestant: choice for contestant, choice in choices.items() if choice is not None}
+
+    def tuned_rows(self, found: Found, baseline: str, styles: Sequence[str] = ("-",)) -> list[tuple[Row, Line]]:
+        """Each contestant at its chosen cell, with fresh seeds, beside the baseline; and its line of a picture."""
+        rows: list[tuple[Row, Line]] = []
+        for each, ((rate, value), free) in self.chosen(found).items():
+            edges = (("learning rate", self.rates, rate), ("knob", each.values, value))
+            edge = ", ".join(name for name, values, chosen in edges if chosen in (values[0], values[-1])) or "no"
+            said, runs = each.said(value), self.fresh(found, each, (rate, value))
+            labels = [each.title, f"{rate:g}", f"{said}{'' if free else ', all collapsed'}", edge]
+            style = styles[sum(line.colour == each.colour for _, line in rows) % len(styles)]
+            line = Line(label=f"{each.title}, {said}", colour=each.colour, runs=runs, style=style)
+            against = baseline if each.title != baseline else ""
+            rows += [(Row(cells=labels, name=each.title, runs=runs, against=against), line)] if runs else []
+        return rows
 
     def table(self, found: Found) -> tuple[list[str], list[list[str]]]:
         """The evaluator and KL at the end of each cell's tuning run."""
