@@ -102,17 +102,6 @@ class Trajectory:
         named = {name: scores[rows] for name, scores in self.named_scores.items()}
         return replace(self, **changes, named_scores=named, texts=None)
 
-    def with_groups(self, places: Tensor, further: Trajectory, group_size: int) -> Trajectory:
-        """This one with the groups at `places` (g,) replaced by those of `further`, (g · k) rows; without texts."""
-        rows = (places[:, None] * group_size + torch.arange(group_size)).flatten()
-        changes: dict[str, Any] = {}
-        for own in fields(self):
-            mine, other = getattr(self, own.name), getattr(further, own.name)
-            if isinstance(mine, Tensor):
-                changes[own.name] = _with_rows(mine, rows, other, left=own.name.startswith("prompt_"))
-        named = {name: _with_rows(mine, rows, further.named_scores[name]) for name, mine in self.named_scores.items()}
-        return replace(self, **changes, named_scores=named, texts=None)
-
     def prompt_token_ids(self) -> list[list[int]]:
         """Without padding."""
         return _counted(self.prompt_ids, self.prompt_mask)
@@ -124,14 +113,3 @@ class Trajectory:
 
 def _counted(ids: Tensor, mask: Tensor) -> list[list[int]]:
     return [row[keep].tolist() for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
-
-
-def _with_rows(mine: Tensor, rows: Tensor, other: Tensor, *, left: bool = False) -> Tensor:
-    """`mine` (B,) or (B, T) with `other` in place of `rows`, both padded with 0 on one side to the wider one."""
-    if mine.dim() == 2:
-        width = max(mine.shape[1], other.shape[1])
-        mine, other = (
-            torch.nn.functional.pad(own, (width - own.shape[1], 0) if left else (0, width - own.shape[1]))
-            for own in (mine, other)
-        )
-    return mine.index_copy(0, rows.to(mine.device), other)

@@ -18,9 +18,10 @@ from apa_cli.rollouts.sources import Source
 from apa_cli.rollouts.statistics import trajectory_metrics
 from apa_cli.rollouts.trajectory import Trajectory
 from apa_cli.tracking.samples import Sample
+from apa_cli.training.dynamic_sampling import replace_equal_groups
 from apa_cli.training.optimizer import schedule_learning_rate
 from apa_cli.training.state import TrainingState, Work
-from apa_cli.training.targets import length_penalties, less_penalties, shape_scores
+from apa_cli.training.targets import length_penalties, shape_scores
 from apa_cli.training.update import update
 
 
@@ -61,7 +62,9 @@ def collect(learner: Learner, state: TrainingState, attendant: Attendant) -> Wor
     prompts = next(state.prompts)
     trajectory = respond(learner, prompts, attendant)
     samples = _samples(trajectory, config.tracking.samples)
-    trajectory, replaced = replace_equal_groups(learner, state, replace(trajectory, texts=None), attendant)
+    trajectory, replaced = replace_equal_groups(
+        replace(trajectory, texts=None), config, lambda count: respond(learner, state.prompts.take(count), attendant)
+    )
     assert trajectory.scores is not None
     usable = trajectory.scored & trajectory.sound  # (B,)
     penalties = length_penalties(trajectory.response_mask, config.reward)  # (B,)
@@ -99,28 +102,6 @@ def respond(learner: Learner, prompts: PromptBatch, attendant: Attendant) -> Tra
             trajectory = score(learner.scorers, trajectory, attendant)
     attendant.scored(trajectory)
     return trajectory
-
-
-def replace_equal_groups(
-    learner: Learner, state: TrainingState, trajectory: Trajectory, attendant: Attendant
-) -> tuple[Trajectory, int]:
-    """Further prompts in place of those whose responses all score alike, of which nothing can be learnt, and how many.
-
-    At most `rollout.dynamic_sampling` further prompts are drawn, as DAPO does (arXiv:2503.14476, section 3.2).
-    """
-    config, k, drawn = learner.config, learner.config.rollout.responses_per_prompt, 0
-    while drawn < config.rollout.dynamic_sampling:
-        assert trajectory.scores is not None
-        penalties = length_penalties(trajectory.response_mask, config.reward)
-        scores = less_penalties(trajectory.scores, trajectory.ended, config.objective, penalties)
-        equal = equal_groups(scores, k, usable=trajectory.scored & trajectory.sound).nonzero().flatten().cpu()
-        places = equal[: config.rollout.dynamic_sampling - drawn]  # (g,)
-        if not len(places):
-            break
-        further = respond(learner, state.prompts.take(len(places)), attendant)
-        trajectory = trajectory.with_groups(places, replace(further, texts=None), k)
-        drawn += len(places)
-    return trajectory, drawn
 
 
 def score(scorers: Scorers, trajectory: Trajectory, attendant: Attendant) -> Trajectory:
