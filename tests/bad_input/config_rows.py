@@ -85,7 +85,7 @@ ROWS = [
     yaml("defaults that name a recipe that is none", "defaults: [reviews_pp]\n",
          "mine.yaml: defaults: no such recipe: reviews_pp; did you mean reviews_ppo? …"),
     yaml("defaults that choose what a group lacks", "defaults: [{objective: pp0}]\n",
-         "objective=pp0: no such choice; did you mean ppo? choose one of apa, awr, ppo"),
+         "objective=pp0: no such choice; did you mean ppo? choose one of …"),
     yaml("a file that extends itself", "defaults: [mine.yaml]\n",
          "mine.yaml: defaults: the file extends itself; name another recipe or file"),
     Row(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from apa_cli.config.keys import all_keys, groups
-from apa_cli.config.sources import recipes
+from apa_cli.config.sources import config_dir, recipes
 
 COMMAND = Path(sys.executable).with_name("apa-train")
 
@@ -81,7 +81,7 @@ def test_a_bad_sweep_starts_nothing(run, tmp_path: Path):
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ("objective=", {"objective=apa", "objective=awr", "objective=ppo"}),
+        ("objective=", {f"objective={file.stem}" for file in (config_dir() / "objective").glob("*.yaml")}),
         ("objective.kl_lam", {"objective.kl_lambda=", "objective.kl_lambda_min=", "objective.kl_lambda_max="}),
         ("config=hh_pythia1b_", {"config=hh_pythia1b_apa", "config=hh_pythia1b_awr", "config=hh_pythia1b_ppo"}),
     ],
