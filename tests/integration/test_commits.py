@@ -66,7 +66,7 @@ def test_commits_are_recorded_and_a_push_is_noticed(place: Path):
 
     second = start(place, "resume=run", "training.iterations=2")
     assert second.code == 0, second.errors
-    assert "not the versions" not in second.errors
+    assert "versions differ from" not in second.errors
     assert commits(place) == recorded
 
     push(place)
