@@ -125,7 +125,7 @@ def test_logged_scores_alone_need_no_reward(tmp_path: Path):
     assert "generation" not in [line.split(" ")[0] for line in done.output.splitlines()]  # no cache is planned for
     note, warning = done.errors.splitlines()
     assert note.startswith("apa-train: note: evaluation.prompts is given twice")
-    assert "nothing says KL" in warning
+    assert "KL is unknown" in warning
 
 
 def test_where_the_cache_is_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,11 +1,14 @@
-"""What a set of judged responses says: every figure with its interval, and who wins against whom."""
+"""Metrics of judged responses with their intervals, and win rates."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 
+from apa_cli.config.schema import TrainConfig
+from apa_cli.errors import UserError
 from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, jackknife
 from apa_cli.evaluation.respond import JudgedResponse
 from apa_cli.rollouts.statistics import ngrams
@@ -157,3 +160,15 @@ def repetition(row: Sequence[int], n: int = 3) -> float:
 
 def _share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
+
+
+def check_best_metric(config: TrainConfig) -> None:
+    """Raise UserError if no evaluation measures checkpoint.best_metric."""
+    metric = config.checkpoint.best_metric
+    parts = (("reward", config.reward), ("evaluator", config.evaluation.reward))
+    several = [f"{group}/{name}" for group, reward in parts for name in reward.components]
+    names = [f"eval/{name}" for name in (*LABELS, *several)]
+    if metric is not None and metric not in names:
+        near = difflib.get_close_matches(metric, names, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+        raise UserError("checkpoint.best_metric", f"{metric} is not measured", remedy)

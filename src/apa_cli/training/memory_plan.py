@@ -77,7 +77,7 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
     def note(line: str) -> None:
         print(redact_text(line), flush=True)
 
-    with warnings.catch_warnings():  # libraries warn about each other: a run sends that to run.log
+    with warnings.catch_warnings():  # of libraries
         warnings.simplefilter("ignore")
         plan = announce_models(config, runtime, note)
         prompts: Sequence[Prompt] | None = None
@@ -90,7 +90,7 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
         for line in lines:
             note(line)
         announce_estimates(
-            plan, config, runtime, prompts, note, lambda warning: print(f"warning: {warning}", file=sys.stderr)
+            plan, config, runtime, prompts, note, lambda line: print(f"warning: {line}", file=sys.stderr)
         )
 
 
@@ -124,8 +124,11 @@ def announce_estimates(
             plan = with_estimates(plan, config, runtime, prompts)
     except Exception as error:
         note(f"no estimate of what the update needs ({type(error).__name__}: {first_line(error)})")
-    for line in estimate_lines(plan):
-        note(line)
+    for estimate in plan.estimates:
+        note(f"{estimate.name:<10} about {gib(estimate.bytes)}: {estimate.of}")
+    free = "unknown" if plan.available_bytes is None else f"{gib(plan.available_bytes)} free"
+    total = f"models {gib(plan.certain_bytes)}, at most about {gib(plan.expected_bytes)}"
+    note(f"{'memory':<10} {total}; {plan.device}: {free}")
     if warning := doubt(plan):
         warn(warning)
 
@@ -172,14 +175,6 @@ def role_lines(plan: Plan) -> list[str]:
         rows.append((role.name, *counts, *sizes, role.weights))
     widths = [max(10, *map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([n.ljust(widths[0]), *map(str.rjust, numbers, widths[1:]), of]) for n, *numbers, of in rows]
-
-
-def estimate_lines(plan: Plan) -> list[str]:
-    """Each estimate, then the sum beside the free memory."""
-    lines = [f"{estimate.name:<10} about {gib(estimate.bytes)}: {estimate.of}" for estimate in plan.estimates]
-    free = "unknown" if plan.available_bytes is None else f"{gib(plan.available_bytes)} free"
-    total = f"models {gib(plan.certain_bytes)}, at most about {gib(plan.expected_bytes)}"
-    return [*lines, f"{'memory':<10} {total}; {plan.device}: {free}"]
 
 
 def gib(number: float) -> str:

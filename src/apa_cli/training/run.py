@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room
 from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
-from apa_cli.evaluation.measures import LABELS
+from apa_cli.evaluation.measures import check_best_metric
 from apa_cli.files import write_text
 from apa_cli.models.compiled import check_compiler, compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
@@ -132,42 +132,7 @@ def _prepare(
     if config.training.compile:
         tracker.note("compiling the update's transformers")
         compile_trunks(models.policy, models.value)
-    started = time.perf_counter()
-    prompts, held_out = load_prompts(
-        config.data,
-        models.policy.tokenizer,
-        evaluation_prompts=config.evaluation.prompts,
-        seed=config.seed,
-        progress=tracker.phase,
-    )
-    rows = prompts.prompts
-    if config.rollout.offline:
-        logged = read_logged(prompts, config, models, tracker.phase)
-        rows = logged.rows
-        tracker.note(f"training on {logged.describe()}")
-        if not held_out.prompts:
-            tracker.warn("rollout.source=offline and evaluation.prompts=0: nothing samples, and nothing says KL")
-    else:
-        tracker.note(f"training on {prompts.describe()}")
-    tracker.phase("")
-    if (seconds := time.perf_counter() - started) > 1:
-        tracker.note(f"{len(rows) + len(held_out.prompts):,} prompts read and tokenized in {seconds:.1f} s")
-    for name, (room, known) in models.limits().items():
-        check_room(
-            [*rows, *held_out.prompts],
-            max_new_tokens=config.generation.max_new_tokens,
-            room=room,
-            known=known,
-            tokenizer=models.policy.tokenizer,
-            model=name,
-        )
-    asked = config.training.iterations * config.rollout.prompts
-    if prompts.drawn and asked > len(rows):
-        tracker.warn(f"{prompts.drawn}, and the run asks for {asked:,} prompts: raise data.max_rows, or prompts repeat")
-    if held_out.prompts:
-        tracker.note(f"evaluating on {held_out.describe()}")
-    for line in dict.fromkeys([*prompts.findings.lines(), *held_out.findings.lines()]):
-        tracker.warn(line)
+    prompts, held_out, rows = _read_prompts(config, models, tracker)
     announce_estimates(plan, config, runtime, rows, tracker.note, tracker.warn)
     _log_readings(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
@@ -219,6 +184,49 @@ def _prepare(
     return run, state, versions
 
 
+def _read_prompts(
+    config: TrainConfig, models: Models, tracker: Tracker
+) -> tuple[PromptSet, PromptSet, Sequence[Prompt]]:
+    """Training and held-out prompts, and the rows to train on: the former, or those with logged responses."""
+    started = time.perf_counter()
+    prompts, held_out = load_prompts(
+        config.data,
+        models.policy.tokenizer,
+        evaluation_prompts=config.evaluation.prompts,
+        seed=config.seed,
+        progress=tracker.phase,
+    )
+    rows = prompts.prompts
+    if config.rollout.offline:
+        logged = read_logged(prompts, config, models, tracker.phase)
+        rows = logged.rows
+        tracker.note(f"training on {logged.describe()}")
+        if not held_out.prompts:
+            tracker.warn("rollout.source=offline and evaluation.prompts=0: nothing is sampled, so KL is unknown")
+    else:
+        tracker.note(f"training on {prompts.describe()}")
+    tracker.phase("")
+    if (seconds := time.perf_counter() - started) > 1:
+        tracker.note(f"{len(rows) + len(held_out.prompts):,} prompts read and tokenized in {seconds:.1f} s")
+    for name, (room, known) in models.limits().items():
+        check_room(
+            [*rows, *held_out.prompts],
+            max_new_tokens=config.generation.max_new_tokens,
+            room=room,
+            known=known,
+            tokenizer=models.policy.tokenizer,
+            model=name,
+        )
+    asked = config.training.iterations * config.rollout.prompts
+    if prompts.drawn and asked > len(rows):
+        tracker.warn(f"{prompts.drawn}, and the run asks for {asked:,} prompts: raise data.max_rows, or prompts repeat")
+    if held_out.prompts:
+        tracker.note(f"evaluating on {held_out.describe()}")
+    for line in dict.fromkeys([*prompts.findings.lines(), *held_out.findings.lines()]):
+        tracker.warn(line)
+    return prompts, held_out, rows
+
+
 def _begin(resumption: Resumption | None, tracker: Tracker, overrides: list[str], versions: dict[str, Any]) -> None:
     """Make the folder a run's."""
     run_dir = tracker.run_dir
@@ -256,18 +264,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-
-
-def check_best_metric(config: TrainConfig) -> None:
-    """Raise UserError if no evaluation measures checkpoint.best_metric."""
-    metric = config.checkpoint.best_metric
-    parts = (("reward", config.reward), ("evaluator", config.evaluation.reward))
-    several = [f"{group}/{name}" for group, reward in parts for name in reward.components]
-    names = [f"eval/{name}" for name in (*LABELS, *several)]
-    if metric is not None and metric not in names:
-        near = difflib.get_close_matches(metric, names, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
-        raise UserError("checkpoint.best_metric", f"{metric} is not measured", remedy)
 
 
 def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
