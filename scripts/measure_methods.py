@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -70,11 +71,14 @@ def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None
     def read() -> runs.Found:
         return runs.read(settings, seeds, output)
 
+    def stages(read: Callable[[], runs.Found]) -> runs.Stages:
+        return study.stages(size, read) if staged else iter([(settings, size.seeds)])
+
     if not arguments.report_only:
-        stages = study.stages(size, read) if staged else iter([(settings, size.seeds)])
         common = {"jobs": arguments.jobs, "keep_weights": arguments.keep_weights, "trl": arguments.trl_python}
-        runs.make(stages, size, output, **common)
-    found, planned = read(), study.planned(size) if staged else len(settings) * len(size.seeds)
+        runs.make(stages(read), size, output, **common)
+    found = read()
+    planned = sum(len(settings) * len(seeds) for settings, seeds in stages(lambda: found))
     usual = output / f"{name}.md" if arguments.quick or arguments.iterations else ROOT / getattr(study, "PAGE", PAGE)
     target = Path(arguments.page or usual)
     pictures = (target.parent / "docs" if target.name == "README.md" else target.parent) / "images"

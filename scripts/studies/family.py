@@ -55,10 +55,6 @@ def settings(size: Size) -> list[Setting]:
     return grid(size).settings()
 
 
-def planned(size: Size) -> int:
-    return len(settings(size)) + len(PRESETS) * len(size.seeds)
-
-
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
     yield settings(size), [TUNING_SEED]
     yield [each.setting(cell) for each, (cell, _) in grid(size).chosen(read()).items()], size.seeds

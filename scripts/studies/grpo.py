@@ -37,10 +37,6 @@ def settings(size: Size) -> list[Setting]:
     return grid(size).settings()
 
 
-def planned(size: Size) -> int:
-    return len(settings(size)) + len(GRID.contestants) * len(size.seeds)
-
-
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
     """Tune with one seed; run the chosen with the others."""
     yield settings(size), [TUNING_SEED]

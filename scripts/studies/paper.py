@@ -73,11 +73,6 @@ def seeds_of_others(size: Size) -> Sequence[int]:
     return size.seeds[: max(2, len(size.seeds) - 2)]
 
 
-def planned(size: Size) -> int:
-    values = [len(each.values) for each in grid(size).contestants]
-    return len(settings(size)) + sum(len(size.seeds) + (n - 1) * len(seeds_of_others(size)) for n in values)
-
-
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
     """Tune each objective on one seed; then the chosen settings with fresh seeds, and their other knobs with fewer."""
     yield settings(size), [TUNING_SEED]

@@ -66,10 +66,6 @@ def settings(size: Size) -> list[Setting]:
     return list({s.name: s for s in (*tuned.settings(), *replace(tuned, contestants=made).settings())}.values())
 
 
-def planned(size: Size) -> int:
-    return len(grid(size).settings()) + len(OBJECTIVES) * len(passes(size)) * len(size.seeds)
-
-
 def chosen(found: Found, size: Size) -> dict[tuple[str, int], Setting]:
     """By objective and passes, at the preset's cell."""
     cells = {each.title: cell for each, (cell, _) in grid(size).chosen(found).items()}

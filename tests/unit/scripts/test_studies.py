@@ -334,7 +334,7 @@ def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_pa
 
 def test_the_paper_runs_its_grid_then_the_chosen_and_then_their_other_knobs():
     whole = runs.Size(quick=False, seeds=range(1, 6), iterations=60, prompts=128)
-    assert (len(paper.settings(whole)), paper.planned(whole)) == (27, 3 * (9 + 5 + 2 * 3))
+    assert len(paper.settings(whole)) == 27
     stages = [(len(settings), list(seeds)) for settings, seeds in paper.stages(QUICK, paper_runs)]
     assert stages == [(6, [0]), (3, [1, 2]), (3, [1, 2])]
     assert [(len(s), list(seeds)) for s, seeds in grpo.stages(SIZE, runs.Found)] == [(18, [0]), (0, [1, 2])]
