@@ -74,20 +74,22 @@ class ReferenceScores:
     ) -> None:
         """Draw and score what the next `iterations` of `stream` ask for and is not known. `stream` stays where it is.
 
-        Every iteration's missing prompts are drawn together, from random numbers of their own, and written at once:
-        an interrupted run goes on behind them, and comes to the same numbers.
+        An iteration's missing prompts are drawn in parts, with no more responses than a rollout has. Each part has
+        random numbers of its own and is written at once: an interrupted run goes on behind it, to the same numbers.
         """
         ahead, before = copy.copy(stream), len(self.known)
+        size = max(1, self.config.rollout.batch_size // self.config.advantage.reference_samples)
         _log.info("the initial policy's scores: %s prompts known from %s", f"{before:,}", self.file)
         for iteration in range(iterations):
             while True:
                 start = ahead.state_dict()
-                missing = {self.keys[i]: i for i in ahead.take(ahead.batch_size).indices}
-                missing = {key: i for key, i in missing.items() if key not in self.known}
+                asked = {self.keys[i]: i for i in ahead.take(ahead.batch_size).indices}
+                missing = [i for key, i in asked.items() if key not in self.known]
                 if not missing:
                     break
-                progress("reference", iteration, iterations)
-                self._draw(learner, list(missing.values()), attendant)
+                for part in range(0, len(missing), size):
+                    progress("reference", iteration, iterations)
+                    self._draw(learner, missing[part : part + size], attendant)
                 ahead.load_state_dict(start)  # where prompts that turn out to be unsolved are passed over
         if drawn := len(self.known) - before:
             _log.info("reference scores of %s prompts drawn and kept in %s", f"{drawn:,}", self.file)

@@ -159,6 +159,12 @@ def test_generation_defaults_of_the_model_never_reach_a_rollout(policy_dir):
     assert torch.equal(rollout.response_ids, sample(plain.policy, batch, config.generation).response_ids)
 
 
+def test_a_frozen_reference_ends_responses_as_the_policy_does(policy_dir):
+    models = load_models(make_config(policy_dir(), generation__stop_tokens=["a"]), CPU)
+    assert models.reference.frozen.eos_token_ids == models.policy.eos_token_ids
+    assert len(models.policy.eos_token_ids) > len(load_models(make_config(policy_dir()), CPU).policy.eos_token_ids)
+
+
 def test_a_frozen_reference_of_its_own(policy_dir, tmp_path):
     other = policy_dir(seed=9)
     models = load_models(make_config(policy_dir(), reference__path=str(other), policy__adapter__r=2), CPU)
