@@ -1,4 +1,4 @@
-"""One comparison of two responses: what the judge is told, how its answer is read, and what many of them add up to."""
+"""Compare two responses: the judge's messages, its answer, and a summary of many answers."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ class Pair:
     """Two responses to one prompt."""
 
     prompt: str
-    checkpoint: str  # response of the policy that was trained
-    initial: str  # response of the policy that training started from
+    checkpoint: str  # response of the trained policy
+    initial: str  # response of the initial policy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     index: int  # which of the pairs
-    preferred: tuple[Preference, Preference]  # with the checkpoint's response shown first, and shown second
-    asked: bool = True  # False: the responses are identical, a tie that costs nothing
+    preferred: tuple[Preference, Preference]  # with the checkpoint's response first, and second
+    asked: bool = True  # False: identical responses, a tie without a request
 
     @property
     def outcome(self) -> Outcome:
-        """A preference counts only where both orders name it."""
+        """A preference counts only if both orders agree."""
         if self.preferred == ("checkpoint", "checkpoint"):
             return "win"
         return "lose" if self.preferred == ("initial", "initial") else "tie"
 
     @property
     def inconsistent(self) -> bool:
-        """Both answers were read, and swapping the order changed the preference."""
+        """Whether both answers were read and the order changed the preference."""
         return "unparsed" not in self.preferred and self.preferred[0] != self.preferred[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSummary:
-    """Plain values only: `dataclasses.asdict` of it is JSON."""
+    """Plain values, so that `dataclasses.asdict` is JSON."""
 
     model: str
     pairs: int  # to be judged
-    judged: int  # of these, before it was through or stopped
+    judged: int  # before the end or a stop
     wins: int
     ties: int
     losses: int
-    win_rate: float | None  # (wins + ½ ties) / judged; None when nothing was judged
-    identical: int  # ties that were not asked about
+    win_rate: float | None  # (wins + ½ ties) / judged; None if nothing was judged
+    identical: int  # ties without a request
     inconsistent: int  # pairs for which swapping the order changed the preference
-    inconsistency_rate: float | None  # of the pairs asked about
-    unparsed: int  # answers (two a pair) that could not be read, even when asked again
+    inconsistency_rate: float | None  # of the pairs with requests
+    unparsed: int  # answers, two per pair, that could not be read twice
     requests: int
     input_tokens: int
     output_tokens: int
-    requests_without_usage: int  # whose tokens the server did not report: missing from the counts and the cost
+    requests_without_usage: int  # missing from tokens and cost
     cost: float | None  # None without prices
-    stopped: str | None  # why pairs are left over
+    stopped: str | None  # why pairs are left
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 def write_messages(
     prompt: str, response_a: str, response_b: str, *, criterion: str, nonce: str, reminder: bool = False
 ) -> list[dict[str, str]]:
-    """The two messages of a chat. `nonce` is drawn after the responses exist, so that none can imitate a delimiter."""
+    """The two messages of a chat. `nonce` is drawn after the responses, so that none can imitate a delimiter."""
     system = (
         "You compare two responses to the same prompt and say which is better.\n"
         f"What better means: {criterion}\n"
@@ -109,11 +109,11 @@ def write_messages(
 
 
 def _encodable(text: str) -> str:
-    """Half a surrogate pair, which a JSON file of prompts may hold, cannot be sent."""
+    """Replace lone surrogates, which a JSON file may hold but which cannot be sent."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-_THINKING = re.compile(r"\A.*</think>", re.DOTALL)  # some servers leave the reasoning of a model in its answer
+_THINKING = re.compile(r"\A.*</think>", re.DOTALL)  # reasoning that some servers leave in the answer
 _FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 _PUNCTUATION = re.compile(r"[\s*_`\"'’“”()\[\]{}<>.,;:!=#-]+")
 _PHRASE = re.compile(
@@ -125,15 +125,15 @@ _PHRASE = re.compile(
     r"(?P<answer>a|b|(?:it s |it is )?(?:a )?(?:tie|draw)|tied|equal|equally good|neither|both)"
     r"(?: is (?:the )?better(?: response| one)?| wins)?"
 )
-_HEADING = re.compile(r"(?:the )?(?:response|option|answer|assistant) [ab]")  # of a discussion that follows
+_HEADING = re.compile(r"(?:the )?(?:response|option|answer|assistant) [ab]")  # heading of a discussion
 _JSON_KEYS = ("answer", "winner", "verdict", "better", "choice", "preference", "preferred", "judgement", "judgment")
-_LONGEST = 200  # characters; an answer is short, and an essay is not searched for letters
+_LONGEST = 200  # characters; longer text is no answer
 
 
 def read_answer(text: str) -> Answer | None:
-    """A, B or tie from a word, a short phrase or JSON, alone or as the first or last line; None for anything else.
+    """A, B or tie from a word, a short phrase or JSON, alone or as the first or last line; otherwise None.
 
-    Lines that contradict each other are no answer.
+    Contradicting lines are no answer.
     """
     lines = [line for line in _FENCE.sub("", _THINKING.sub("", text)).splitlines() if line.strip()]
     if not lines or "<think>" in lines[0]:

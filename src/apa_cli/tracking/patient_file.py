@@ -1,4 +1,4 @@
-"""Appending to files on a disk that is full, read-only or broken for a while: nothing is lost, and nothing raised."""
+"""Append to files without losing lines or raising errors while a disk is full, read-only or broken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _log = logging.getLogger("apa_cli")
 
 
 class DiskTrouble:
-    """Says once, for all files that share it, that the disk refuses them, and once that it takes them again."""
+    """Warns once, for all files that share it, when the disk refuses writes, and once when it accepts them again."""
 
     def __init__(self, warn: Callable[[str], None] = _log.warning) -> None:
         self._warn = warn
@@ -26,7 +26,7 @@ class DiskTrouble:
         with self._lock:
             new = not self._refused
             self._refused.add(path)
-        if new:  # outside the lock: the warning is itself written to a file
+        if new:  # outside the lock, as the warning is written to a file
             reason = error.strerror or type(error).__name__
             self._warn(redact_text(f"{path} cannot be written ({reason}): lines are kept in memory until it can"))
 
@@ -35,19 +35,16 @@ class DiskTrouble:
             over = self._refused == {path}
             self._refused.discard(path)
         if over:
-            self._warn("the run's files can be written again: the lines that waited are in them")
+            self._warn("the run's files can be written again, and hold the lines that were kept")
 
 
 class PatientFile:
-    """Appends to a file. What the disk does not take is kept and written at the next chance: in order, nothing twice.
-
-    Only opening may raise OSError.
-    """
+    """Appends to a file, and keeps what the disk refuses for the next write, in order. Only opening raises OSError."""
 
     def __init__(self, path: Path, trouble: DiskTrouble | None = None) -> None:
         self.path = path
         self._trouble = trouble or DiskTrouble()
-        self.pending = bytearray()  # what is not on the disk yet; it may begin in the middle of a line
+        self.pending = bytearray()  # not on the disk yet; may start in the middle of a line
         self.problem: OSError | None = None  # why something is pending
         self._file = self._open()
         self._size = os.fstat(self._file).st_size
@@ -57,7 +54,7 @@ class PatientFile:
         self._drain()
 
     def sync(self) -> bool:
-        """Everything to the disk itself. Whether that succeeded."""
+        """Flush everything to the disk. Returns whether that succeeded."""
         if not self._drain():
             return False
         try:
@@ -68,14 +65,14 @@ class PatientFile:
         return True
 
     def close(self) -> bool:
-        """Whether everything has been written. May be called twice."""
+        """Close the file. Returns whether everything was written. May be called twice."""
         written = self._drain()
         if self._file < 0:
             return written
         file, self._file = self._file, -1
         try:
             os.close(file)
-        except OSError as error:  # network file systems tell here of a quota
+        except OSError as error:  # network file systems report an exceeded quota here
             self._refuse(error)
         return written
 
@@ -105,7 +102,7 @@ class PatientFile:
         self._trouble.refuses(self.path, error)
 
     def _begin_again(self) -> None:
-        """After an error the handle may be dead, and bytes may lie in the file that no write has reported."""
+        """Reopen the file, as the handle may be dead, and cut bytes that no write has reported."""
         file, self._file = self._file, self._open()
         with contextlib.suppress(OSError):
             os.close(file)

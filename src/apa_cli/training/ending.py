@@ -1,4 +1,4 @@
-"""How a run ends: its last checkpoint, final/, pictures, report and summary.json, or as much of it as can be kept."""
+"""End a run: last checkpoint, final/, plots, report and summary.json, or as much of it as can be saved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from apa_cli.training.state import TrainingState
 
 
 def save_what_there_is(run: Run, state: TrainingState) -> None:
-    """A checkpoint of a run that is about to end early, unless there is nothing new or the weights are in between."""
+    """Save a checkpoint of a run that ends early, unless nothing is new or an optimizer step was interrupted."""
     if run.checkpoints.holds(run.snapshot(state)):
         return
     if state.work is not None and state.work.stepping:
@@ -34,7 +34,7 @@ def save_what_there_is(run: Run, state: TrainingState) -> None:
     try:
         saved = run.checkpoints.save(run.snapshot(state))
         place = saved or run.checkpoints.save_elsewhere(run.snapshot(state))
-    except Exception as error:  # what ended the run matters more
+    except Exception as error:  # the error that ended the run matters more
         run.tracker.warn(f"no checkpoint could be saved ({type(error).__name__}: {error})")
         return
     if place is not None:
@@ -42,14 +42,14 @@ def save_what_there_is(run: Run, state: TrainingState) -> None:
 
 
 def conclude(run: Run, state: TrainingState, after: Judgement | None, started: float) -> Summary:
-    """final/, pictures and report. Raises SaveError where the end of training cannot be kept in the run's folder."""
+    """Write final/, plots and report. Raises SaveError if the run's folder cannot hold the end of training."""
     config, run_dir = run.config, run.checkpoints.run_dir
     if not run.checkpoints.holds(run.snapshot(state)) and (
         run.checkpoints.failure or not run.checkpoints.save(run.snapshot(state))
     ):
         raise _save_failed(run, state)
-    check_free(run_dir, RUN, RUN_ENDS, remedy=f"go on elsewhere: resume={shown(str(run_dir))} output_dir=NEW")
-    if after is None and state.initial is not None:  # the run was stopped between its last iteration and here
+    check_free(run_dir, RUN, RUN_ENDS, remedy=f"continue elsewhere: resume={shown(str(run_dir))} output_dir=NEW")
+    if after is None and state.initial is not None:  # stopped between the last iteration and here
         after = judge(run, state, state.iteration, log=False)
     run.tracker.phase("save")
     judged = (state.initial, after) if state.initial is not None and after is not None else None
@@ -71,7 +71,7 @@ def conclude(run: Run, state: TrainingState, after: Judgement | None, started: f
 
 
 def _save_failed(run: Run, state: TrainingState) -> SaveError:
-    """The reason that the last save failed, and where the state is kept all the same."""
+    """Why the last save failed, and where the state is saved instead."""
     rescue = run.checkpoints.save_elsewhere(run.snapshot(state))
     kept = f"its state is kept in {rescue}: resume={rescue}" if rescue else "no other place took its state"
     return SaveError(f"the end of training could not be saved ({run.checkpoints.failure}); {kept}")
@@ -106,7 +106,7 @@ def _summary(
 
 
 def write_summary(run_dir: Path, summary: Summary) -> None:
-    """summary.json, whole or not at all: where it lies, the run is finished, and a sweep does not run it again."""
+    """Write summary.json, which marks the run as finished, so that a sweep does not repeat it."""
     facts: dict[str, Any] = {
         "iterations": summary.iterations,
         "seconds": summary.seconds,

@@ -1,4 +1,4 @@
-"""AdamW over policy and critic, and the learning rate over iterations."""
+"""AdamW for policy and critic, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from apa_cli.models.roles import Models
 
 
 def make_optimizer(models: Models, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """A group for the policy and, where there is a critic, one for it, each with its own learning rate.
-
-    In 8 bits, bitsandbytes keeps the two moments of tensors of 4,096 numbers or more in a byte each.
-    """
+    """AdamW with a group for the policy and one for a critic, each with its own learning rate."""
     groups: list[dict[str, Any]] = [
         {"params": models.policy.trainable_parameters(), "initial_lr": config.learning_rate}
     ]
@@ -36,16 +33,16 @@ def make_optimizer(models: Models, config: OptimizerConfig) -> torch.optim.Optim
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Can the optimizer be made? Asked before any model is loaded. Raises UserError."""
+    """Raise UserError if the optimizer's library is missing. Called before any model is loaded."""
     if config.name == "adamw_8bit":
         import_bitsandbytes()
 
 
 @torch.no_grad()
 def lost_share(optimizer: torch.optim.Optimizer) -> float:
-    """Of the trained weights held in bf16, the share that a step of the learning rate leaves as they are, both ways.
+    """The share of trained bf16 weights that ±learning rate does not change, as it is rounded away.
 
-    AdamW's steps are about that large; rounding takes what is less than half the distance to the next number.
+    AdamW's steps are about that large.
     """
     lost, total = torch.zeros(()), 0
     for group in optimizer.param_groups:
@@ -70,7 +67,7 @@ def import_bitsandbytes() -> Any:
 
 
 def learning_rate_factor(iteration: int, iterations: int, config: OptimizerConfig) -> float:
-    """What the learning rate is multiplied by in iteration 0, 1, …: a linear warm-up, then the schedule.
+    """The factor of the learning rate in iteration 0, 1, …: a linear warm-up, then the schedule.
 
     linear and cosine end at 0 after the last iteration.
     """
@@ -84,12 +81,12 @@ def learning_rate_factor(iteration: int, iterations: int, config: OptimizerConfi
 
 
 def schedule_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: TrainConfig) -> float:
-    """Set the rates of iteration 0, 1, …; returns the policy's."""
+    """Set the learning rates of iteration 0, 1, … and return the policy's."""
     return set_learning_rate(optimizer, learning_rate_factor(iteration, config.training.iterations, config.optimizer))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Scale the groups' initial rates; returns the policy's."""
+    """Scale the groups' initial learning rates and return the policy's."""
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

@@ -1,4 +1,4 @@
-"""Every random state that a run draws from: torch's (CPU and CUDA), Python's and NumPy's."""
+"""The random states of torch (CPU and CUDA), Python and NumPy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class RandomStates:
-    numbers: dict[str, Any]  # as JSON holds them
+    numbers: dict[str, Any]  # JSON
     tensors: dict[str, Tensor]
 
     @classmethod

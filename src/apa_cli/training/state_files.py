@@ -36,7 +36,7 @@ WORK_FILE = "work.safetensors"  # only in a checkpoint made in the middle of an 
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What a checkpoint holds: the policy, the critic if there is one, and all else in trainer_state/."""
+    """The content of a checkpoint: the policy, the critic if any, and all else in trainer_state/."""
 
     models: Models
     state: TrainingState
@@ -63,7 +63,7 @@ class Snapshot:
 
 
 def save_training_state(state: TrainingState, folder: Path) -> None:
-    """Iteration, data position, moments, steered λ or β, optimizer, every random state, the work under way."""
+    """Write iteration, data position, moments, steered λ or β, optimizer, random states and unfinished work."""
     folder.mkdir(parents=True, exist_ok=True)
     random = state.random_states()
     numbers = {**state.scalars(), "random": random.numbers, "work": _work_numbers(state.work)}
@@ -80,7 +80,7 @@ def save_training_state(state: TrainingState, folder: Path) -> None:
 
 
 def load_training_state(state: TrainingState, folder: Path) -> None:
-    """The inverse, into a freshly built state whose parameters hold the checkpoint's weights."""
+    """Load into a new state whose parameters hold the checkpoint's weights."""
     saved = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     state.load_scalars(saved)
     _load_optimizer(state.optimizer, load_file(folder / OPTIMIZER_FILE))
@@ -93,9 +93,9 @@ def load_training_state(state: TrainingState, folder: Path) -> None:
 
 
 def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
-    """Load what `resumption` found into the freshly built `state`. Returns lines for the log.
+    """Load the checkpoint of `resumption` into a new `state` and return lines for the log.
 
-    Raises UserError where the checkpoint does not fit what was built.
+    Raises UserError if the checkpoint does not fit.
     """
     checkpoint = resumption.checkpoint
     if checkpoint is None:

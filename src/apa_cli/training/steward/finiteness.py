@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found before they reach the optimizer, and named."""
+"""Find and name numbers that are not finite before they reach the optimizer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apa_cli.training.update import Gradients
 
 
 def all_finite(found: Gradients) -> bool:
-    """Whether losses and gradient norms are. This waits for the device, once a minibatch."""
+    """Whether losses and gradient norms are finite. Waits for the device."""
     totals = [torch.as_tensor(mean.total) for mean in found.means.values()]
     numbers = [*totals, *found.norms.values()]
     return bool(torch.stack([number.isfinite().to(numbers[0].device) for number in numbers]).all())
@@ -27,9 +27,9 @@ def culprit(
     objective: Objective,
     config: TrainConfig,
 ) -> str:
-    """The first thing that is not finite of a minibatch whose gradients are in `.grad`, in the order of their making.
+    """The first thing that is not finite in a minibatch whose gradients are in `.grad`.
 
-    A weight, else what the pass over these rows makes, done once more; else a parameter's gradient.
+    A weight, else a result of another pass over these rows, else a parameter's gradient.
     """
     parameters = models.named_parameters()
     if weights := bad_weights(parameters):
@@ -57,7 +57,7 @@ def culprit(
 
 
 def fault_in(trajectory: Trajectory, rows: Tensor) -> str:
-    """What is not finite in these rows, of the things made before the update in the order of their making."""
+    """The first thing made before the update that is not finite in these rows."""
     mask = trajectory.response_mask[rows]
     made = {
         "rollout log-probs": trajectory.rollout_logprobs,
@@ -69,7 +69,7 @@ def fault_in(trajectory: Trajectory, rows: Tensor) -> str:
 
 
 def bad_weights(parameters: dict[str, nn.Parameter]) -> str | None:
-    """The first parameter that is not finite. It spoils everything that is made with it."""
+    """The first parameter that is not finite."""
     for name, parameter in parameters.items():
         if not bool(parameter.isfinite().all()):
             return f"weights of {name}"
@@ -77,7 +77,7 @@ def bad_weights(parameters: dict[str, nn.Parameter]) -> str | None:
 
 
 def describe_setting(iteration: int, knob: str, scores: Tensor) -> str:
-    """Where a run stands, for the diagnosis: iteration 12, λ 0.3, scores from −1.2 to 3.4 (2 of 64 not finite)."""
+    """For diagnosis: iteration 12, λ 0.3, scores from −1.2 to 3.4 (2 of 64 not finite)."""
     finite = scores[scores.isfinite()]
     spread = f"scores from {finite.min().item():.4g} to {finite.max().item():.4g}" if len(finite) else "scores"
     missing = len(scores) - len(finite)

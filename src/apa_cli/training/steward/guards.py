@@ -1,4 +1,4 @@
-"""Limits that end a run by itself: training.stop_if."""
+"""training.stop_if: limits that end a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WATCHED = {  # key of training.stop_if: metric, and whether the limit is an upp
 
 
 class Guards:
-    """Each limit counts the iterations in a row that were beyond it, and fires at `patience`."""
+    """Each limit counts the iterations in a row beyond it, and fires at `patience`."""
 
     def __init__(self, config: StopIfConfig) -> None:
         self.config = config
@@ -23,7 +23,7 @@ class Guards:
         self._last: dict[str, float] = {}
 
     def after(self, metrics: Mapping[str, float]) -> Guards:
-        """These guards one iteration later. A figure that is missing or not a number leaves its count as it is."""
+        """The guards one iteration later. A missing or NaN metric does not change its count."""
         later = Guards(self.config)
         later.load_state_dict(self.state_dict())
         for key, (metric, _) in _WATCHED.items():
@@ -35,9 +35,9 @@ class Guards:
 
     @property
     def fired(self) -> str | None:
-        """Why the run is to end, in one line; None while it may go on."""
+        """Why the run ends, in one line, or None."""
         for key, (metric, upper) in _WATCHED.items():
-            # asked again: the limit may have been changed since the run was saved
+            # the limit may have changed since the run was saved
             if self._beyond[key] >= self.config.patience and self._is_beyond(key):
                 limit, side = getattr(self.config, key), "above" if upper else "below"
                 count = f"{self._beyond[key]} iterations in a row" if self._beyond[key] > 1 else "one iteration"

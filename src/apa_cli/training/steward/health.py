@@ -1,5 +1,4 @@
-"""What a run remembers of its troubles: minibatches skipped in a row, iterations without any score, a lowered token
-budget, limits being crossed."""
+"""Troubles that a run keeps count of: skipped minibatches, missing scores, a lowered token budget, crossed limits."""
 
 from __future__ import annotations
 
@@ -14,19 +13,19 @@ from apa_cli.training.steward.memory import TokenBudget
 
 @dataclass(kw_only=True)
 class Skips:
-    """Counts minibatches left out one after the other, from one iteration to the next. At `limit` the run stops."""
+    """Counts minibatches skipped in a row, across iterations. At `limit` the run stops."""
 
     limit: int
     in_a_row: int = 0
 
     def passed(self) -> None:
-        """A minibatch was sound."""
+        """A minibatch was used."""
         self.in_a_row = 0
 
     def skipped(self, culprit: str, setting: str) -> None:
-        """A minibatch was left out because of `culprit`. Raises DivergedError when it was the last allowed.
+        """A minibatch was skipped because of `culprit`. Raises DivergedError at the limit.
 
-        The count then begins anew, so that a run that goes on from there has as many tries again.
+        This resets the count, so that a resumed run has as many tries again.
         """
         self.in_a_row += 1
         if self.in_a_row >= self.limit:

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2: the run finishes what must not be cut in two, saves, and exits 130.
+"""Save and exit with code 130 after SIGINT, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2.
 
-While a rollout is made or judged nothing changes that a checkpoint could not give back, so there the signal ends the
-work at once. In an update it waits for the end of the minibatch.
+While a rollout is made or judged, nothing changes that a checkpoint does not restore, so a signal ends the work at
+once. In an update it waits for the end of the minibatch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _log = logging.getLogger(LOGGER)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user or the scheduler wants the run to end. `deadline` is when it must have, on the monotonic clock."""
+    """A signal to end the run before `deadline`, on the monotonic clock."""
 
     def __init__(self, name: str, deadline: float) -> None:
         super().__init__(name)
@@ -34,10 +34,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """A context manager that listens to these signals in the main thread; afterwards handlers are as they were.
+    """A context manager that handles these signals in the main thread and restores the handlers afterwards.
 
-    A signal that is ignored, as nohup has it of SIGHUP, stays so. A second signal, or `grace_seconds` without an end,
-    exits at once with what is on disk; where Python cannot, the watchdog ends it. With `listen` off handlers stay.
+    Ignored signals, such as SIGHUP under nohup, stay ignored. A second signal, or `grace_seconds` without an end, exits
+    at once; if Python cannot, the watchdog does. Without `listen`, no handlers are set.
     """
 
     def __init__(self, grace_seconds: float, *, listen: bool = True) -> None:
@@ -66,13 +66,13 @@ class Interrupts:
         self._over.set()
 
     def check(self) -> None:
-        """Raise Interrupted where a signal has come."""
+        """Raise Interrupted if a signal has arrived."""
         if self._received is not None:
             raise Interrupted(self._received, self._deadline)
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """In here a signal waits for the next `check`; there is one at the end."""
+        """Inside, a signal waits for the next `check`; there is one at the end."""
         self._deferred = True
         try:
             yield
@@ -82,7 +82,7 @@ class Interrupts:
 
     @contextlib.contextmanager
     def immediate(self) -> Iterator[None]:
-        """A stretch, inside `deferred` too, that may be cut anywhere."""
+        """Inside, even within `deferred`, a signal raises at once."""
         self.check()
         before, self._deferred = self._deferred, False
         try:
@@ -95,7 +95,7 @@ class Interrupts:
             _exit("a second signal: stopped at once")
         self._received = signal.Signals(number).name
         self._deadline = time.monotonic() + self.grace_seconds
-        # a thread, because whoever is interrupted here may hold a lock that logging needs
+        # in a thread, as the interrupted code may hold a lock that logging needs
         threading.Thread(target=self._watch, name="grace", daemon=True).start()
         if not self._deferred:
             self.check()

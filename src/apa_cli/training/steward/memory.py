@@ -1,4 +1,4 @@
-"""When the GPU's memory does not suffice for a micro-batch: smaller ones, and the same work again."""
+"""Repeat work with smaller micro-batches if memory runs out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIGNS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")  # of librar
 
 @dataclass(kw_only=True)
 class TokenBudget:
-    """Tokens that a micro-batch may hold: as configured, and halved when they did not fit, for the rest of the run."""
+    """The most tokens in a micro-batch: as configured, halved for the rest of the run whenever they do not fit."""
 
     configured: int
     tokens: int = 0
@@ -32,7 +32,7 @@ class TokenBudget:
         return {"configured": self.configured, "tokens": self.tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """A configuration changed since counts from its own number."""
+        """A changed configuration is used as it is."""
         if state["configured"] == self.configured:
             self.tokens = state["tokens"]
 
@@ -45,10 +45,10 @@ def within_memory(
     undo: Callable[[], None] = lambda: None,
     where: str,
 ) -> T:
-    """`work(budget.tokens)`, again with half the budget for as long as it runs out of memory.
+    """`work(budget.tokens)`, repeated with half the budget while it runs out of memory.
 
-    `plan` gives the micro-batches of a budget: it is halved until they become smaller. `undo` takes back what a failed
-    attempt left behind; `where` names the work in the log. Raises UserError when one row alone does not fit.
+    `plan` gives the micro-batches of a budget, which is halved until they become smaller. `undo` reverts a failed
+    attempt; `where` names the work in the log. Raises UserError if a single row does not fit.
     """
     while True:
         try:
@@ -56,7 +56,7 @@ def within_memory(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # Only here, where the error and with it the frames that hold the attempt's tensors are gone, is memory free.
+        # here the error and the frames that hold the attempt's tensors are gone
         undo()
         free_memory()
         _halve(budget, plan, where)
@@ -64,7 +64,7 @@ def within_memory(
 
 @contextmanager
 def enough_memory(where: str, problem: str, remedy: str) -> Iterator[None]:
-    """For what cannot be done in smaller pieces: running out of memory in here is the user's to mend."""
+    """Raise UserError if memory runs out in work that cannot be done in smaller pieces."""
     try:
         yield
     except RuntimeError as error:
@@ -80,7 +80,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what nothing refers to any more."""
+    """Free memory that is no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -99,7 +99,7 @@ def _halve(budget: TokenBudget, plan: Callable[[int], Sequence[Sized]], where: s
             "or add policy=lora",
         )
     logging.getLogger(LOGGER).warning(
-        "out of memory in %s: training.microbatch_tokens is %d from here on instead of %d, with the same gradient",
+        "out of memory in %s: training.microbatch_tokens is now %d instead of %d, with the same gradient",
         where,
         tokens,
         budget.tokens,

@@ -1,7 +1,7 @@
-"""The steward of a run: it stands around the steps of an iteration, and none of them knows of it.
+"""The steward of a run wraps the steps of an iteration, which do not know about it.
 
-It times the phases, does work again in smaller pieces where memory does not suffice, leaves out minibatches whose
-numbers are not finite, hears signals where stopping loses nothing, and keeps what a checkpoint needs to go on from.
+It times the phases, repeats work in smaller pieces if memory runs out, skips minibatches with numbers that are not
+finite, handles signals where stopping loses nothing, and keeps what a checkpoint needs to resume.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from apa_cli.training.steward.memory import enough_memory, within_memory
 from apa_cli.training.update import Gradients
 
 T = TypeVar("T")
-UNSCORED_LIMIT = 5  # iterations in a row without any score, at which the run saves and stops
+UNSCORED_LIMIT = 5  # iterations in a row without any score until the run saves and stops
 _log = logging.getLogger(LOGGER)
 
 
@@ -50,12 +50,12 @@ class Steward(Attendant):
         super().__init__(config.training.microbatch_tokens)
         self.config, self.models, self.scorers = config, models, scorers
         self.state, self.tracker, self.interrupts = state, tracker, interrupts
-        self._seconds: dict[str, float] = {}  # by phase, of the iteration under way
+        self._seconds: dict[str, float] = {}  # of each phase in this iteration
         self._began = self._cpu_began = 0.0
 
     @contextmanager
     def iteration(self) -> Iterator[None]:
-        """Around one iteration, whose clock begins here. A signal waits for the next moment at which all agrees."""
+        """Wrap one iteration and start its clock. A signal waits until weights and state are consistent."""
         work = self.state.work
         self._seconds = work.seconds if work is not None else {}
         self._began, self._cpu_began = time.perf_counter() - sum(self._seconds.values()), time.process_time()
@@ -77,13 +77,13 @@ class Steward(Attendant):
         return within_memory(work, self.state.health.budget, plan, where=where)
 
     def sampled(self, before: Trajectory, after: Trajectory) -> None:
-        """Before training, the sampler's log-probs must be the reference's."""
+        """Before training, check that the sampler's log-probs are the reference's."""
         if self.state.iteration == 0:
             reference = after.reference_logprobs
             check_first_rollout(before, reference, self.models.policy, self.config, self.tracker.note)
 
     def collect(self, work: Callable[[], Work]) -> Work:
-        """The work that was kept, or a new one. Until that is complete, `state.start` is where to go on from."""
+        """The work restored from a checkpoint, or new work. Until that is complete, `state.start` is what resumes."""
         state = self.state
         if state.work is None:
             state.start = RolloutStart(
@@ -99,9 +99,9 @@ class Steward(Attendant):
         return state.work
 
     def scored(self, trajectory: Trajectory) -> None:
-        """Say how many responses have no score. Raises UserError where none has had one for UNSCORED_LIMIT iterations.
+        """Warn of responses without a score. Raises UserError after UNSCORED_LIMIT iterations without any.
 
-        The count then begins anew, and a run that goes on from there draws this rollout once more.
+        This resets the count. A run resumed from there samples this rollout again.
         """
         health, scores = self.state.health, trajectory.scores
         assert scores is not None
@@ -120,10 +120,10 @@ class Steward(Attendant):
         self.tracker.warn(f"iteration {self.state.iteration + 1}: {said}; {count}")
 
     def minibatch(self, rows: Tensor, gradients: Callable[[int], Gradients], step: Callable[[Gradients], None]) -> None:
-        """Take it if every number is finite, else leave it out and count it. A signal is heard behind it.
+        """Learn from the minibatch if every number is finite, else skip and count it. Then handle a signal.
 
-        Raises DivergedError after too many left out in a row, and UserError when a single response does not fit in
-        memory; the record and the weights agree then too.
+        Raises DivergedError after too many skipped in a row, and UserError if a single response does not fit in memory.
+        State and weights are consistent then too.
         """
         state, work = self.state, self.state.work
         assert work is not None
@@ -137,7 +137,7 @@ class Steward(Attendant):
         self.interrupts.check()
 
     def metrics(self) -> dict[str, float]:
-        """What an iteration took, at its end."""
+        """Time, throughput, memory and skipped minibatches of the iteration."""
         work = self.state.work
         assert work is not None
         trajectory, total = work.trajectory, time.perf_counter() - self._began
@@ -154,8 +154,8 @@ class Steward(Attendant):
     def _take(
         self, work: Work, rows: Tensor, gradients: Callable[[int], Gradients], step: Callable[[Gradients], None]
     ) -> str | None:
-        """Learn from the minibatch; or what is not finite, and nothing is learnt."""
-        if not bool(work.targets.usable.cpu()[rows].all()):  # the models' numbers were not finite before the update
+        """Learn from the minibatch, or return what is not finite without learning."""
+        if not bool(work.targets.usable.cpu()[rows].all()):  # not finite before the update
             return bad_weights(self.models.named_parameters()) or fault_in(work.trajectory, rows)
         optimizer = self.state.optimizer
         found = within_memory(
@@ -170,7 +170,7 @@ class Steward(Attendant):
             optimizer.zero_grad(set_to_none=True)
             return wrong
         work.stepping = True
-        states = "AdamW's two numbers for each trained weight do"  # which it makes room for in its first step
+        states = "AdamW's two numbers for each trained weight do"  # allocated in its first step
         with enough_memory("policy.adapter.r", states, "train fewer weights: policy=lora, or a lower rank"):
             step(found)
         self.state.health.skips.passed()
@@ -185,7 +185,7 @@ class Steward(Attendant):
             yield
 
     def _setting(self, work: Work) -> str:
-        """Where the run stands, in the words of a diagnosis."""
+        """The run's setting, for diagnosis."""
         knob, scores = self.state.objective.knob, work.trajectory.scores
         assert scores is not None
         return describe_setting(self.state.iteration + 1, f"{knob.symbol} {knob.value:g}", scores.float())
