@@ -1,4 +1,4 @@
-"""JSON lines that survive a crash and a full disk: one write a line, nothing buffered, no NaN."""
+"""JSON lines that survive a crash and a full disk: one unbuffered write per line, no NaN."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ class JsonLines(PatientFile):
         self.write(line.encode("utf-8", errors="backslashreplace"))
 
     def read(self) -> list[dict[str, Any]]:
-        """All objects, those that are not on the disk yet among them."""
+        """All objects, including those not on the disk yet."""
         return _parse(self.content(), self.path)
 
     def content(self) -> bytes:
-        """Of the file, and what is not on the disk yet."""
+        """The file's bytes and those not on the disk yet."""
         return self.path.read_bytes() + self.pending
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a file, [] where there is none. A last line torn by a crash is left out; others raise ValueError."""
+    """Objects of a file, [] if there is none. Skips an incomplete last line; other damage raises ValueError."""
     return _parse(path.read_bytes(), path) if path.exists() else []
 
 
@@ -52,7 +52,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            if number == len(lines):  # nothing ended this line
+            if number == len(lines):  # an incomplete last line
                 break
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
         records.append(record)
@@ -60,7 +60,7 @@ def _parse(content: bytes, path: Path) -> list[dict[str, Any]]:
 
 
 def _rewind(path: Path, start_iteration: int | None) -> None:
-    """Keep lines up to `start_iteration`. The old file stays until the new one is complete."""
+    """Keep lines up to `start_iteration`, replacing the file at once."""
     try:
         lines = [] if start_iteration is None else read_json_lines(path)
         kept = [record for record in lines if start_iteration is not None and record["iteration"] <= start_iteration]

@@ -18,7 +18,7 @@ from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
 LOG_FILE = "run.log"
 LOGGER = "apa_cli"
 LIBRARIES = ("transformers", "datasets", "huggingface_hub", "peft", "accelerate")
-WARNINGS = "py.warnings"  # where logging.captureWarnings sends warnings.warn
+WARNINGS = "py.warnings"  # logger of logging.captureWarnings
 
 
 @contextmanager
@@ -67,11 +67,11 @@ class RunLog(logging.Handler):
             self.open(path)
 
     def open(self, path: Path) -> PatientFile:
-        """Append to `path` from here on, first what has waited. Where it is open already, nothing happens."""
+        """Append to `path` from now on, first the lines kept so far, unless it is open already."""
         if self.file is None:
             separate(path)
             self.file = PatientFile(path, self._trouble)
-            if not _ends_a_line(path):  # a process that was killed
+            if not _ends_a_line(path):  # the last process was killed
                 self.file.write(b"\n")
             self.file.write(self._waiting)
         return self.file
@@ -95,7 +95,7 @@ class RunLog(logging.Handler):
 
 
 def message_of(record: logging.LogRecord) -> str:
-    """The message; where its parts do not fit together, the parts."""
+    """The formatted message, or its parts if formatting fails."""
     try:
         return record.getMessage()
     except Exception:

@@ -45,7 +45,7 @@ process, all threads together. With rollout.source=offline `logged/…` describe
 
 
 class MetricsFile(JsonLines):
-    """One line an iteration, `iteration` first; a value that is not finite is written as null."""
+    """One line per iteration, `iteration` first; values that are not finite become null."""
 
     def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
         super().__init__(path, start_iteration=start_iteration, trouble=trouble)
@@ -53,7 +53,7 @@ class MetricsFile(JsonLines):
         self.last_iteration: int | None = written[-1]["iteration"] if written else None
 
     def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Raises ValueError when `iteration` does not come after the line before it."""
+        """Raises ValueError unless `iteration` is larger than in the line before."""
         if self.last_iteration is not None and iteration <= self.last_iteration:
             raise ValueError(f"metrics of iteration {iteration} after those of {self.last_iteration}")
         self.add({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})

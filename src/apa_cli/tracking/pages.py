@@ -1,4 +1,4 @@
-"""What reports are written with: numbers and durations, Markdown tables, and an HTML page that needs nothing else."""
+"""Building blocks of reports: numbers, durations, Markdown tables and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """Cut in the middle: the beginning and the end of a name say most."""
+    """Shorten a name in the middle."""
     end = (width - 1) // 2
     return text if len(text) <= width else f"{text[: width - 1 - end]}…{text[len(text) - end :]}"
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> list[str]:
-    """Lines of a table whose cells are in Markdown already; columns after the first are aligned as numbers."""
+    """Lines of a table of Markdown cells; columns after the first are right-aligned."""
     rule = f"|---|{('---:|' if numbers else '---|') * (len(header) - 1)}"
     return [f"| {' | '.join(header)} |", rule, *(f"| {' | '.join(map(str, row))} |" for row in rows)]
 

@@ -1,4 +1,4 @@
-"""Pictures of a run, drawn from its metrics.jsonl."""
+"""Plots of a run's metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rows = list[dict[str, "float | None"]]
 
 
 def draw_run(run_dir: Path) -> list[Path]:
-    """Write plots/*.png of a run's folder and return their paths, overview first; [] where there are no metrics yet."""
+    """Write plots/*.png of a run's folder and return their paths, overview first; [] without metrics."""
     rows = read_metrics(run_dir)
     if not rows:
         return []
@@ -50,7 +50,7 @@ def _series(rows: Rows, name: str) -> tuple[list[float], list[float]]:
 def _line(
     axes: Axes, rows: Rows, name: str, label: str, colour: str, *, held_out: bool = False, dashed: bool = False
 ) -> None:
-    """One metric; held-out evaluations are few, and marked."""
+    """One metric, with markers for held-out evaluations."""
     x, y = _series(rows, name)
     if not x:
         return

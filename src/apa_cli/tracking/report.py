@@ -1,4 +1,4 @@
-"""What happened, in a few lines for the terminal and as report.md."""
+"""Summarise a run on the terminal and in report.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apa_cli.tracking.pages import cell, format_number, format_seconds, markdown
 from apa_cli.tracking.samples import SamplePair
 
 REPORT_FILE = "report.md"
-UNMEASURED = "how the policy does was not measured"  # responses were logged, and nothing was evaluated
+UNMEASURED = "how the policy does was not measured"  # logged responses without an evaluation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""samples.jsonl: what the policy wrote, and how it scored."""
+"""samples.jsonl: responses and their scores."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SamplePair:
 
 
 class SamplesFile(JsonLines):
-    """One line a response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
+    """One line per response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
 
     def log(self, iteration: int, samples: Sequence[Sample], *, source: str) -> None:
         for sample in samples:

@@ -1,4 +1,4 @@
-"""How every picture of this package looks. matplotlib is imported only when one is drawn."""
+"""The style of all plots. matplotlib is imported on demand."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def tidy(axes: Axes, title: str | None = None, *, legend: bool = True) -> None:
-    """Title, grid and legend, and a word where nothing was measured."""
+    """Title, grid and legend, and a note if nothing was measured."""
     if title is not None:
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.grid(True, color="#D9D9D9", linewidth=0.6)
@@ -53,7 +53,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     if columns * LEGEND_ROWS < len(texts):
         columns = min(most, math.ceil(len(texts) / LEGEND_ROWS))
     cut = [shortened(text, room // columns - 8) for text in texts]
-    while columns > 1 and len(set(cut)) < len(set(texts)):  # rather fewer than alike
+    while columns > 1 and len(set(cut)) < len(set(texts)):  # until labels differ
         columns -= 1
         cut = [shortened(text, room // columns - 8) for text in texts]
     texts = cut
@@ -63,11 +63,11 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
         shown = [*shown[: -left - 1], Line2D([], [], linestyle="")]
     legend = figure.legend(shown, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     for text in legend.get_texts():
-        text.set_parse_math(False)  # a $ is a $
+        text.set_parse_math(False)  # $ is literal
 
 
 def drawable(text: str) -> str:
-    """`text` with characters that matplotlib's own font lacks as escapes, which tell two names apart."""
+    """Escape characters that matplotlib's font lacks, so that names stay distinct."""
     from matplotlib.font_manager import findfont, get_font
 
     font = get_font(findfont("DejaVu Sans"))

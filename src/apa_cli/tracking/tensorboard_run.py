@@ -20,7 +20,7 @@ NAME = "events.out.tfevents."  # and a number: TensorBoard reads the files of a 
 
 
 class TensorBoardRun:
-    """Whatever fails while it writes costs a warning. Raises UserError where TensorBoard cannot be imported."""
+    """A failure to write is a warning. Raises UserError if TensorBoard cannot be imported."""
 
     def __init__(self, run_dir: Path, *, warn: Callable[[str], None]) -> None:
         self._folder, self._warn = run_dir / FOLDER, warn
@@ -28,7 +28,7 @@ class TensorBoardRun:
         try:
             from tensorboard.compat.proto.event_pb2 import Event
             from torch.utils.tensorboard import RecordWriter
-        except Exception as error:  # an installation that does not fit raises many a thing
+        except Exception as error:  # a broken installation may raise anything
             missing = isinstance(error, ModuleNotFoundError) and (error.name or "").startswith("tensorboard")
             problem = "tensorboard is not installed" if missing else f"tensorboard cannot be imported ({error})"
             remedy = "pip install 'apa-cli[tensorboard]', or set it to false"

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: a live table with a progress bar, or plain lines where nobody looks at a terminal."""
+"""Show a run's progress: a live table with a progress bar, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Column:
 
 
 def columns_of(*, held_out: bool, evaluator: bool, logged: bool = False) -> tuple[Column, ...]:
-    """Columns of the table, which fits 80 characters with all of them. What is `logged` has no reward of its own."""
+    """Columns of the table, at most 80 characters. Logged responses have no reward."""
     columns = [Column("logged", 7, ("logged/score_mean",), 3) if logged else Column("reward", 7, ("reward/mean",), 3)]
     if held_out:
         columns.append(Column("held-out", 8, ("eval/reward",), 3))
@@ -107,7 +107,7 @@ class Terminal(logging.Handler):
         self.stop()
 
     def stop(self) -> None:
-        """Leave the table as it stands and give the terminal back. What comes after is printed below it."""
+        """Stop updating the table. Later lines are printed below it."""
         live, self._live = self._live, None
         self._phase = ("", 0, 0)
         if live is not None:
@@ -117,7 +117,7 @@ class Terminal(logging.Handler):
                 self.kind = "quiet"
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        """What is being done now, how many of how many; only the live table shows it."""
+        """Current work and its progress, for the live table."""
         self._phase = (name, done, total)
 
     def row(self, iteration: int, metrics: Mapping[str, float]) -> None:
@@ -141,12 +141,12 @@ class Terminal(logging.Handler):
         )
 
     def words(self, iteration: int, metrics: Mapping[str, float]) -> str:
-        """The same numbers as one line of a log, each with its name."""
+        """The numbers as one line of a log, with their names."""
         pairs = [(column.title, column.text(metrics)) for column in self.columns]
         return ", ".join([f"iteration {iteration}", *(f"{title} {text}" for title, text in pairs if text != "–")])
 
     def lines(self, lines: Sequence[str]) -> None:
-        """The end of the run in words. The quiet console keeps to warnings."""
+        """Print the summary, unless the console is quiet."""
         if self.kind != "quiet":
             for line in lines:
                 self._print(printable(line))
@@ -171,13 +171,13 @@ class Terminal(logging.Handler):
         try:
             if self._live is not None:
                 self.console.print(message, markup=False)
-            else:  # as it is: a log is not wrapped to a terminal's width
+            else:  # not wrapped
                 print(message, file=self.console.file, flush=True)
         except (OSError, ValueError) as error:
             self._lose(error)
 
     def _lose(self, error: OSError | ValueError) -> None:
-        """Quiet from now on, where the reader is gone or has closed the file; a full disk may have room again."""
+        """Stop printing if the reader is gone or the file is closed, but not if a disk is full."""
         if not (isinstance(error, OSError) and error.errno in FULL):
             self.kind = "quiet"
 
@@ -223,7 +223,7 @@ def clock(seconds: float) -> str:
 
 
 def _fit(value: float, digits: int, width: int) -> str:
-    """Fixed point where it fits and says something, otherwise with an exponent."""
+    """Fixed-point if that shows enough digits, otherwise with an exponent."""
     text = f"{value:.{digits}f}"
     if len(text) > width or (value != 0 and float(text) == 0):
         text = f"{value:.1e}"

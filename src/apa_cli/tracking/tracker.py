@@ -1,4 +1,4 @@
-"""The one thing that the training loop tells about its progress."""
+"""Report the progress of a run to files, the terminal, wandb and TensorBoard."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Tracker:
         self.config, self.run_dir = config, run_dir
         self._start_iteration = start_iteration
         self._held: dict[int, dict[str, float]] = {}
-        self._metrics: MetricsFile  # these two from begin() on
+        self._metrics: MetricsFile  # both set in begin()
         self._samples: SamplesFile
         self._written: list[PatientFile] = []
         held_out = config.evaluation.prompts > 0
@@ -67,7 +67,7 @@ class Tracker:
             self._opened = opened.pop_all()
 
     def begin(self) -> Tracker:
-        """Open the files of the run. Raises UserError where those of a run that goes on cannot be read."""
+        """Open the files of the run. Raises UserError if a resumed run's cannot be read."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         start, trouble = self._start_iteration, self._trouble
         self._samples = SamplesFile(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
@@ -85,15 +85,15 @@ class Tracker:
         _log.info(message)
 
     def warn(self, message: str) -> None:
-        """A line that the quiet console shows too."""
+        """One line that a quiet console shows too."""
         _log.warning(message)
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
-        """read, tokenize, generate, score, forward, update, evaluate or save, and how far it is: shown live alone."""
+        """What is being done (read, generate, update, …) and how far it is, for the live table."""
         self._terminal.phase(name, done, total)
 
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
-        """All metrics of one iteration, with those of its evaluation where there was one."""
+        """All metrics of one iteration, with those of its evaluation if there is one."""
         merged = {**self._held.pop(iteration, {}), **metrics}
         self._samples.log(iteration, samples, source="training")
         self._write(iteration, merged, samples)
@@ -115,22 +115,22 @@ class Tracker:
             self._wandb.keep(iteration, samples)
 
     def sync(self) -> bool:
-        """Metrics and samples to the disk itself, as a checkpoint wants them. Whether all of them are there."""
+        """Flush metrics and samples to the disk. Returns whether that succeeded."""
         if self._tensorboard is not None:
             self._tensorboard.sync()
         return all([self._metrics.sync(), self._samples.sync()])
 
     def copy_to(self, folder: Path) -> None:
-        """Metrics and samples so far, those among them that a full disk has not taken yet."""
+        """Copy metrics and samples, including lines that a full disk has refused."""
         for name, lines in ((METRICS_FILE, self._metrics), (SAMPLES_FILE, self._samples)):
             (folder / name).write_bytes(lines.content())
 
     def metrics(self) -> list[dict[str, float | None]]:
-        """The lines of metrics.jsonl, those among them that a full disk has not taken yet."""
+        """The lines of metrics.jsonl, including those that a full disk has refused."""
         return self._metrics.read()
 
     def finish(self, summary: Summary) -> None:
-        """Pictures, report.md, and the last lines on the terminal. A picture that cannot be drawn costs a warning."""
+        """Write plots and report.md, and print the summary. A plot that fails is a warning."""
         self._flush_held()
         self._terminal.stop()
         try:
@@ -168,7 +168,7 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        deadline = getattr(error, "deadline", None)  # of a run that a signal ended
+        deadline = getattr(error, "deadline", None)  # after a signal
         seconds = None if deadline is None else max(0.0, deadline - time.monotonic() - 1.0)
         self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1, seconds=seconds)
 
@@ -183,12 +183,12 @@ class Tracker:
             _log.info("%s", self._terminal.words(iteration, metrics), extra={"terminal": False})
 
     def _flush_held(self) -> None:
-        """Evaluations whose iteration never came: a run interrupted between the two."""
+        """Write evaluations whose iteration was interrupted."""
         for iteration in sorted(self._held):
             self._write(iteration, self._held.pop(iteration), ())
 
     def _report_unwritten(self) -> None:
-        """Lines that the disk refuses to the last."""
+        """Warn of lines that could not be written."""
         for file in self._written:
             file.write(b"")
             if file.problem is not None and (lines := file.pending.count(b"\n")):
