@@ -73,7 +73,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
 
     mended.touch()
     before = state(finished)
-    second = apa_train(sweep, *command, fresh=True, **own_threads)
+    second = apa_train(sweep, *command, "hydra.launcher.n_jobs=1")
     assert (second.code, second.errors) == (0, ""), second.errors
     assert state(finished) == before
     assert second.output.count("already finished, not run again") == 1
@@ -84,7 +84,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
 def test_submitit_runs_members_in_processes_of_its_own(tmp_path: Path):
     plugin("hydra_submitit_launcher")
     sweep = tmp_path / "sweep"
-    done = apa_train(sweep, "-m", "sweep=submitit_local", "policy.path=builtin:reviews/policy,gone", *TINY, fresh=True)
+    done = apa_train(sweep, "-m", "sweep=submitit_local", "policy.path=builtin:reviews/policy,gone", *TINY)
     assert done.code == 2, done.errors
     assert sorted(row["status"] for row in rows(sweep)) == ["failed", "finished"]
     assert done.output.count("policy.path: ") == 1  # its reason has come out of the other process
