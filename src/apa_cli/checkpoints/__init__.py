@@ -1,1 +1,1 @@
-"""Saving a run so that it can go on, and exporting its policy."""
+"""Save a run's state for resuming, and export its policy."""

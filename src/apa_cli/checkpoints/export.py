@@ -1,4 +1,4 @@
-"""The policy in ordinary formats: a Hugging Face folder, or a PEFT adapter's, with tokenizer and model card."""
+"""Export the policy as a Hugging Face model or PEFT adapter, with tokenizer and model card."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def export_final(
 
 
 def _final_dtype(config: TrainConfig) -> torch.dtype | None:
-    """None where the weights are to stay as they were trained."""
+    """The dtype to export; None for that of training."""
     named = {"bf16": torch.bfloat16, "fp16": torch.float16}
     choice, policy = config.checkpoint.final_dtype, config.policy
     if choice != "source":
@@ -82,7 +82,7 @@ def _final_dtype(config: TrainConfig) -> torch.dtype | None:
 
 
 def _round_weights(folder: Path, dtype: torch.dtype | None) -> None:
-    """The weights of a saved model or adapter in `dtype`, one file at a time, and its config.json to say so."""
+    """Convert a saved model or adapter to `dtype`, one file at a time, and note it in config.json."""
     if dtype is None:
         return
     for file in folder.glob("*.safetensors"):
@@ -98,7 +98,7 @@ def _round_weights(folder: Path, dtype: torch.dtype | None) -> None:
 
 
 def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """What the model is, from what, and the measured metrics before and after."""
+    """The model card: base, training and metrics before and after."""
     objective = config.objective
     symbol, value = objective.knob
     target = objective.kl_target

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run to go on from: the newest whole one. Imports no torch."""
+"""Find the checkpoint to resume from: the newest complete one. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ TRAINER_STATE = "trainer_state"
 
 
 def checkpoint_iteration(folder: Path) -> int | None:
-    """Finished iterations, by the folder's name; None where it is no checkpoint's."""
+    """Finished iterations in a checkpoint's name; None for other names."""
     match = _NAME.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """All that are named as checkpoints and hold something of one, oldest first."""
+    """Folders with the name and some content of a checkpoint, oldest first."""
     parts = (MANIFEST, TRAINER_STATE, "policy")
     named = [path for path in folder.glob("iter_*") if any((path / part).exists() for part in parts)]
     found = [(match, path) for path in named if (match := _NAME.fullmatch(path.name))]
@@ -40,18 +40,18 @@ def named_in(pointer: Path) -> str | None:
 
 
 def pointed_to(pointer: Path) -> Path | None:
-    """The checkpoint itself; None where it is not there."""
+    """The checkpoint itself, or None."""
     name = named_in(pointer)
     return pointer.parent / name if name and (pointer.parent / name).is_dir() else None
 
 
 def followed(place: Path) -> Path:
-    """The checkpoint where `place` is a pointer to one, otherwise `place`."""
+    """The checkpoint that `place` points to, otherwise `place`."""
     return (pointed_to(place) if place.name in POINTERS else None) or place
 
 
 def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is as it was written; every damaged one on the way is named to `warn`.
+    """The newest undamaged checkpoint. `warn` is called for each damaged one before it.
 
     So is what lies in it and is not listed.
     """

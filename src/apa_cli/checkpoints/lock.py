@@ -1,4 +1,4 @@
-"""One run a folder: a lock that the system takes back when its process ends, however it ends."""
+"""One run per folder: a lock that the system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _locked(run_dir: Path, path: Path) -> Iterator[None]:
     try:
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    except OSError:  # a full disk: the lock holds all the same
+    except OSError:  # a full disk: the lock still holds
         pass
     try:
         yield
@@ -81,7 +81,7 @@ def _locked(run_dir: Path, path: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
-    """Raises UserError where something else than a lock has its name."""
+    """Raise UserError if the lock's name is something else."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:

@@ -19,7 +19,7 @@ CHUNK = 1 << 20
 
 
 def write_manifest(folder: Path) -> None:
-    """Size and SHA-256 of every file below `folder`, as manifest.json in it; all synced to disk."""
+    """Write manifest.json with size and SHA-256 of every file below `folder`, and sync all to disk."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != UNFINISHED):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

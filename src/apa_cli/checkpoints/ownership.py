@@ -1,4 +1,4 @@
-"""Whose is an output folder? Asked before anything in it is opened for writing. Imports no torch.
+"""Check who owns an output folder before anything in it is opened for writing. Imports no torch.
 
 A command notes in `.apa-cli` which names of a folder it writes, before it writes them. Those are its own; every other
 file is the user's, and is neither written over nor deleted.
@@ -22,7 +22,7 @@ from apa_cli.errors import UserError
 from apa_cli.files import UNFINISHED, discard, files_in, remove_partial, write_text
 
 MARKER = ".apa-cli"
-RUN, EVALUATION, TABLES = "run", "evaluation", "tables"  # what a folder may be, all at once too
+RUN, EVALUATION, TABLES = "run", "evaluation", "tables"  # kinds of folders; one may be several
 RUN_BEGINS = (
     *("config.yaml", "overrides.yaml", "versions.json", "run.log", "metrics.jsonl", "samples.jsonl"),
     *("checkpoints", "wandb", "tensorboard"),
@@ -85,7 +85,7 @@ def owned(folder: Path, kind: str) -> set[str] | None:
 def check_free(
     folder: Path, kind: str, names: Iterable[str], *, key: str = "output_dir", remedy: str = _ANOTHER
 ) -> None:
-    """Raise UserError where a name that the command would write is there and is not its own."""
+    """Raise UserError if a name that the command would write exists and is not its own."""
     own = owned(folder, kind)
     for name in (*names, MARKER):
         path = folder / name
@@ -151,7 +151,7 @@ def inputs_of(config: TrainConfig) -> Iterator[tuple[str, Path]]:
             place = os.path.expanduser(resolve_path(value) if value.startswith(PREFIX) else value)
             for found in [place] if os.path.exists(place) else glob.glob(place, recursive=True):
                 yield name, Path(found)
-        except (UserError, OSError, ValueError, RuntimeError):  # said where it is loaded
+        except (UserError, OSError, ValueError, RuntimeError):  # reported when it is loaded
             continue
 
 
@@ -191,7 +191,7 @@ def own_files(run_dir: Path, folder: Path, name: Path | None = None) -> list[str
 
 
 def _texts(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a configuration, by its dotted key."""
+    """Every string of a configuration by its dotted key."""
     parts = ((f.name, getattr(config, f.name)) for f in fields(config)) if is_dataclass(config) else config.items()
     for name, value in parts:
         if isinstance(value, str):

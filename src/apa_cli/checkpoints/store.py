@@ -1,4 +1,4 @@
-"""The run's checkpoints: written beside, renamed into place, the oldest removed; a full disk costs a warning."""
+"""Write a run's checkpoints atomically and remove the oldest. A full disk is a warning."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from apa_cli.errors import UserError
 from apa_cli.files import discard, fault_point, partial_of, put_in_place, remove_partial, write_text
 
 BEST_FILE = "best.json"
-DISK_ERRORS = (OSError, SafetensorError)  # what a full, read-only or broken disk raises
+DISK_ERRORS = (OSError, SafetensorError)  # of a full, read-only or broken disk
 
 
 class Metrics(Protocol):
-    """What a run has written besides checkpoints, which must not know more than it."""
+    """A run's other files, which must be on disk before a checkpoint."""
 
     def sync(self) -> bool:
-        """Bring all lines to the disk; whether they are there."""
+        """Flush all lines to the disk. Returns whether that succeeded."""
         ...
 
     def copy_to(self, folder: Path) -> None:
-        """All lines so far, those among them that the disk has not taken."""
+        """Copy all lines, including those that the disk has refused."""
         ...
 
 
 class Snapshot(Protocol):
-    """A run at one moment: the store is told what to call it, and has it write itself."""
+    """A run at one moment, which names and writes itself."""
 
     @property
     def iteration(self) -> int: ...  # finished ones
@@ -63,7 +63,7 @@ class CheckpointStore:
         self.run_dir = run_dir
         self.folder = run_dir / "checkpoints"
         self.config = config
-        self.failure: str | None = None  # why the newest save failed, where it did
+        self.failure: str | None = None  # why the newest save failed, if it did
         self._saved: tuple[int, int, int] | None = None  # position of the newest checkpoint
         self._warn, self._metrics = warn, metrics
 
@@ -72,11 +72,11 @@ class CheckpointStore:
         return iteration == iterations or (self.config.every > 0 and iteration % self.config.every == 0)
 
     def holds(self, state: Snapshot) -> bool:
-        """Whether nothing has been learnt since the newest checkpoint."""
+        """Whether the newest checkpoint holds this state."""
         return self._saved == state.position or (self._saved is None and state.position == (0, 0, 0))
 
     def went_on_from(self, checkpoint: Path, state: Snapshot) -> None:
-        """`state` has just been loaded from `checkpoint`. A crash may have come between it and `latest`."""
+        """Note that `state` was loaded from `checkpoint`, and repair `latest` after a crash."""
         self._saved = state.position
         if checkpoint.parent == self.folder:
             self._point("latest", checkpoint)
@@ -106,7 +106,7 @@ class CheckpointStore:
         return final
 
     def save_elsewhere(self, state: Snapshot) -> Path | None:
-        """The same into a new temporary run folder, for a run that ends on a disk that takes nothing. None: no luck."""
+        """Save into a new temporary run folder if the disk refuses the run's own. None if that fails too."""
         try:
             rescue = Path(tempfile.mkdtemp(prefix=f"apa_{self.run_dir.name}_"))
         except OSError:
@@ -123,7 +123,7 @@ class CheckpointStore:
         return rescue
 
     def improves(self, metrics: Mapping[str, float]) -> bool:
-        """Whether this evaluation is better than that of the checkpoint kept as best.
+        """Whether this evaluation is better than that of the best checkpoint.
 
         Raises UserError when there is no such metric.
         """
@@ -150,7 +150,7 @@ class CheckpointStore:
         self._prune(checkpoint)
 
     def _best(self) -> dict[str, Any]:
-        """What best.json says; {} where there is none."""
+        """The content of best.json, {} if there is none."""
         try:
             facts = json.loads((self.folder / BEST_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -206,5 +206,5 @@ def _reason(error: Exception) -> str:
     """`No space left on device`, without numbers and paths."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    of_system = re.search(r"I/O error: (.*) \(os error \d+\)", str(error))  # safetensors' way to say it
+    of_system = re.search(r"I/O error: (.*) \(os error \d+\)", str(error))  # as safetensors reports it
     return of_system[1] if of_system else " ".join(str(error).split())[:200]

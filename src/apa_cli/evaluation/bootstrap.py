@@ -19,7 +19,7 @@ Z = 1.959964  # of the normal distribution, for LEVEL
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A figure and the ends of its 95 % interval."""
+    """A value and the ends of its 95 % interval."""
 
     value: float
     low: float

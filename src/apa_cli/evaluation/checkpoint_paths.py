@@ -1,4 +1,4 @@
-"""What `checkpoint=` means: a run, one of its checkpoints, its final/, any model or adapter folder, or a Hub id.
+"""Resolve `checkpoint=`: a run, one of its checkpoints, its final/, any model or adapter folder, or a Hub id.
 
 Whatever it is comes down to a folder with a policy in it and, where it belongs to a run, that run. Imports no torch.
 """
@@ -22,11 +22,11 @@ KEY = "checkpoint"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedCheckpoint:
-    name: str  # as it stands in tables
+    name: str  # in tables
     policy: str  # folder of the weights, or a Hub id
     is_adapter: bool
     run_dir: Path | None
-    iteration: int | None  # finished iterations, where the run says so
+    iteration: int | None  # finished iterations, if known
 
 
 def find_checkpoints(places: Sequence[str], warn: Callable[[str], None] = lambda _: None) -> list[EvaluatedCheckpoint]:
@@ -90,7 +90,7 @@ def _newest(folder: Path) -> Path | None:
 
 
 def _newest_of_run(folder: Path, place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
-    """final/ where the run ended, otherwise its latest checkpoint."""
+    """final/ of a finished run, otherwise its latest checkpoint."""
     if (folder / "final").is_dir():
         return _folder(folder / "final", name="final", run_dir=folder, iteration=_last_iteration(folder))
     if newest := _newest(folder / "checkpoints"):

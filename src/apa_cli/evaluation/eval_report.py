@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: eval.json, eval.md, samples.jsonl, samples.html and, over iterations, a picture."""
+"""Write eval.json, eval.md, samples.jsonl, samples.html and a plot over iterations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apa_cli.tracking.pages import cell, format_number, html_page, html_pair, ht
 from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
 
 PICTURE = "over_iterations.png"
-EACH = 6  # samples of a kind in samples.html
+EACH = 6  # best, typical and worst samples in samples.html
 NOTES = (
     "In brackets: 95 % intervals over prompts (bootstrap; jackknife for distinct-n and different responses).",
     "Win rates compare with other responses of the initial policy to the same prompts, so that the initial policy "
@@ -27,7 +27,7 @@ NOTES = (
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
-    """Write everything into `folder` and return the files."""
+    """Write all files into `folder` and return them."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     samples = "".join(json.dumps(json_value(row), ensure_ascii=False) + "\n" for row in sample_rows(evaluation))
@@ -38,7 +38,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
         ("samples.html", samples_page(evaluation)),
     ):
         path = folder / name
-        safe = redact_text if path.suffix in (".json", ".jsonl") else printable  # JSON has escapes of its own
+        safe = redact_text if path.suffix in (".json", ".jsonl") else printable  # JSON escapes control characters
         path.write_text(safe(content), encoding="utf-8", errors="backslashreplace")
         written.append(path)
     if len(curve(evaluation)) > 2:
@@ -71,7 +71,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table: a row for each figure, a column for each policy."""
+    """Header and cells of the table: a row for each metric, a column for each policy."""
     policies = evaluation.policies
     header = ["", *(policy.name for policy in policies)]
     table = []
@@ -117,7 +117,7 @@ def judge_line(account: dict[str, Any]) -> str:
 
 
 def sample_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One object per checkpoint and prompt: before, after, and their figures."""
+    """One object per checkpoint and prompt: before, after, and their metrics."""
     return [
         {
             "checkpoint": policy.name,
@@ -147,7 +147,7 @@ def samples_page(evaluation: Evaluation) -> str:
 
 
 def chosen(responses: list[JudgedResponse], each: int = EACH) -> dict[str, list[int]]:
-    """Indices of the best, the typical (nearest to the median) and the worst responses; none stands twice."""
+    """Indices of the best, the typical (nearest to the median) and the worst responses, without repetition."""
     ordered = sorted(range(len(responses)), key=lambda i: (-_score(responses[i]), i))
     each = min(each, len(ordered) // 3) or 1
     best, rest = ordered[:each], ordered[each:]
@@ -176,7 +176,7 @@ def _shown(when: str, response: JudgedResponse) -> tuple[str, str]:
 
 
 def curve(evaluation: Evaluation) -> list[EvaluatedPolicy]:
-    """The policies whose iteration is known, in that order; none where they come from several runs."""
+    """The policies in the order of their iterations, if these are known and of one run."""
     if len({policy.run_dir for policy in evaluation.policies[1:]}) > 1:
         return []
     known = [policy for policy in evaluation.policies if policy.iteration is not None]

@@ -1,4 +1,4 @@
-"""What `apa-eval` does: every checkpoint against the initial policy, on the same held-out prompts."""
+"""`apa-eval`: compare checkpoints with the initial policy on the same held-out prompts."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class EvaluatedPolicy:
     run_dir: Path | None = None
     figures: dict[str, Estimate]
     responses: list[JudgedResponse]
-    judge: dict[str, Any] | None = None  # the endpoint judge's own account
+    judge: dict[str, Any] | None = None  # summary of the endpoint judge
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     policies: list[EvaluatedPolicy]  # the initial policy first
-    opponents: list[JudgedResponse]  # the initial policy's other responses, which win rates compare with
+    opponents: list[JudgedResponse]  # the initial policy's other responses, for win rates
     prompts: str  # in words
     rows: list[str]  # places of the prompts in their file
-    reference: str | None  # what KL is measured from, where that is not the initial policy
+    reference: str | None  # of the KL, if it is not the initial policy
     decoding: str
     seed: int
     seconds: float
@@ -66,7 +66,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class _Bench:
-    """What stays the same from checkpoint to checkpoint."""
+    """What all checkpoints share."""
 
     scorers: Scorers
     prompts: Sequence[Prompt]
@@ -210,7 +210,7 @@ def _load(
 
 @contextmanager
 def _initial(config: TrainConfig, reference: Reference, runtime: Runtime) -> Iterator[tuple[Policy, Reference]]:
-    """The policy that training started from, and what its KL is measured from: itself, unless reference.path is set."""
+    """The initial policy and the reference of its KL: itself, unless reference.path is set."""
     if config.reference.path is not None:
         yield load_policy(config.policy, runtime, stop_tokens=config.generation.stop_tokens), reference
         return
@@ -223,7 +223,7 @@ def _vocabulary(policy: Policy) -> int:
 
 
 def _settings(config: PolicyConfig, checkpoint: EvaluatedCheckpoint) -> PolicyConfig:
-    """The policy's settings with or without an adapter, as the checkpoint is."""
+    """The policy's settings, with an adapter if the checkpoint has one."""
     if checkpoint.is_adapter and not config.adapter.enabled:
         return replace(config, adapter=AdapterConfig(r=1))  # its own rank comes with its weights
     if not checkpoint.is_adapter and config.adapter.enabled:

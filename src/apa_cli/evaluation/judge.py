@@ -1,4 +1,4 @@
-"""The policy in training judged on held-out prompts, by the same code as `apa-eval`."""
+"""Judge the policy in training on held-out prompts, with the code of `apa-eval`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse, res
 from apa_cli.models.roles import Models
 from apa_cli.rewards.scorers import Scorers
 
-WITH_INTERVALS = ("reward", "evaluator", "kl")  # whose 95 % intervals are logged too
+WITH_INTERVALS = ("reward", "evaluator", "kl")  # logged with 95 % intervals
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
     metrics: dict[str, float]  # eval/*
     responses: list[JudgedResponse]  # one per prompt, in their order
-    opponents: list[JudgedResponse]  # the initial policy's, which they were compared with
+    opponents: list[JudgedResponse]  # the initial policy's responses in comparisons
 
 
 def evaluate(

@@ -45,7 +45,7 @@ LABELS = {
 
 
 def label_of(name: str) -> tuple[str, str, int]:
-    """What a figure is; `reward/NAME` is one of several rewards."""
+    """The label of a metric; `reward/NAME` is one of several rewards."""
     if name in LABELS:
         return LABELS[name]
     group, _, part = name.partition("/")
@@ -54,7 +54,7 @@ def label_of(name: str) -> tuple[str, str, int]:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """As the table has them: each of several rewards after their sum."""
+    """Metrics in the order of the table: each of several rewards after their sum."""
     order = list(LABELS)
     return sorted(names, key=lambda name: order.index(name.partition("/")[0]))
 
@@ -132,7 +132,7 @@ def verdict_rates(prefix: str, outcomes: Sequence[int], *, resamples: int, seed:
 
 
 def compare(ours: float, theirs: float) -> int:
-    """1 when ours is higher, −1 when lower, 0 within rounding (1e-6, absolute and relative)."""
+    """1 if ours is higher, −1 if lower, 0 within rounding (1e-6, absolute and relative)."""
     if abs(ours - theirs) <= 1e-6 * max(1.0, abs(ours), abs(theirs)):
         return 0
     return 1 if ours > theirs else -1
@@ -153,7 +153,7 @@ def diversity(things: Sequence[Sequence[Hashable]]) -> Estimate:
 
 
 def repetition(row: Sequence[int], n: int = 3) -> float:
-    """1 − distinct n-grams / n-grams within one response (seq-rep-n, Welleck et al. 2020); 0 when it has none."""
+    """1 − distinct n-grams / n-grams within one response (seq-rep-n, Welleck et al. 2020); 0 if it has none."""
     grams = ngrams(row, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 

@@ -1,4 +1,4 @@
-"""One response per held-out prompt, with everything that is measured of it."""
+"""Sample one response per held-out prompt and measure it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.sources import Sampled
 from apa_cli.rollouts.trajectory import Trajectory
 
-CHUNK = 128  # tokens of which the logits of both models exist at the same time
-RESPONSES, OPPONENTS = 0, 1  # streams: what a policy is judged by, and what of the initial policy it is compared with
-SEED_OFFSET = 0x5EED  # evaluation draws from its own stream, the same one every time
+CHUNK = 128  # tokens whose logits are computed together
+RESPONSES, OPPONENTS = 0, 1  # random streams: of judged responses, and of the initial policy's in comparisons
+SEED_OFFSET = 0x5EED  # evaluation always draws the same random numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedResponse:
-    """A response and its figures. KL and entropy in nats, summed over its counted tokens."""
+    """A response and its metrics. KL and entropy are in nats, summed over its counted tokens."""
 
     prompt: str
     response: str
@@ -80,7 +80,7 @@ def respond(
 
 @contextlib.contextmanager
 def own_random_states(seed: int, runtime: Runtime) -> Iterator[None]:
-    """Seed torch, Python and NumPy (reward functions may draw from any), and put their states back in the end."""
+    """Seed torch, Python and NumPy, and restore their states at the end."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[runtime.device] if runtime.device.type == "cuda" else []):
         torch.manual_seed(seed)
