@@ -9,12 +9,11 @@ from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any
 
-from apa_cli.config.critic_checks import check_advantage
 from apa_cli.config.keys import expected, not_set
-from apa_cli.config.objectives import objectives
+from apa_cli.config.objective_checks import check_objective
 from apa_cli.config.offline_checks import check_source
 from apa_cli.config.reward_checks import check_key_name, check_rewards
-from apa_cli.config.schema import ObjectiveConfig, TrainConfig
+from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import config_dir
 from apa_cli.errors import UserError
 
@@ -31,8 +30,7 @@ def check_config(config: TrainConfig) -> None:
     check_rewards(config)
     _check_leftovers(config)
     _check_chat(config)
-    _check_objective(config)
-    check_advantage(config)
+    check_objective(config)
     _check_best(config)
     _check_backend(config)
     _check_compile(config)
@@ -192,47 +190,6 @@ def _check_chat(config: TrainConfig) -> None:
     for argument in own:
         if argument in data.template_arguments:
             raise UserError("data.template_arguments", f"{argument} is set by apa-cli", "leave it out")
-
-
-def _check_objective(config: TrainConfig) -> None:
-    objective, facts = config.objective, objectives()[config.objective.name]
-    for name in ("target_bound", "huber_delta", "level", "anchor", "length_divisor", "kl_target"):
-        default = getattr(ObjectiveConfig(), name)
-        if getattr(objective, name) != default and name not in facts.reads:
-            owners = [other for other, known in objectives().items() if name in known.reads]
-            raise UserError(
-                f"objective.{name}",
-                f"only used by {' and '.join(owners)}, but objective.name={objective.name}",
-                f"add objective={owners[0]}, or set it to {'null' if default is None else default}",
-            )
-    if objective.kl_target is None:
-        return
-    if facts.knob == "kl_lambda":
-        settings = {**vars(objective), **objective.resolved}
-        value, lowest, highest = settings["kl_lambda"], settings["kl_lambda_min"], objective.kl_lambda_max
-        if lowest >= highest:
-            raise UserError(
-                "objective.kl_lambda_min",
-                f"{lowest:g}, but objective.kl_lambda_max={highest:g}",
-                "lower objective.kl_lambda_min or raise objective.kl_lambda_max",
-            )
-        if not lowest <= value <= highest:
-            raise UserError(
-                "objective.kl_lambda",
-                f"{value:g}, but a steered λ stays between {lowest:g} and {highest:g}",
-                "start between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
-            )
-        return
-    if objective.kl_coef == 0:
-        raise UserError(
-            "objective.kl_coef", "0, which cannot be steered", "set it above 0, or set objective.kl_target=null"
-        )
-    if objective.kl_horizon <= config.rollout.batch_size:
-        raise UserError(
-            "objective.kl_horizon",
-            f"{objective.kl_horizon}, but one iteration already has {config.rollout.batch_size} responses",
-            "raise it, so that β adapts over several iterations",
-        )
 
 
 def _check_best(config: TrainConfig) -> None:

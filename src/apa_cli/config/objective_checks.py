@@ -1,4 +1,4 @@
-"""Do critic, advantage estimator and responses per prompt fit each other? Imports no torch."""
+"""Do objective, advantage, critic and responses per prompt fit each other? Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ BASELINES = {  # of each advantage; gae has none, and leaves the key at its defa
 }
 
 
-def check_advantage(config: TrainConfig) -> None:
+def check_objective(config: TrainConfig) -> None:
     """Raise UserError, naming the key and what to do, for the first combination that makes no sense."""
+    _check_own_keys(config)
     advantage, rollout, without_critic = config.advantage, config.rollout, config.value.kind == "none"
     if rollout.batch_size % rollout.responses_per_prompt:
         raise UserError(
@@ -39,6 +40,47 @@ def check_advantage(config: TrainConfig) -> None:
         )
     if without_critic:
         _check_no_critic(config)
+
+
+def _check_own_keys(config: TrainConfig) -> None:
+    objective, facts = config.objective, objectives()[config.objective.name]
+    for name in ("target_bound", "huber_delta", "level", "anchor", "length_divisor", "kl_target"):
+        default = getattr(ObjectiveConfig(), name)
+        if getattr(objective, name) != default and name not in facts.reads:
+            owners = [other for other, known in objectives().items() if name in known.reads]
+            raise UserError(
+                f"objective.{name}",
+                f"only used by {' and '.join(owners)}, but objective.name={objective.name}",
+                f"add objective={owners[0]}, or set it to {'null' if default is None else default}",
+            )
+    if objective.kl_target is None:
+        return
+    if facts.knob == "kl_lambda":
+        settings = {**vars(objective), **objective.resolved}
+        value, lowest, highest = settings["kl_lambda"], settings["kl_lambda_min"], objective.kl_lambda_max
+        if lowest >= highest:
+            raise UserError(
+                "objective.kl_lambda_min",
+                f"{lowest:g}, but objective.kl_lambda_max={highest:g}",
+                "lower objective.kl_lambda_min or raise objective.kl_lambda_max",
+            )
+        if not lowest <= value <= highest:
+            raise UserError(
+                "objective.kl_lambda",
+                f"{value:g}, but a steered λ stays between {lowest:g} and {highest:g}",
+                "start between them, or change objective.kl_lambda_min or objective.kl_lambda_max",
+            )
+        return
+    if objective.kl_coef == 0:
+        raise UserError(
+            "objective.kl_coef", "0, which cannot be steered", "set it above 0, or set objective.kl_target=null"
+        )
+    if objective.kl_horizon <= config.rollout.batch_size:
+        raise UserError(
+            "objective.kl_horizon",
+            f"{objective.kl_horizon}, but one iteration already has {config.rollout.batch_size} responses",
+            "raise it, so that β adapts over several iterations",
+        )
 
 
 def _check_gae(config: TrainConfig) -> None:
