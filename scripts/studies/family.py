@@ -18,6 +18,7 @@ from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import HEADER, TUNING_SEED, Contestant, Grid
 
+PAGE = "docs/family.md"
 TITLE = "the presets of configs/objective/, tuned alike"
 DURATION = "77 runs: 44 to tune, 33 with the chosen settings; about 90 minutes of one CPU core"
 RECIPE = "reviews_apa"
