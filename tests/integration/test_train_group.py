@@ -35,7 +35,9 @@ def test_nothing_of_a_critic(run: Finished):
     (checkpoint,) = run.folder.glob("checkpoints/iter_*")
     assert sorted(path.name for path in checkpoint.iterdir()) == ["manifest.json", "policy", "trainer_state"]
     assert (run.folder / "plots/losses.png").is_file()
-    assert "none: the responses to a prompt are compared" in (run.folder / "run.log").read_text(encoding="utf-8")
+    assert "none: the responses to a prompt are compared with each" in (run.folder / "run.log").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_resumed_it_is_the_run_that_never_stopped(run: Finished, tmp_path: Path):

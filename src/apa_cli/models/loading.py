@@ -152,6 +152,13 @@ def _check_config(key: str, path: str, config: Any) -> None:
         raise UserError(key, f"{path} says {wrong}", "save the model again, or copy it again")
 
 
+def refuse_quantized(key: str, path: str, config: Any, remedy: str) -> None:
+    """Raise UserError if config.json says that the weights, which are to be trained, are quantized."""
+    if (found := getattr(config, "quantization_config", None)) is not None:
+        method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", "?")
+        raise UserError(key, f"{path} is quantized ({method}), and such weights cannot be trained and saved", remedy)
+
+
 def load_causal_config(key: str, path: str, **options: Any) -> Any:
     """`load_config`. Raises UserError if the configuration is not that of a causal model."""
     config = load_config(key, path, **options)

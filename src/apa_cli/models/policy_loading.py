@@ -19,6 +19,7 @@ from apa_cli.models.loading import (
     load_causal_config,
     load_pretrained,
     load_tokenizer,
+    refuse_quantized,
     resolve_model_path,
 )
 from apa_cli.models.policy import Policy, base_of
@@ -101,6 +102,8 @@ def load_causal_lm(key: str, path: str, config: PolicyConfig, dtype: torch.dtype
     }
     model_config = load_causal_config(key, path, **options)
     _refuse_other_roles(key, path, model_config)
+    if not config.adapter.enabled and key != "reference.path":
+        refuse_quantized(key, path, model_config, "add policy=lora, or give the model in fp32, bf16 or fp16")
     return load_pretrained(
         AutoModelForCausalLM,
         key,

@@ -22,7 +22,7 @@ from apa_cli.models.adapter_loading import attach_value_adapter
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, trained_dtype
 from apa_cli.models.limits import room_of
-from apa_cli.models.loading import load_causal_config, load_pretrained, own_noise, resolve_model_path
+from apa_cli.models.loading import load_causal_config, load_pretrained, own_noise, refuse_quantized, resolve_model_path
 from apa_cli.models.policy import Policy, model_inputs, train_without_noise
 from apa_cli.models.token_ids import check_same_ids
 from apa_cli.models.weight_files import HEAD_FILE, read_safetensors
@@ -221,6 +221,7 @@ def _load_trunk(key: str, path: str, config: PolicyConfig, revision: str | None)
         "trust_remote_code": config.trust_remote_code and (key == "policy.path" or path == config.path),
     }
     trunk_config = load_causal_config(key, path, **options)
+    refuse_quantized(key, path, trunk_config, "add value=shared, value=adapter or value=none")
     scores = None
     classifies = any(name.endswith("ForSequenceClassification") for name in trunk_config.architectures or ())
     trunk = load_pretrained(

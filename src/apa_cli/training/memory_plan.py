@@ -234,7 +234,8 @@ def _value(config: TrainConfig, policy: Any, models: list[Any]) -> Role:
     given, weights = config.value, "a head on the policy"
     own: list[nn.Parameter] = []
     if given.kind == "none":
-        return Role("value", "none: the responses to a prompt are compared")
+        against = "with the initial policy's" if config.advantage.name == "reference" else "with each other"
+        return Role("value", f"none: the responses to a prompt are compared {against}")
     if given.kind == "separate":
         key, path, revision = "policy.path", config.policy.path, config.policy.revision
         if given.path is not None:

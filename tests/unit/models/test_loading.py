@@ -90,3 +90,14 @@ def test_cuda_where_there_is_none():
     with pytest.raises(UserError, match=r"^device: cuda asked for"):
         select_runtime("cuda", "fp32")
     assert select_runtime("auto", "bf16").device.type == "cpu"
+
+
+@pytest.mark.parametrize("changes", [{}, {"policy__adapter__r": 2, "value__kind": "separate"}])
+def test_quantized_weights_are_not_trained(policy_dir, tmp_path, changes):
+    """transformers would say so at the first checkpoint only."""
+    folder = tmp_path / "quantized"
+    shutil.copytree(policy_dir(), folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gguf"}}))
+    with pytest.raises(UserError, match=r"is quantized \(gguf\).*; add "):
+        load_models(make_config(folder, **changes), CPU)
