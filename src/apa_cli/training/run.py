@@ -165,7 +165,7 @@ def _prepare(
         source = Sampled(models, config, steward, policy_pass=state.objective.anchor == "rollout")
     initial: ReferenceScores | None = None
     if config.advantage.name == "reference":
-        initial = ReferenceScores(config, models.reference, rows)
+        initial = ReferenceScores(config, models.reference, scorers, rows)
         stream.skip = initial.unsolved if config.advantage.drop_unsolved else stream.skip
     run = Run(
         learner=Learner(
