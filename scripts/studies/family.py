@@ -1,17 +1,19 @@
-"""The presets of configs/objective/ on the built-in task, tuned alike: learning rate and KL knob, grids of equal size.
+"""The presets of configs/objective/ and TRL's GRPO on the built-in task, tuned alike over grids of equal size.
 
-A preset is run as it is, with the sizes of the built-in recipe. Comparisons are with APA.
+A preset is run as it is, with the sizes of the built-in recipe; TRL's trainer with the same sizes and its own defaults.
+Comparisons are with APA.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
 from apa_cli.config.compose import compose_train
 from apa_cli.config.schema import TrainConfig
-from studies import compare, measures
+from studies import compare, measures, trl_grpo
 from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
 from studies.measures import Measure
 from studies.page import table
@@ -19,8 +21,8 @@ from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import HEADER, TUNING_SEED, Contestant, Grid
 
 PAGE = "docs/family.md"
-TITLE = "the presets of configs/objective/, tuned alike"
-DURATION = "77 runs: 44 to tune, 33 with the chosen settings; about 90 minutes of one CPU core"
+TITLE = "the presets of configs/objective/ and TRL's GRPO, tuned alike"
+DURATION = "84 runs: 48 to tune, 36 with the chosen settings, 7 of them TRL's; about 100 minutes of one CPU core"
 RECIPE = "reviews_apa"
 PRESETS = ("apa", "awr", "ppo", "grpo", "dr_grpo", "rloo", "dro", "pmd_mean", "gvpo", "a_star_po", "qrpo")
 RATES = (1e-4, 3e-4)
@@ -46,10 +48,16 @@ def contestant(preset: str) -> Contestant:
                       objective=preset, colour=colour)  # fmt: skip
 
 
+def trl() -> Contestant:
+    """TRL's trainer with the sizes and the grid of the preset grpo."""
+    return replace(contestant("grpo"), title=trl_grpo.TITLE, stem="family_trl_grpo", trl=True,
+                   colour=COLOURS[len(PRESETS) % len(COLOURS)])  # fmt: skip
+
+
 def grid(size: Size, presets: Sequence[str] = ()) -> Grid:
-    return Grid(
-        contestants=[contestant(preset) for preset in presets or PRESETS], rates=RATES[:1] if size.quick else RATES
-    )
+    """Of all, or of these presets alone."""
+    contestants = [contestant(preset) for preset in presets or PRESETS] + ([] if presets else [trl()])
+    return Grid(contestants=contestants, rates=RATES[:1] if size.quick else RATES)
 
 
 def settings(size: Size) -> list[Setting]:
@@ -84,9 +92,12 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
             pictures / "methods_family.png", "Evaluator, entropy and distinct-2", _panels([line for _, line in tuned])
         ),
         note="Lines are means over seeds. KL is in nats per response, entropy in nats per token; equal KL is the "
-        "highest multiple of half a nat that all runs of both settings reach.",
+        "highest multiple of half a nat that all runs of both settings reach. TRL's GRPO is its GRPOTrainer with the "
+        "sizes of the preset `grpo` and else its defaults (loss type dapo, KL times the ratio), judged by the same "
+        "evaluator.",
     )
-    return [*said, "", *table(*cells.table(found))]
+    there = any(row.name == trl_grpo.TITLE for row, _ in tuned)
+    return [*([] if there else [trl_grpo.MISSING, ""]), *said, "", *table(*cells.table(found))]
 
 
 def _panels(drawn: Sequence[Line]) -> list[Panel]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.style import BLUE, GREEN, ORANGE
-from studies import compare, measures
+from studies import compare, measures, trl_grpo
 from studies.draw import EVALUATOR, KL, Panel, curves
 from studies.group import GROUP
 from studies.page import table
@@ -22,8 +22,8 @@ APA = Contestant(title="APA", stem="apa_group4", knob="λ", key="objective.kl_la
                  recipe="reviews_apa", colour=BLUE, keys=GROUP)  # fmt: skip
 PPO = Contestant(title="PPO", stem="ppo_group4", knob="β", key="objective.kl_coef", values=(0.02, 0.05, 0.2),
                  recipe="reviews_ppo", colour=GREEN, keys=GROUP)  # fmt: skip
-GRPO = Contestant(title="TRL's GRPO", stem="grpo_group4", knob="β", key="objective.kl_coef", values=(0.0, 0.04, 0.2),
-                  recipe=None, colour=ORANGE)  # fmt: skip
+GRPO = Contestant(title=trl_grpo.TITLE, stem="grpo_group4", knob="β", key="objective.kl_coef", values=(0.0, 0.04, 0.2),
+                  recipe="reviews_apa", objective="grpo", trl=True, keys=GROUP, colour=ORANGE)  # fmt: skip
 GRID = Grid(contestants=(APA, PPO, GRPO), rates=(1e-4, 3e-4))
 QUICK = Grid(contestants=[replace(c, values=c.values[:1]) for c in GRID.contestants], rates=GRID.rates[1:])
 LEVELS = (1.0, 1.5)  # evaluator rewards up to which rollouts and seconds are counted
@@ -62,9 +62,8 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         ),
         note=CIRCUMSTANCES,
     )
-    missing = "TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone."
     return [
-        *([] if any(row.name == GRPO.title for row, _ in tuned) else [missing, ""]),
+        *([] if any(row.name == GRPO.title for row, _ in tuned) else [trl_grpo.MISSING, ""]),
         *said,
         "",
         *table(*grid(size).table(found)),

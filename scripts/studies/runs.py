@@ -39,8 +39,9 @@ class Setting:
     """What differs from a recipe. Its name is its own alone, so that studies share the runs of a setting."""
 
     name: str
-    recipe: str | None  # None: TRL's
+    recipe: str
     objective: str | None = None  # a preset in place of the recipe's
+    trl: bool = False  # run by TRL's GRPO
     keys: Mapping[str, Any]  # dotted
     evaluations: int = EVALUATIONS  # 0: before and after only
 
@@ -82,8 +83,8 @@ def make(stages: Stages, size: Size, output: Path, *, jobs: int, keep_weights: b
     """
     missing = None
     for settings, seeds in stages:
-        ours = {setting.name: setting.content(size) for setting in settings if setting.recipe is not None}
-        theirs = [setting for setting in settings if setting.recipe is None]
+        ours = {setting.name: setting.content(size) for setting in settings if not setting.trl}
+        theirs = [setting for setting in settings if setting.trl]
         print(f"\n== {len(settings) * len(seeds)} runs", flush=True)
         if ours:
             write_recipes(output, ours)

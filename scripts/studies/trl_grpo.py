@@ -1,4 +1,4 @@
-"""TRL's GRPO on the built-in task, a process a run: `python -m studies.trl_grpo SPEC.json`.
+"""TRL's GRPO on the built-in task, a process a run: `python -m studies.trl_grpo RECIPE.yaml SEED`.
 
 A run leaves config.yaml, overrides.yaml, metrics.jsonl and summary.json in the form that one of apa-train does. The
 policy that TRL trains is judged by apa-train's own evaluation, on the same held-out prompts, between iterations and
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from studies.runs import Setting, Size
 
-RECIPE = "reviews_apa_group"  # task, models, prompts and sizes are this recipe's
+TITLE = "TRL's GRPO"
+MISSING = "TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone."
 
 
 def why_not(python: str) -> str | None:
@@ -45,12 +46,10 @@ def make(work: Sequence[tuple[Setting, int]], size: Size, output: Path, *, jobs:
             return f"{folder.name}: finished before"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        spec = {"folder": str(folder), "name": setting.name, "seed": seed, "iterations": size.iterations}
-        spec |= {"prompts": size.prompts, "every": setting.every(size)}
-        spec |= {"rate": setting.keys["optimizer.learning_rate"], "beta": setting.keys["objective.kl_coef"]}
-        (folder / "spec.json").write_text(json.dumps(spec), "utf-8")
+        recipe = folder / f"{setting.name}.yaml"
+        recipe.write_text(setting.content(size), "utf-8")
         with (folder / "run.log").open("w", encoding="utf-8") as log:
-            command = [python, "-m", "studies.trl_grpo", str(folder / "spec.json")]
+            command = [python, "-m", "studies.trl_grpo", str(recipe), str(seed)]
             code = subprocess.run(command, stdout=log, stderr=log, env=_environment(), cwd=folder).returncode
         return f"{folder.name}: {'finished' if is_finished(folder) else f'failed ({code}), see its run.log'}"
 
@@ -68,19 +67,18 @@ def _environment() -> dict[str, str]:
 
 
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text("utf-8"))
+    recipe, seed = Path(sys.argv[1]), int(sys.argv[2])
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import torch
 
     torch.set_num_threads(1)
     from apa_cli.config.compose import compose_train
 
-    words = [f"config={RECIPE}", f"seed={spec['seed']}"]
-    words += [f"training.iterations={spec['iterations']}", f"evaluation.prompts={spec['prompts']}"]
-    train(compose_train(words), spec, Path(spec["folder"]))
+    train(compose_train([f"config={recipe}", f"seed={seed}"]), recipe)
 
 
-def train(config: Any, spec: dict[str, Any], folder: Path) -> None:
+def train(config: Any, recipe: Path) -> None:
+    """What the recipe says of task, models, prompts and sizes; everything else is TRL's default."""
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
@@ -94,7 +92,8 @@ def train(config: Any, spec: dict[str, Any], folder: Path) -> None:
 
     runtime = select_runtime("cpu", "fp32")
     models = load_models(config, runtime)
-    policy, training, rollout = models.policy, config.training, config.rollout
+    folder, policy = recipe.parent, models.policy
+    training, rollout, optimizer = config.training, config.rollout, config.optimizer
     scorers = load_scorers(config, policy, runtime)
     train, held_out = load_prompts(
         config.data, policy.tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed
@@ -106,13 +105,13 @@ def train(config: Any, spec: dict[str, Any], folder: Path) -> None:
     arguments = GRPOConfig(
         output_dir=str(folder / "unused"), save_strategy="no", report_to="none", disable_tqdm=True, logging_steps=steps,
         seed=config.seed, use_cpu=True, bf16=False, gradient_checkpointing=False, shuffle_dataset=False,
-        learning_rate=spec["rate"], lr_scheduler_type="constant", adam_beta2=config.optimizer.betas[1],
-        max_grad_norm=config.optimizer.max_grad_norm, beta=spec["beta"], max_steps=steps * training.iterations,
+        learning_rate=optimizer.learning_rate, lr_scheduler_type="constant", adam_beta2=optimizer.betas[1],
+        max_grad_norm=optimizer.max_grad_norm, beta=config.objective.kl_coef, max_steps=steps * training.iterations,
         per_device_train_batch_size=training.minibatch_size, gradient_accumulation_steps=1,
         steps_per_generation=minibatches, num_iterations=training.epochs_per_rollout, temperature=1.0,
         num_generations=rollout.responses_per_prompt, max_completion_length=config.generation.max_new_tokens,
     )  # fmt: skip
-    recorder = recorder_of(config, models, scorers, held_out.prompts, folder, steps=steps, every=spec["every"])
+    recorder = recorder_of(config, models, scorers, held_out.prompts, folder, steps=steps)
     trainer = GRPOTrainer(
         model=policy.model.train(),
         reward_funcs=reward_of(policy.tokenizer, scorers.reward, recorder),
@@ -121,7 +120,7 @@ def train(config: Any, spec: dict[str, Any], folder: Path) -> None:
         processing_class=AutoTokenizer.from_pretrained(resolve_path(config.policy.path), padding_side="left"),
         callbacks=[recorder],
     )
-    write_settings(folder, config, arguments, spec)
+    write_settings(recipe, config, arguments)
     trainer.train()
     summary = {"iterations": training.iterations, "seconds": recorder.seconds}
     (folder / "summary.json").write_text(json.dumps(summary) + "\n", "utf-8")
@@ -147,7 +146,7 @@ def reward_of(tokenizer: Any, scorer: Any, recorder: Any) -> Any:
     return reward
 
 
-def recorder_of(config: Any, models: Any, scorers: Any, held_out: Any, folder: Path, *, steps: int, every: int) -> Any:
+def recorder_of(config: Any, models: Any, scorers: Any, held_out: Any, folder: Path, *, steps: int) -> Any:
     """A callback that writes a row an iteration: mean reward, seconds, and at the interval the evaluation."""
     from transformers import TrainerCallback
 
@@ -171,7 +170,7 @@ def recorder_of(config: Any, models: Any, scorers: Any, held_out: Any, folder: P
             iteration = state.global_step // steps
             self.seconds += wall
             row = {"iteration": iteration, "reward/mean": self.reward, "time/cpu": cpu, "time/iteration": wall}
-            if iteration % every == 0 or iteration == config.training.iterations:
+            if iteration % config.evaluation.every == 0 or iteration == config.training.iterations:
                 row |= self.judge()
             self.write(row)
             self.began = clocks()
@@ -195,21 +194,21 @@ def clocks() -> tuple[float, float]:
     return time.process_time(), time.perf_counter()
 
 
-def write_settings(folder: Path, config: Any, arguments: Any, spec: dict[str, Any]) -> None:
+def write_settings(recipe: Path, config: Any, arguments: Any) -> None:
     from importlib.metadata import version
 
     import yaml
 
     content = {
         "seed": config.seed,
-        "objective": {"name": "grpo", "kl_coef": spec["beta"]},
-        "optimizer": {"learning_rate": spec["rate"]},
+        "objective": {"name": "grpo", "kl_coef": config.objective.kl_coef},
+        "optimizer": {"learning_rate": config.optimizer.learning_rate},
         "rollout": {"batch_size": config.rollout.batch_size, "responses_per_prompt": arguments.num_generations},
         "trl": {"version": version("trl"), **json.loads(arguments.to_json_string())},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    words = [f"config={spec['name']}", f"seed={config.seed}"]
-    (folder / "overrides.yaml").write_text(yaml.safe_dump(words), "utf-8")
+    (recipe.parent / "config.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    words = [f"config={recipe.stem}", f"seed={config.seed}"]
+    (recipe.parent / "overrides.yaml").write_text(yaml.safe_dump(words), "utf-8")
 
 
 if __name__ == "__main__":

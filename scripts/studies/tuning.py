@@ -32,8 +32,9 @@ class Contestant:
     knob: str  # its name
     key: str
     values: tuple[float, ...]
-    recipe: str | None  # None: TRL's
+    recipe: str
     objective: str | None = None  # a preset in place of the recipe's
+    trl: bool = False  # run by TRL's GRPO
     colour: str
     keys: Mapping[str, Any] = field(default_factory=dict)
 
@@ -41,7 +42,8 @@ class Contestant:
         word = self.key.rsplit("_", 1)[-1]
         keys = {**self.keys, "optimizer.learning_rate": cell[0], self.key: cell[1]}
         name = f"{self.stem}_lr{cell[0]:g}_{word}{cell[1]:g}"
-        return Setting(name=name, recipe=self.recipe, objective=self.objective, keys=keys, evaluations=EVALUATIONS)
+        return Setting(name=name, recipe=self.recipe, objective=self.objective, trl=self.trl, keys=keys,
+                       evaluations=EVALUATIONS)  # fmt: skip
 
     def said(self, value: float) -> str:
         return f"{self.knob} {value:g}"
@@ -95,7 +97,7 @@ class Grid:
         rows = []
         for contestant in self.contestants:
             runs = self.tuned(found, contestant)
-            for value in contestant.values:
+            for value in contestant.values if runs else ():
                 row = [f"{contestant.title}, {contestant.said(value)}"]
                 for cell in ((rate, value) for rate in self.rates):
                     numbers = [

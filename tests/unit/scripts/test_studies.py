@@ -242,22 +242,22 @@ def test_trl_is_given_the_same_reward_prompts_and_judge(tmp_path: Path):
     size = runs.Size(quick=True, seeds=(3,), iterations=2, prompts=4)
     ours = runs.Setting(name="apa_x", recipe="reviews_apa_group", keys={}, evaluations=1)
     keys = {"optimizer.learning_rate": 1e-4, "objective.kl_coef": 0.04}
-    theirs = runs.Setting(name="grpo_x", recipe=None, keys=keys, evaluations=1)
+    theirs = runs.Setting(name="grpo_x", recipe="reviews_apa", objective="grpo", trl=True, keys=keys, evaluations=1)
     runs.make(iter([([ours, theirs], size.seeds)]), size, tmp_path, jobs=1, keep_weights=False)
     found = runs.read([ours, theirs], size.seeds, tmp_path)
     (mine,), (other,) = found["apa_x"], found["grpo_x"]
     assert [row["iteration"] for row in other.rows] == [0, 1, 2]
     judged = ("eval/evaluator", "eval/reward", "eval/entropy", "eval/kl_exact")
     assert [other.rows[0][name] for name in judged] == [mine.rows[0][name] for name in judged]
-    # 64 responses of the same policy to the same 16 prompts, under the same reward: means within chance of each other.
+    # 64 responses of the same policy to prompts of one stream, under the same reward: means within chance.
     assert other.rows[1]["reward/mean"] == pytest.approx(mine.rows[1]["reward/mean"], abs=0.5)
     assert all(row["time/cpu"] > 0 for row in other.rows[1:])
-    assert other.config["trl.num_generations"] == 4
+    assert (other.config["trl.num_generations"], other.config["trl.beta"]) == (8, 0.04)
 
 
 @pytest.mark.parametrize("study", script.STUDIES)
 def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Path):
-    settings = [setting for setting in script.STUDIES[study].settings(SIZE) if setting.recipe is not None]
+    settings = script.STUDIES[study].settings(SIZE)
     names = [setting.name for setting in settings]
     assert len(set(names)) == len(names)
     (tmp_path / "config").mkdir()
@@ -371,12 +371,12 @@ def test_offline_counts_settings_that_gain_and_compares_the_best_of_each(tmp_pat
 
 
 def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(family, "PRESETS", ("apa", "awr", "ppo"))
+    monkeypatch.setattr(family, "PRESETS", ("apa", "awr", "ppo", "grpo"))
     whole, found = family.grid(SIZE), runs.Found()
     assert {len(whole.cells(each)) for each in whole.contestants} == {4}
     setting = whole.contestants[2].setting((3e-4, 0.2))
     assert "override /objective: ppo" in setting.content(SIZE) and "kl_coef: 0.2" in setting.content(SIZE)
-    for each, ends in zip(whole.contestants, ([1.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 9.0]), strict=True):
+    for each, ends in zip(whole.contestants[:3], ([1.0, 2.0, 2.0], [1.0, 1.0, 1.0], [1.0, 2.0, 9.0]), strict=True):
         put(found, each.setting((1e-4, each.values[1])).name, ends, **{"eval/distinct_2": 0.5})
         put(found, each.setting((3e-4, each.values[1])).name, [0.5, 50.0, 50.0])  # of fresh seeds, which choose nothing
     lines = family.lines(found, SIZE, tmp_path)
@@ -386,6 +386,14 @@ def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypat
         line.startswith("| awr | 0.0001 | λ 2 | learning rate, knob | 1.00 ± 0.00 | 4.00 ± 0.00 | 1.00 ± 0.00 | 0.50")
         for line in lines
     )
+    assert lines[0] == trl_grpo.MISSING
+    theirs, cell = whole.contestants[-1], (3e-4, 0.05)
+    assert theirs.values == family.contestant("grpo").values
+    put(found, theirs.setting(cell).name, [1.0, 3.0, 3.0], **{"eval/distinct_2": 0.5})
+    lines = family.lines(found, SIZE, tmp_path)
+    beside = "lower than apa: awr; no significant difference from apa: ppo; higher than apa: TRL's GRPO."
+    assert f"- evaluator at equal KL: {beside}" in lines
+    assert any(line.startswith("| TRL's GRPO | 0.0003 | β 0.05 | learning rate, knob | 3.00 ± 0.00") for line in lines)
     with pytest.raises(UserError, match="objective=none_such: no such choice"):
         family.contestant("none_such")
 
