@@ -19,7 +19,7 @@ from apa_cli.data.formats import parse_rows
 from apa_cli.data.messages import ROLES
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
-from apa_cli.tracking.jsonl import JsonLines, read_json_lines
+from apa_cli.tracking.lines import JsonLines, read_json_lines
 
 often = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -139,7 +139,6 @@ def test_a_torn_log_loses_no_whole_line(tmp_path: Path, records: list[dict[str, 
     assert found == complete
     log = JsonLines(path, start_iteration=start)
     log.add({"iteration": start + 1})
-    log.close()
     assert read_json_lines(path) == [*(r for r in complete if r["iteration"] <= start), {"iteration": start + 1}]
     assert path.read_bytes().endswith(b"\n")
 

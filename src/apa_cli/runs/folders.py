@@ -19,7 +19,7 @@ from apa_cli.checkpoints.find import checkpoints_in
 from apa_cli.config.objectives import method_of
 from apa_cli.config.yaml_files import load_yaml
 from apa_cli.errors import UserError
-from apa_cli.tracking.jsonl import read_json_lines
+from apa_cli.tracking.lines import read_json_lines
 from apa_cli.tracking.metrics import METRICS_FILE, read_metrics
 from apa_cli.tracking.samples import SAMPLES_FILE, SamplePair
 

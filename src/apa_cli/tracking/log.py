@@ -13,12 +13,42 @@ from pathlib import Path
 
 from apa_cli.files import separate
 from apa_cli.secrets import environment_secrets, printable
-from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
+from apa_cli.tracking.lines import DiskTrouble, PatientFile
 
 LOG_FILE = "run.log"
 LOGGER = "apa_cli"
 LIBRARIES = ("transformers", "datasets", "huggingface_hub", "peft", "accelerate")
 WARNINGS = "py.warnings"  # logger of logging.captureWarnings
+
+
+class RunLog(logging.Handler):
+    """Appends to run.log, and keeps what the disk refuses. The environment's secrets stay out, of tracebacks too."""
+
+    def __init__(self, trouble: DiskTrouble | None = None) -> None:
+        super().__init__()
+        self.file: PatientFile | None = None
+        self._trouble, self._waiting = trouble, b""
+        self._secrets = environment_secrets()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+
+    def open(self, path: Path) -> PatientFile:
+        """Append to `path` from now on, first the lines kept so far, unless it is open already."""
+        if self.file is None:
+            separate(path)
+            self.file = PatientFile(path, self._trouble)
+            self.file.write(self._waiting)
+        return self.file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = printable(self.format(record).rstrip(), self._secrets) + "\n"
+        except Exception:  # a message and arguments that do not fit together
+            return self.handleError(record)
+        encoded = line.encode("utf-8", errors="backslashreplace")
+        if self.file is None:
+            self._waiting += encoded
+        else:
+            self.file.write(encoded)
 
 
 @contextmanager
@@ -30,78 +60,19 @@ def open_run_log(
     Without `run_dir` its lines wait in memory until `RunLog.open`, and are forgotten where that never comes.
     From the libraries, warnings and errors are kept. Python's warnings go to run.log only.
     """
-    file = RunLog(None if run_dir is None else run_dir / LOG_FILE, trouble)
-    handlers: list[logging.Handler] = [file] if terminal is None else [file, terminal]
-    capturing = getattr(logging, "_warnings_showwarning", None) is not None
+    file = RunLog(trouble)
+    if run_dir is not None:
+        file.open(run_dir / LOG_FILE)
     loggers = [logging.getLogger(name) for name in (LOGGER, *LIBRARIES, WARNINGS)]
-    before = [(logger, list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
+    before = [(logger, logger.handlers, logger.propagate, logger.level) for logger in loggers]
     try:
         for logger in loggers:
-            logger.handlers = [file] if logger.name == WARNINGS else list(handlers)
+            logger.handlers = [file] if terminal is None or logger.name == WARNINGS else [file, terminal]
             logger.propagate = False
         logging.getLogger(LOGGER).setLevel(logging.INFO)
-        if not capturing:
-            logging.captureWarnings(True)
+        logging.captureWarnings(True)
         yield file
     finally:
-        if not capturing:
-            logging.captureWarnings(False)
+        logging.captureWarnings(False)
         for logger, logger.handlers, logger.propagate, level in before:
             logger.setLevel(level)
-        file.close()
-
-
-class RunLog(logging.Handler):
-    """Appends to run.log. Never raises or prints: what the disk refuses waits for it, odd records go in as they are.
-
-    Whatever is logged, tracebacks included, the environment's secrets stay out of the file.
-    """
-
-    def __init__(self, path: Path | None, trouble: DiskTrouble | None = None) -> None:
-        super().__init__()
-        self.file: PatientFile | None = None
-        self._trouble, self._waiting = trouble, b""
-        self._secrets = environment_secrets()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-        if path is not None:
-            self.open(path)
-
-    def open(self, path: Path) -> PatientFile:
-        """Append to `path` from now on, first the lines kept so far, unless it is open already."""
-        if self.file is None:
-            separate(path)
-            self.file = PatientFile(path, self._trouble)
-            if not _ends_a_line(path):  # the last process was killed
-                self.file.write(b"\n")
-            self.file.write(self._waiting)
-        return self.file
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            text = self.format(record)
-        except Exception:
-            text = f"{record.levelname} {record.name}: {message_of(record)}"
-        line = printable(text.rstrip(), self._secrets) + "\n"
-        encoded = line.encode("utf-8", errors="backslashreplace")
-        if self.file is None:
-            self._waiting += encoded
-        else:
-            self.file.write(encoded)
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-        super().close()
-
-
-def message_of(record: logging.LogRecord) -> str:
-    """The formatted message, or its parts if formatting fails."""
-    try:
-        return record.getMessage()
-    except Exception:
-        return f"{record.msg!r} {record.args!r}"
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.seek(0, 2) == 0 or (file.seek(-1, 2) >= 0 and file.read(1) == b"\n")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from apa_cli.tracking.jsonl import JsonLines, read_json_lines
-from apa_cli.tracking.patient_file import DiskTrouble
+from apa_cli.tracking.lines import read_json_lines
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -42,22 +40,6 @@ CONTRACT_METRICS = (
 length penalty `reward/length_penalty`, reward.kind=math `reward/unreadable`. `time/cpu` is processor time of this
 process, all threads together. With rollout.source=offline `logged/…` describes the data, and `reward/…`, `kl/…` and
 `policy/…`, of samples, are absent; `time/read` stands in place of `time/generate`."""
-
-
-class MetricsFile(JsonLines):
-    """One line per iteration, `iteration` first; values that are not finite become null."""
-
-    def __init__(self, path: Path, *, start_iteration: int | None = None, trouble: DiskTrouble | None = None) -> None:
-        super().__init__(path, start_iteration=start_iteration, trouble=trouble)
-        written = self.read()
-        self.last_iteration: int | None = written[-1]["iteration"] if written else None
-
-    def log(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        """Raises ValueError unless `iteration` is larger than in the line before."""
-        if self.last_iteration is not None and iteration <= self.last_iteration:
-            raise ValueError(f"metrics of iteration {iteration} after those of {self.last_iteration}")
-        self.add({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
-        self.last_iteration = iteration
 
 
 def read_metrics(path: Path) -> list[dict[str, float | None]]:

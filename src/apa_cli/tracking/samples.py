@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-
-from apa_cli.tracking.jsonl import JsonLines
+from dataclasses import dataclass, field
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -32,12 +29,3 @@ class SamplePair:
     after: str
     score_before: float
     score_after: float
-
-
-class SamplesFile(JsonLines):
-    """One line per response. `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
-
-    def log(self, iteration: int, samples: Sequence[Sample], *, source: str) -> None:
-        for sample in samples:
-            record = {"iteration": iteration, "source": source, **asdict(sample)}
-            self.add({k: v for k, v in record.items() if k not in ("evaluator", "parts") or v not in (None, {})})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apa_cli.errors import UserError
-from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
+from apa_cli.tracking.lines import DiskTrouble, PatientFile
 
 FOLDER = "tensorboard"
 NAME = "events.out.tfevents."  # and a number: TensorBoard reads the files of a folder in the order of their names
@@ -61,10 +61,10 @@ class TensorBoardRun:
 
     def sync(self) -> None:
         if self._file is not None:
-            self._file.sync()
+            self._file.write(sync=True)
 
     def close(self) -> None:
-        if self._file is not None and not self._file.close():
+        if self._file is not None and not self._file.write():
             self._warn("tensorboard: the newest events could not be written; metrics.jsonl is complete")
 
     def _write(self, step: int, **content: Any) -> None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import logging
 import os
 import sys
-import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from apa_cli.secrets import printable
-from apa_cli.tracking.log import message_of
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 RECENT = 8  # iterations in the live table
 
 
@@ -34,28 +31,28 @@ class Column:
     digits: int
 
     def text(self, metrics: Mapping[str, float]) -> str:
-        for name in self.names:
-            value = metrics.get(name)
-            if value is not None and value == value:
-                return _fit(value, self.digits, self.width)
-        return "–"
+        """Fixed-point if that shows enough digits, otherwise with an exponent."""
+        value = next((v for name in self.names if (v := metrics.get(name)) is not None and v == v), None)
+        if value is None:
+            return "–"
+        text = f"{value:.{self.digits}f}"
+        return f"{value:.1e}" if len(text) > self.width or (value != 0 and float(text) == 0) else text
 
 
 def columns_of(*, held_out: bool, evaluator: bool, logged: bool = False) -> tuple[Column, ...]:
     """Columns of the table, at most 80 characters. Logged responses have no reward."""
-    columns = [Column("logged", 7, ("logged/score_mean",), 3) if logged else Column("reward", 7, ("reward/mean",), 3)]
-    if held_out:
-        columns.append(Column("held-out", 8, ("eval/reward",), 3))
-    if evaluator:
-        columns.append(Column("evaluator", 9, ("eval/evaluator",), 3))
-    columns += [
+    columns = [
+        Column("logged", 7, ("logged/score_mean",), 3) if logged else Column("reward", 7, ("reward/mean",), 3),
+        Column("held-out", 8, ("eval/reward",), 3),
+        Column("evaluator", 9, ("eval/evaluator",), 3),
         Column("KL", 6, ("kl/to_init", "eval/kl"), 2),
         Column("entropy", 7, ("policy/entropy", "eval/entropy"), 3),
         Column("length", 6, ("policy/response_length", "eval/response_length"), 1),
         Column("loss", 7, ("objective/policy_loss",), 3),
         Column("s/iter", 6, ("time/iteration",), 2),
     ]
-    return tuple(columns)
+    wanted = {"held-out": held_out, "evaluator": evaluator}
+    return tuple(column for column in columns if wanted.get(column.title, True))
 
 
 def choose_console(kind: str) -> str:
@@ -68,8 +65,8 @@ def choose_console(kind: str) -> str:
 class Terminal(logging.Handler):
     """The live table or the plain lines; as a logging handler, notes and warnings beside them.
 
-    Records with `terminal=False` are for run.log only. A closed pipe ends the output and a full disk interrupts it;
-    neither ends the run.
+    Records with `terminal=False` are for run.log only. Output that a closed pipe or a full disk refuses is lost, and
+    never ends the run. A context manager.
     """
 
     def __init__(
@@ -83,17 +80,23 @@ class Terminal(logging.Handler):
     ) -> None:
         super().__init__(logging.WARNING if kind == "quiet" else logging.INFO)
         self.kind, self.iterations, self.columns = kind, iterations, tuple(columns)
-        self.console = console or Console(
-            force_terminal=True if kind == "live" else None, highlight=False, soft_wrap=False
-        )
+        self.console = console or Console(force_terminal=True if kind == "live" else None, highlight=False)
         self._number_width = max(4, 2 * len(str(iterations)) + 1)
-        self._start, self._iteration = start_iteration, start_iteration
-        self._began = time.monotonic()
-        self._finished_at = self._began
-        self._phase = ("", 0, 0)
-        self._recent: tuple[tuple[int, Mapping[str, float]], ...] = ()  # replaced whole: another thread draws it
+        self._recent: deque[tuple[int, Mapping[str, float]]] = deque(maxlen=RECENT)
         self._header_printed = False
         self._live: Live | None = None
+        self._bar = Progress(
+            TextColumn("{task.completed}/{task.total}"),
+            BarColumn(24),
+            TimeElapsedColumn(),
+            TextColumn("elapsed,", style="dim"),
+            TimeRemainingColumn(),
+            TextColumn("left", style="dim"),
+            TextColumn("{task.description}", style="cyan"),
+            console=self.console,
+            speed_estimate_period=float("inf"),  # at the pace of this process so far
+        )
+        self._task = self._bar.add_task("", total=iterations, completed=start_iteration)
 
     def __enter__(self) -> Terminal:
         if self.kind == "live":
@@ -101,44 +104,34 @@ class Terminal(logging.Handler):
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def stop(self) -> None:
         """Stop updating the table. Later lines are printed below it."""
         live, self._live = self._live, None
-        self._phase = ("", 0, 0)
+        self.phase("")
         if live is not None:
-            try:
+            with contextlib.suppress(OSError):
                 live.stop()
-            except OSError:
-                self.kind = "quiet"
 
     def phase(self, name: str, done: int = 0, total: int = 0) -> None:
         """Current work and its progress, for the live table."""
-        self._phase = (name, done, total)
+        count = f" {done:,}/{total:,}" if total else f" {done:,}" if done else ""
+        self._bar.update(self._task, description=name + count)
 
     def row(self, iteration: int, metrics: Mapping[str, float]) -> None:
-        self._iteration, self._finished_at = iteration, time.monotonic()
-        self._recent = (*self._recent[1 - RECENT :], (iteration, dict(metrics)))
+        self._recent.append((iteration, dict(metrics)))
+        self._bar.update(self._task, completed=iteration)
         if self.kind == "plain":
             if not self._header_printed:
                 self._header_printed = True
-                self._print(self.header())
-            self._print(self.line(iteration, metrics))
+                self._print(self._line("iter", [column.title for column in self.columns]))
+            self._print(self._line(f"{iteration}/{self.iterations}", [c.text(metrics) for c in self.columns]))
 
-    def header(self) -> str:
-        return "  ".join(
-            [f"{'iter':>{self._number_width}}", *(f"{column.title:>{column.width}}" for column in self.columns)]
-        )
-
-    def line(self, iteration: int, metrics: Mapping[str, float]) -> str:
-        number = f"{iteration}/{self.iterations}"
-        return "  ".join(
-            [f"{number:>{self._number_width}}", *(f"{column.text(metrics):>{column.width}}" for column in self.columns)]
-        )
+    def _line(self, first: str, cells: Sequence[str]) -> str:
+        rest = (f"{cell:>{column.width}}" for cell, column in zip(cells, self.columns, strict=True))
+        return "  ".join([f"{first:>{self._number_width}}", *rest])
 
     def words(self, iteration: int, metrics: Mapping[str, float]) -> str:
         """The numbers as one line of a log, with their names."""
@@ -154,77 +147,34 @@ class Terminal(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if not getattr(record, "terminal", True):
             return
-        message = printable(message_of(record))
+        try:
+            message = printable(record.getMessage())
+        except Exception:  # a message and arguments that do not fit together
+            return self.handleError(record)
         if record.levelno < logging.WARNING:
-            self._print(message)
-            return
+            return self._print(message)
         word = "error" if record.levelno >= logging.ERROR else "warning"
         if self._live is not None:
-            self._print(Text.assemble((f"{word}: ", "bold yellow"), message))
-        else:
-            try:
-                print(f"{word}: {message}", file=sys.stderr, flush=True)
-            except (OSError, ValueError) as error:
-                self._lose(error)
+            return self._print(Text.assemble((f"{word}: ", "bold yellow"), message))
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{word}: {message}", file=sys.stderr, flush=True)
 
     def _print(self, message: str | Text) -> None:
-        try:
+        with contextlib.suppress(OSError, ValueError):
             if self._live is not None:
                 self.console.print(message, markup=False)
             else:  # not wrapped
                 print(message, file=self.console.file, flush=True)
-        except (OSError, ValueError) as error:
-            self._lose(error)
-
-    def _lose(self, error: OSError | ValueError) -> None:
-        """Stop printing if the reader is gone or the file is closed, but not if a disk is full."""
-        if not (isinstance(error, OSError) and error.errno in FULL):
-            self.kind = "quiet"
 
     def _render(self) -> RenderableType:
+        recent = list(self._recent)
+        if not recent:
+            return self._bar.get_renderable()
         table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("iter", justify="right", style="dim", header_style="dim")
         for column in self.columns:
             table.add_column(column.title, justify="right", min_width=column.width, header_style="bold")
-        recent = self._recent
-        newest = recent[-1][0] if recent else None
         for iteration, metrics in recent:
             cells = [column.text(metrics) for column in self.columns]
-            table.add_row(str(iteration), *cells, style=None if iteration == newest else "dim")
-        bar = Table.grid(padding=(0, 1), expand=False)
-        name, done, total = self._phase
-        phase = Text(f"{name} {done:,}/{total:,}" if total else f"{name} {done:,}" if done else name, style="cyan")
-        elapsed = f"{clock(time.monotonic() - self._began)} elapsed"
-        if (done or total) and not recent:  # before the first iteration, when data are read, the bar is the phase's
-            bar.add_row(phase, ProgressBar(total=total or None, completed=done, width=24), Text(elapsed, style="dim"))
-        else:
-            bar.add_row(
-                Text(f"{self._iteration}/{self.iterations}"),
-                ProgressBar(total=self.iterations, completed=self._iteration, width=24),
-                Text(f"{elapsed}, {self.remaining()} left", style="dim"),
-                phase,
-            )
-        return Group(table, bar) if recent else bar
-
-    def remaining(self) -> str:
-        """Time left at the pace of this process so far."""
-        done = self._iteration - self._start
-        if done <= 0:
-            return "–:––"
-        pace = (self._finished_at - self._began) / done
-        expected = pace * (self.iterations - self._iteration) - (time.monotonic() - self._finished_at)
-        return clock(max(0.0, expected))
-
-
-def clock(seconds: float) -> str:
-    """0:07, 12:30, 3:05:00."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
-
-
-def _fit(value: float, digits: int, width: int) -> str:
-    """Fixed-point if that shows enough digits, otherwise with an exponent."""
-    text = f"{value:.{digits}f}"
-    if len(text) > width or (value != 0 and float(text) == 0):
-        text = f"{value:.1e}"
-    return text
+            table.add_row(str(iteration), *cells, style=None if iteration == recent[-1][0] else "dim")
+        return Group(table, self._bar.get_renderable())

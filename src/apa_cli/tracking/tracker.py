@@ -12,12 +12,12 @@ from types import TracebackType
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import redact
+from apa_cli.tracking.lines import DiskTrouble, JsonLines, PatientFile
 from apa_cli.tracking.log import LOG_FILE, LOGGER, open_run_log
-from apa_cli.tracking.metrics import METRICS_FILE, MetricsFile
-from apa_cli.tracking.patient_file import DiskTrouble, PatientFile
+from apa_cli.tracking.metrics import METRICS_FILE
 from apa_cli.tracking.plots import draw_run
 from apa_cli.tracking.report import Summary, summary_lines, write_report
-from apa_cli.tracking.samples import SAMPLES_FILE, Sample, SamplesFile
+from apa_cli.tracking.samples import SAMPLES_FILE, Sample
 from apa_cli.tracking.tensorboard_run import TensorBoardRun
 from apa_cli.tracking.terminal import Terminal, choose_console, columns_of
 from apa_cli.tracking.wandb_run import WandbRun
@@ -36,8 +36,8 @@ class Tracker:
         self.config, self.run_dir = config, run_dir
         self._start_iteration = start_iteration
         self._held: dict[int, dict[str, float]] = {}
-        self._metrics: MetricsFile  # both set in begin()
-        self._samples: SamplesFile
+        self._metrics: JsonLines  # both set in begin()
+        self._samples: JsonLines
         self._written: list[PatientFile] = []
         held_out = config.evaluation.prompts > 0
         with ExitStack() as opened:
@@ -70,10 +70,8 @@ class Tracker:
         """Open the files of the run. Raises UserError if a resumed run's cannot be read."""
         self.run_dir.mkdir(parents=True, exist_ok=True)
         start, trouble = self._start_iteration, self._trouble
-        self._samples = SamplesFile(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
-        self._opened.callback(self._samples.close)
-        self._metrics = MetricsFile(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
-        self._opened.callback(self._metrics.close)
+        self._samples = JsonLines(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
+        self._metrics = JsonLines(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
         if self._tensorboard is not None:
             self._tensorboard.begin(self._metrics.read(), start, trouble)
             self._opened.callback(self._tensorboard.close)
@@ -95,7 +93,7 @@ class Tracker:
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
         """All metrics of one iteration, with those of its evaluation if there is one."""
         merged = {**self._held.pop(iteration, {}), **metrics}
-        self._samples.log(iteration, samples, source="training")
+        self._sample(iteration, samples, "training")
         self._write(iteration, merged, samples)
 
     def log_evaluation(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
@@ -104,10 +102,7 @@ class Tracker:
         Before training it is a line of its own. Later it is held until `log` of the same iteration, whose line
         it joins.
         """
-        written = self._metrics.last_iteration
-        if written is not None and written >= iteration:
-            raise ValueError(f"evaluation of iteration {iteration} after its metrics were written")
-        self._samples.log(iteration, samples, source="evaluation")
+        self._sample(iteration, samples, "evaluation")
         if iteration == 0:
             self._write(iteration, metrics, samples)
         else:
@@ -118,7 +113,7 @@ class Tracker:
         """Flush metrics and samples to the disk. Returns whether that succeeded."""
         if self._tensorboard is not None:
             self._tensorboard.sync()
-        return all([self._metrics.sync(), self._samples.sync()])
+        return all([self._metrics.write(sync=True), self._samples.write(sync=True)])
 
     def copy_to(self, folder: Path) -> None:
         """Copy metrics and samples, including lines that a full disk has refused."""
@@ -172,8 +167,14 @@ class Tracker:
         seconds = None if deadline is None else max(0.0, deadline - time.monotonic() - 1.0)
         self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1, seconds=seconds)
 
+    def _sample(self, iteration: int, samples: Sequence[Sample], source: str) -> None:
+        """Lines of samples.jsonl: `source` is `training` (of a rollout) or `evaluation` (to a held-out prompt)."""
+        optional = ("evaluator", "parts")
+        rows = ({"iteration": iteration, "source": source, **asdict(sample)} for sample in samples)
+        self._samples.add(*({k: v for k, v in row.items() if k not in optional or v not in (None, {})} for row in rows))
+
     def _write(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
-        self._metrics.log(iteration, metrics)
+        self._metrics.add({"iteration": iteration, **{k: v for k, v in metrics.items() if k != "iteration"}})
         evaluated = any(name.startswith("eval/") for name in metrics)
         self._wandb.log(iteration, metrics, samples, table=evaluated or iteration == self.config.training.iterations)
         if self._tensorboard is not None:
@@ -190,7 +191,6 @@ class Tracker:
     def _report_unwritten(self) -> None:
         """Warn of lines that could not be written."""
         for file in self._written:
-            file.write(b"")
-            if file.problem is not None and (lines := file.pending.count(b"\n")):
+            if not file.write() and file.problem is not None and (lines := file.pending.count(b"\n")):
                 lost = "1 line" if lines == 1 else f"{lines} lines"
                 self.warn(f"{lost} of {file.path} could not be written ({file.problem.strerror}), and are lost")

@@ -26,12 +26,12 @@ from apa_cli.watched_thread import ABANDONED
 
 RUN_ID_FILE = "run-id"  # for resuming, beside wandb's own files
 LAST_STEP_FILE = "last-step"  # newest step given to wandb, so that a resumed run repeats none
-QUEUE_ITEMS = 1000  # waiting for wandb; if there are more, the oldest are dropped
 TABLE_ROWS = 200  # newest responses in the table
 SAMPLE_COLUMNS = ("iteration", "prompt", "response", "score", "kl", "evaluator")
 INIT_SECONDS = 20.0
 FINISH_SECONDS = 30.0
 _ENVIRONMENT_MODES = {"offline": "offline", "dryrun": "offline", "disabled": "disabled"}  # others mean online
+_DATA = "WANDB_DATA_DIR"
 # Send nothing about the machine, its code and its packages, and print nothing.
 _SETTINGS: dict[str, Any] = {
     "silent": True,
@@ -44,7 +44,6 @@ _SETTINGS: dict[str, Any] = {
     "x_disable_stats": True,
     "x_disable_machine_info": True,
     "x_save_requirements": False,
-    "finish_timeout": FINISH_SECONDS,
 }
 
 
@@ -63,13 +62,12 @@ class WandbRun:
         resumed: bool,
         note: Callable[[str], None],
         warn: Callable[[str], None],
-        init_seconds: float = INIT_SECONDS,
     ) -> None:
         self._config, self._run_dir, self._run_config, self._resumed = config, run_dir, run_config, resumed
-        self._note, self._warn, self._init_seconds = note, warn, init_seconds
-        self._queue: queue.Queue[Callable[[Any], None] | int] = queue.Queue(QUEUE_ITEMS)  # an exit code comes last
+        self._note, self._warn = note, warn
+        self._queue: queue.SimpleQueue[Callable[[Any], None] | int] = queue.SimpleQueue()  # an exit code comes last
         self._rows: deque[list[Any]] = deque(maxlen=TABLE_ROWS)
-        self._failed = self._finished = self._dropped = False
+        self._failed = self._finished = False
         self._last_step = -1
         self.mode = "disabled" if config.mode == "disabled" else "starting"
         self._thread: threading.Thread | None = None
@@ -78,12 +76,12 @@ class WandbRun:
         self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = (), *, table: bool = False
     ) -> None:
         """Metrics at step `iteration`. table: also write the samples kept so far."""
-        finite = {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
+        payload: dict[str, Any] = {k: float(v) for k, v in metrics.items() if v is not None and math.isfinite(v)}
+        payload["iteration"] = iteration
 
         def send(run: Any) -> None:
             if iteration <= self._last_step:
                 return
-            payload: dict[str, Any] = {**finite, "iteration": iteration}
             if table and self._rows:
                 import wandb
 
@@ -113,8 +111,8 @@ class WandbRun:
         self._finished = True
         if self._thread is None:  # nothing was recorded
             return
-        self._offer(exit_code)
-        self._thread.join(self._init_seconds + FINISH_SECONDS + 10.0 if seconds is None else seconds)
+        self._queue.put(exit_code)
+        self._thread.join(INIT_SECONDS + FINISH_SECONDS + 10.0 if seconds is None else seconds)
         if self._thread.is_alive():
             self._thread.name = ABANDONED
             self._fail("did not finish in time")
@@ -126,19 +124,7 @@ class WandbRun:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             self._thread.start()
-        self._offer(item)
-
-    def _offer(self, item: Callable[[Any], None] | int) -> None:
-        """Queue an item without waiting; a full queue drops its oldest."""
-        while True:
-            try:
-                return self._queue.put_nowait(item)
-            except queue.Full:
-                with suppress(queue.Empty):
-                    self._queue.get_nowait()
-                if not self._dropped:
-                    self._dropped = True
-                    self._warn("wandb: too slow, the oldest metrics are dropped; metrics.jsonl has all of them")
+        self._queue.put(item)
 
     def _work(self) -> None:
         run = self._try(self._start, "cannot start")
@@ -191,13 +177,13 @@ class WandbRun:
         return None if self.mode == "disabled" else self._init(wandb)
 
     def _init(self, wandb: Any) -> Any:
-        mode, folder = self.mode, self._run_dir / "wandb"
+        online, folder = self.mode == "online", self._run_dir / "wandb"
         folder.mkdir(exist_ok=True)
-        id_file = folder / RUN_ID_FILE
+        id_file, step_file = folder / RUN_ID_FILE, folder / LAST_STEP_FILE
         known = id_file.read_text("utf-8").strip() if self._resumed and id_file.exists() else None
         named = redact(self._config)
         run = wandb.init(
-            mode=mode,
+            mode=self.mode,
             dir=str(self._run_dir),
             project=named["project"],
             entity=named["entity"],
@@ -206,27 +192,25 @@ class WandbRun:
             tags=named["tags"],
             config=dict(self._run_config),
             id=known,
-            resume="allow" if known and mode == "online" else None,
+            resume="allow" if known and online else None,
             reinit="create_new",
             settings=self._settings(wandb),
         )
         id_file.write_text(run.id, "utf-8")
         if known == run.id:
             with suppress(OSError, ValueError):
-                self._last_step = int((folder / LAST_STEP_FILE).read_text("utf-8"))
+                self._last_step = int(step_file.read_text("utf-8"))
         else:
-            (folder / LAST_STEP_FILE).unlink(missing_ok=True)
+            step_file.unlink(missing_ok=True)
         run.define_metric("iteration", hidden=True)
         run.define_metric("*", step_metric="iteration")
-        if mode == "online":
-            self._note(f"wandb: {run.url}")
-        else:
-            self._note(f"wandb: offline; upload later with `wandb sync {Path(run.dir).parent}`")
+        later = f"offline; upload later with `wandb sync {Path(run.dir).parent}`"
+        self._note(f"wandb: {run.url if online else later}")
         return run
 
     def _settings(self, wandb: Any) -> Any:
         """Our settings, without those that the installed wandb does not have."""
-        wanted = {**_SETTINGS, "init_timeout": self._init_seconds}
+        wanted = {**_SETTINGS, "init_timeout": INIT_SECONDS, "finish_timeout": FINISH_SECONDS}
         return wandb.Settings(**{name: value for name, value in wanted.items() if name in wandb.Settings.model_fields})
 
 
@@ -236,12 +220,10 @@ def has_key(base_url: str, environment: Mapping[str, str]) -> bool:
         return True
     named = environment.get("NETRC")
     for path in [named] if named else ["~/.netrc", "~/_netrc"]:
-        try:
+        with suppress(OSError, RuntimeError, netrc.NetrcParseError):
             entry = netrc.netrc(Path(path).expanduser()).authenticators(urlsplit(base_url).netloc)
-        except (OSError, RuntimeError, netrc.NetrcParseError):
-            continue
-        if entry and entry[2]:
-            return True
+            if entry and entry[2]:
+                return True
     return False
 
 
@@ -249,23 +231,21 @@ def choose_mode(configured: str, *, keyed: bool, environment: Mapping[str, str])
     """online, offline or disabled. `auto` follows WANDB_MODE. Online without a key becomes offline, as wandb would
     prompt for one.
     """
-    mode = configured
-    if mode == "auto":
-        mode = _ENVIRONMENT_MODES.get(environment.get("WANDB_MODE", "").lower(), "online")
+    variable = environment.get("WANDB_MODE", "").lower()
+    mode = _ENVIRONMENT_MODES.get(variable, "online") if configured == "auto" else configured
     return "offline" if mode == "online" and not keyed else mode
 
 
 @contextmanager
 def _data_folder(folder: Path) -> Iterator[None]:
     """Keep wandb's copies of tables in the run's folder instead of the user's home."""
-    before = os.environ.get("WANDB_DATA_DIR")
-    if before is None:
-        os.environ["WANDB_DATA_DIR"] = str(folder)
+    ours = _DATA not in os.environ
+    os.environ.setdefault(_DATA, str(folder))
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("WANDB_DATA_DIR", None)
+        if ours:
+            os.environ.pop(_DATA, None)
 
 
 def _short(error: BaseException) -> str:

@@ -74,19 +74,3 @@ def test_secrets_stay_out_of_the_file_even_in_tracebacks(tmp_path, monkeypatch):
     text = (tmp_path / "run.log").read_text()
     assert "Traceback" in text
     assert "planted" not in text
-
-
-def test_records_that_do_not_fit_together_are_kept_as_they_are(tmp_path, capsys):
-    with open_run_log(tmp_path):
-        LOG.warning("%d of %d", "three")
-    assert "'%d of %d' ('three',)" in (tmp_path / "run.log").read_text()
-    assert capsys.readouterr().err == ""
-
-
-def test_a_line_torn_by_a_crash_does_not_swallow_the_next(tmp_path):
-    (tmp_path / "run.log").write_text("10:00 INFO half a li")
-    with open_run_log(tmp_path):
-        LOG.info("resumed")
-    torn, resumed = (tmp_path / "run.log").read_text().splitlines()
-    assert torn == "10:00 INFO half a li"
-    assert resumed.endswith("resumed")

@@ -53,8 +53,6 @@ def test_an_evaluation_joins_the_line_of_its_iteration(tmp_path, config):
         assert read_metrics(tmp_path) == []
         tracker.log(1, METRICS)
         assert read_metrics(tmp_path) == [{"iteration": 1, **EVALUATION, **METRICS}]
-        with pytest.raises(ValueError, match="after its metrics"):
-            tracker.log_evaluation(1, EVALUATION, SAMPLES)
         tracker.log_evaluation(2, EVALUATION, SAMPLES)
     assert read_metrics(tmp_path)[1] == {"iteration": 2, **EVALUATION}  # interrupted before its iteration was logged
 

@@ -12,17 +12,14 @@ from wandb_server import wandb_server
 from apa_cli.config.schema import WandbConfig
 from apa_cli.tracking import wandb_run
 from apa_cli.tracking.samples import Sample
-from apa_cli.tracking.wandb_run import QUEUE_ITEMS, WandbRun, choose_mode, has_key
+from apa_cli.tracking.wandb_run import WandbRun, choose_mode, has_key
 
 SAMPLE = Sample(prompt="p", response="r", score=1.0, kl=0.5)
 
 
-def start(run_dir, said, *, mode="offline", resumed=False, **kwargs):
+def start(run_dir, said, *, mode="offline", resumed=False):
     config = WandbConfig(mode=mode, project="tests", name="a-run", tags=["x"])
-    run_config = kwargs.pop("run_config", {"seed": 0})
-    return WandbRun(
-        config, run_dir, run_config=run_config, resumed=resumed, note=said.append, warn=said.append, **kwargs
-    )
+    return WandbRun(config, run_dir, run_config={"seed": 0}, resumed=resumed, note=said.append, warn=said.append)
 
 
 @pytest.fixture
@@ -118,9 +115,10 @@ def test_without_a_network_an_online_run_is_recorded_offline(tmp_path, monkeypat
     key = "0123456789" * 4
     monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(wandb_run, "INIT_SECONDS", 1.0)
     said = []
     began = time.monotonic()
-    run = start(tmp_path, said, mode="auto", init_seconds=1.0)
+    run = start(tmp_path, said, mode="auto")
     run.log(1, {"reward/mean": 0.5})
     assert time.monotonic() - began < 0.5  # the training did not wait
     run.finish()
@@ -141,20 +139,16 @@ def test_online_without_a_key_warns_and_never_asks(tmp_path, monkeypatch, fresh_
     assert "no key" in said[0]
 
 
-def test_nothing_to_record_starts_nothing(tmp_path):
+@pytest.mark.parametrize("mode", ["disabled", "offline"])
+def test_nothing_to_record_starts_nothing(tmp_path, mode):
     before = threading.active_count()
-    run = start(tmp_path, [])
+    run = start(tmp_path, [], mode=mode)
+    if mode == "disabled":
+        run.log(1, {"reward/mean": 1.0}, [SAMPLE], table=True)
     assert threading.active_count() == before
     run.finish(1)
     run.log(1, {"reward/mean": 1.0})  # too late to count
     assert threading.active_count() == before
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_disabled_starts_nothing(tmp_path):
-    run = start(tmp_path, [], mode="disabled")
-    run.log(1, {"reward/mean": 1.0}, [SAMPLE], table=True)
-    run.finish()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,19 +184,8 @@ def test_where_a_key_may_be(tmp_path):
     assert not has_key(url, {"NETRC": str(netrc)})
 
 
-def test_without_wandb_there_is_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    said = []
-    run = start(tmp_path, said)
-    for iteration in range(3):
-        run.log(iteration, {"reward/mean": 1.0})
-    run.finish()
-    assert len(said) == 1
-    assert said[0].startswith("wandb: cannot start (") and "metrics.jsonl is complete" in said[0]
-
-
 @pytest.mark.parametrize("broken", ["setup", "init", "log", "finish"])
-@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, RecursionError, MemoryError])
+@pytest.mark.parametrize("kind", [SystemExit, MemoryError])
 def test_whatever_is_raised_there_costs_one_warning(tmp_path, monkeypatch, broken, kind):
     def fail():
         raise kind("from wandb")
@@ -224,23 +207,18 @@ def test_whatever_is_raised_there_costs_one_warning(tmp_path, monkeypatch, broke
 
 
 @pytest.mark.parametrize("broken", ["setup", "init", "log"])
-def test_a_wandb_that_hangs_is_fed_no_more_than_so_much(tmp_path, monkeypatch, broken):
+def test_training_does_not_wait_for_a_wandb_that_hangs(tmp_path, monkeypatch, broken):
     gate = threading.Event()
     fake = FakeWandb(gate.wait, broken)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    said = []
-    run = start(tmp_path, said)
+    run = start(tmp_path, [])
     began = time.monotonic()
-    steps = 5 * QUEUE_ITEMS
-    for iteration in range(steps):
+    for iteration in range(1000):
         run.log(iteration, {"reward/mean": 1.0}, [SAMPLE])
     assert time.monotonic() - began < 5
-    assert run._queue.qsize() <= QUEUE_ITEMS
-    assert len([line for line in said if "oldest metrics are dropped" in line]) == 1
-    gate.set()  # and when it goes on, it gets the newest, in order
+    gate.set()  # and when it goes on, it gets all of them, in order
     run.finish(seconds=20)
-    assert fake.logged == sorted(fake.logged)
-    assert fake.logged[-1] == steps - 1
+    assert fake.logged == list(range(1000))
     assert fake.finished == [0]
 
 
@@ -292,7 +270,8 @@ def test_a_server_that_does_not_let_the_run_begin(tmp_path, monkeypatch, fresh_w
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         said = []
-        run = start(tmp_path, said, mode="online", init_seconds=2.0)
+        monkeypatch.setattr(wandb_run, "INIT_SECONDS", 2.0)
+        run = start(tmp_path, said, mode="online")
         began = time.monotonic()
         run.log(1, {"reward/mean": 0.5})
         assert time.monotonic() - began < 0.5
@@ -307,7 +286,6 @@ def test_a_server_that_does_not_let_the_run_begin(tmp_path, monkeypatch, fresh_w
 @pytest.mark.parametrize("answer", [500, "hang"])
 def test_a_server_that_stops_taking_metrics(tmp_path, monkeypatch, fresh_wandb, answer):
     monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 3.0)
-    monkeypatch.setitem(wandb_run._SETTINGS, "finish_timeout", 3.0)
     with wandb_server(files=answer) as server:
         monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
