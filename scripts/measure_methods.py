@@ -16,37 +16,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from studies import (  # noqa: E402
-    critic,
-    family,
-    figures,
-    group,
-    grpo,
-    offline,
-    page,
-    paper,
-    passes,
-    rewards,
-    runs,
-    stability,
-    steer,
-    tuning,
-)
+from studies import page, runs, tuning  # noqa: E402
 
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
-MODULES = (paper, figures, steer, stability, group, critic, grpo, rewards, offline, family, passes)
-STUDIES = {study.__name__.removeprefix("studies."): study for study in MODULES}
+NAMES = "paper figures steer stability group critic rewards offline family passes"
+STUDIES = {name: import_module(f"studies.{name}") for name in NAMES.split()}
 PAGE = "docs/methods.md"
-ITERATIONS, PROMPTS = 60, 128  # of a run; held out, of each evaluation
-QUICK_ITERATIONS, QUICK_PROMPTS = 6, 16
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -68,19 +52,14 @@ def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None
     settings, staged = study.settings(size), hasattr(study, "stages")
     seeds = [*([tuning.TUNING_SEED] if staged else []), *size.seeds]
 
-    def read() -> runs.Found:
-        return runs.read(settings, seeds, output)
-
     def stages(read: Callable[[], runs.Found]) -> runs.Stages:
         return study.stages(size, read) if staged else iter([(settings, size.seeds)])
 
     if not arguments.report_only:
-        common = {"jobs": arguments.jobs, "keep_weights": arguments.keep_weights, "trl": arguments.trl_python}
-        runs.make(stages(read), size, output, **common)
-    found = read()
+        runs.make(stages(lambda: runs.read(settings, seeds, output)), size, output, jobs=arguments.jobs)
+    found = runs.read(settings, seeds, output)
     planned = sum(len(settings) * len(seeds) for settings, seeds in stages(lambda: found))
-    usual = output / f"{name}.md" if arguments.quick or arguments.iterations else ROOT / getattr(study, "PAGE", PAGE)
-    target = Path(arguments.page or usual)
+    target = output / f"{name}.md" if arguments.quick else ROOT / getattr(study, "PAGE", PAGE)
     pictures = (target.parent / "docs" if target.name == "README.md" else target.parent) / "images"
     said = [page.circumstances(found, size, planned=planned), ""]
     page.write(target, name, said + study.lines(found, size, pictures))
@@ -94,31 +73,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                                      epilog=f"studies:\n{studies}")  # fmt: skip
     add = parser.add_argument
     add("studies", metavar="STUDY", help=f"one or more of {', '.join(STUDIES)}", nargs="+", choices=list(STUDIES))
-    add("--output", help="folder for the runs (default: under runs/)")
-    add("--page", help="the page to write; its pictures go into images/ beside it")
+    add("--output", help="folder for the runs, and with --quick the page (default: under runs/)")
     add("--quick", help="few settings, seeds and iterations, to see that it works", action="store_true")
     add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
     add("--seeds", help="fresh seeds of each setting, from 1 on", type=int)
     add("--jobs", help="runs at a time (default: %(default)s; on one GPU: 1)", type=int, default=2)
-    add("--iterations", help=f"of each run, at least 2 (default: {ITERATIONS})", type=int)
-    add("--keep-weights", help="keep checkpoints and final models", action="store_true")
-    add("--trl-python", help="grpo: a Python that has trl (default: this one)", default=sys.executable)
     arguments = parser.parse_args(argv)
-    for name, least in (("seeds", 1), ("jobs", 1), ("iterations", 2)):
-        if (given := getattr(arguments, name)) is not None and given < least:
-            parser.error(f"--{name} is at least {least}, not {given}")
+    if min(arguments.jobs, 1 if arguments.seeds is None else arguments.seeds) < 1:
+        parser.error("--seeds and --jobs are at least 1")
     arguments.output = arguments.output or f"runs/methods{'_quick' if arguments.quick else ''}"
     return arguments
 
 
 def size_of(study: ModuleType, arguments: argparse.Namespace) -> runs.Size:
     seeds = getattr(study, "QUICK_SEEDS", 1) if arguments.quick else getattr(study, "SEEDS", 3)
-    return runs.Size(
-        quick=arguments.quick,
-        seeds=range(1, (arguments.seeds or seeds) + 1),
-        iterations=arguments.iterations or (QUICK_ITERATIONS if arguments.quick else ITERATIONS),
-        prompts=QUICK_PROMPTS if arguments.quick else PROMPTS,
-    )
+    iterations, prompts = (6, 16) if arguments.quick else (60, 128)
+    fresh = range(1, (arguments.seeds or seeds) + 1)
+    return runs.Size(quick=arguments.quick, seeds=fresh, iterations=iterations, prompts=prompts)
 
 
 if __name__ == "__main__":

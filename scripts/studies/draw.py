@@ -1,9 +1,9 @@
-"""The studies' pictures: lines over training or over KL, and heat maps over a grid of settings."""
+"""The studies' pictures: lines over training or over KL."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,39 +76,6 @@ def _draw(axes: Any, seeds: Sequence[Points], line: Line, mean_only: bool) -> No
     if whole:
         mean = [[statistics.fmean(values) for values in zip(*step, strict=True)] for step in zip(*whole, strict=True)]
         axes.plot(*zip(*mean, strict=True), **look, linewidth=1.5, label=line.label)
-
-
-def heat(
-    path: Path,
-    alt: str,
-    panels: Mapping[str, Mapping[tuple[float, float], tuple[float, str]]],
-    rows: Sequence[float],
-    columns: Sequence[float],
-    *,
-    names: tuple[str, str, str],
-    below: str,
-) -> str:
-    """A map a panel: of (row, column) a share from 0 to 1, its colour, and a text. `names`: row, column, share."""
-    figure = new_figure(4.2 * len(panels), 4.4)
-    places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axes, (title, cells) in zip(places, panels.items(), strict=True):
-        shares = [
-            [cells[row, column][0] if (row, column) in cells else float("nan") for column in columns] for row in rows
-        ]
-        image = axes.imshow(shares, vmin=0, vmax=1, cmap="Reds", aspect="auto")
-        for (y, row), (x, column) in ((a, b) for a in enumerate(rows) for b in enumerate(columns)):
-            share, text = cells.get((row, column), (0.0, "–"))
-            colour = "white" if share > 0.6 else "black"
-            axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color=colour)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
-        axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
-        axes.set_xlabel(names[1])
-        axes.spines[:].set_visible(False)
-    places[0].set_ylabel(names[0])
-    figure.colorbar(image, ax=list(places), label=names[2])
-    figure.supxlabel(below, fontsize=8.5, color="#555555")
-    return save(figure, path, alt)
 
 
 def save(figure: Figure, path: Path, alt: str) -> str:

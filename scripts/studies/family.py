@@ -13,25 +13,24 @@ from pathlib import Path
 
 from apa_cli.config.compose import compose_train
 from apa_cli.config.schema import TrainConfig
-from studies import compare, measures, trl_grpo
-from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
+from studies import compare, measures
+from studies.draw import EVALUATOR, KL, Panel, curves
 from studies.measures import Measure
-from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
-from studies.tuning import HEADER, TUNING_SEED, Contestant, Grid
+from studies.tuning import HEADER, Contestant, Grid
 
 PAGE = "docs/family.md"
 TITLE = "the presets of configs/objective/ and TRL's GRPO, tuned alike"
 DURATION = "84 runs: 48 to tune, 36 with the chosen settings, 7 of them TRL's; about 100 minutes of one CPU core"
 RECIPE = "reviews_apa"
 PRESETS = ("apa", "awr", "ppo", "grpo", "dr_grpo", "rloo", "dro", "pmd_mean", "gvpo", "a_star_po", "qrpo")
+TRL = "TRL's GRPO"
 RATES = (1e-4, 3e-4)
 LAMBDA, COEF = ("λ", "objective.kl_lambda"), ("β", "objective.kl_coef")
 KNOBS = {"apa": (*LAMBDA, (0.1, 0.3)), "awr": (*LAMBDA, (1.0, 2.0)), "ppo": (*COEF, (0.05, 0.2)),
          "grpo": (*COEF, (0.05, 0.2))}  # fmt: skip
 VALUES = {"qrpo": (0.03, 0.1),  # quantiles spread over 0.3, scores over about 1
           "dr_grpo": (0.0, 0.05)}  # published without a KL penalty  # fmt: skip
-STYLES = ("-", "--", ":")
 
 
 @cache
@@ -43,20 +42,14 @@ def composed(preset: str) -> TrainConfig:
 def contestant(preset: str) -> Contestant:
     knob, key, values = KNOBS[composed(preset).objective.name]
     values = VALUES.get(preset, values)
-    colour = COLOURS[PRESETS.index(preset) % len(COLOURS)]
     return Contestant(title=preset, stem=f"family_{preset}", knob=knob, key=key, values=values, recipe=RECIPE,
-                      objective=preset, colour=colour)  # fmt: skip
-
-
-def trl() -> Contestant:
-    """TRL's trainer with the sizes and the grid of the preset grpo."""
-    return replace(contestant("grpo"), title=trl_grpo.TITLE, stem="family_trl_grpo", trl=True,
-                   colour=COLOURS[len(PRESETS) % len(COLOURS)])  # fmt: skip
+                      objective=preset)  # fmt: skip
 
 
 def grid(size: Size, presets: Sequence[str] = ()) -> Grid:
-    """Of all, or of these presets alone."""
-    contestants = [contestant(preset) for preset in presets or PRESETS] + ([] if presets else [trl()])
+    """Of all and TRL's GRPO, with the sizes and the grid of the preset grpo; or of these presets alone."""
+    trl = replace(contestant("grpo"), title=TRL, stem="family_trl_grpo", trl=True)
+    contestants = [*map(contestant, presets or PRESETS), *([] if presets else [trl])]
     return Grid(contestants=contestants, rates=RATES[:1] if size.quick else RATES)
 
 
@@ -65,8 +58,7 @@ def settings(size: Size) -> list[Setting]:
 
 
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
-    yield settings(size), [TUNING_SEED]
-    yield [each.setting(cell) for each, (cell, _) in grid(size).chosen(read()).items()], size.seeds
+    return grid(size).stages(size, read)
 
 
 END = [Measure(name=f"{title} at the end", of=lambda run, name=name: run.last(f"eval/{name}"), digits=3)  # type: ignore[misc]
@@ -81,31 +73,29 @@ COLUMNS = {
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    cells = grid(size)
-    tuned = cells.tuned_rows(found, PRESETS[0], STYLES)
+    rows = grid(size).rows(found)
+    common = {"lines": [line for _, line in rows], "mean_only": True}
+    over = partial(partial, measures.points, x="iteration")
+    panels = [
+        Panel(title="Evaluator against KL", of=measures.reward_over_kl, x=KL, y=EVALUATOR, **common),
+        Panel(title="Per rollout", of=measures.reward_over_rollouts, x="responses sampled", y=EVALUATOR, **common),
+        Panel(title="Entropy", of=over(y="eval/entropy"), y="nats per token", **common),
+        Panel(title="Distinct-2", of=over(y="eval/distinct_2"), y="different bigrams / bigrams", **common),
+    ]
+    theirs = any(row.name == TRL for row, _ in rows)
+    note = (
+        "TRL's GRPO is its GRPOTrainer with the sizes of the preset `grpo` and else its defaults (loss type dapo, the "
+        "KL times the ratio), judged by the same evaluator."
+        if theirs
+        else "TRL's GRPO was not run: trl is not installed here."
+    )
     said = compare.report(
-        [row for row, _ in tuned],
+        [row for row, _ in rows],
         HEADER,
         COLUMNS,
         lambda ours, theirs: [*measures.at_common_kl(ours, theirs), measures.OVER_TRAINING, *END],
-        picture=curves(
-            pictures / "methods_family.png", "Evaluator, entropy and distinct-2", _panels([line for _, line in tuned])
-        ),
+        picture=curves(pictures / "methods_family.png", "Evaluator, entropy and distinct-2", panels),
         note="Lines are means over seeds. KL is in nats per response, entropy in nats per token; equal KL is the "
-        "highest multiple of half a nat that all runs of both settings reach. TRL's GRPO is its GRPOTrainer with the "
-        "sizes of the preset `grpo` and else its defaults (loss type dapo, KL times the ratio), judged by the same "
-        "evaluator.",
+        f"highest multiple of half a nat that all runs of both settings reach. {note}",
     )
-    there = any(row.name == trl_grpo.TITLE for row, _ in tuned)
-    return [*([] if there else [trl_grpo.MISSING, ""]), *said, "", *table(*cells.table(found))]
-
-
-def _panels(drawn: Sequence[Line]) -> list[Panel]:
-    common = {"lines": drawn, "mean_only": True}
-    over = {name: partial(measures.points, x="iteration", y=f"eval/{name}") for name in ("entropy", "distinct_2")}
-    return [
-        Panel(title="Evaluator against KL", of=measures.reward_over_kl, x=KL, y=EVALUATOR, **common),
-        Panel(title="Per rollout", of=measures.reward_over_rollouts, x="responses sampled", y=EVALUATOR, **common),
-        Panel(title="Entropy", of=over["entropy"], y="nats per token", **common),
-        Panel(title="Distinct-2", of=over["distinct_2"], y="different bigrams / bigrams", **common),
-    ]
+    return [*said, "", *grid(size).table(found)]

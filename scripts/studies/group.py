@@ -6,10 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apa_cli.config.compose import compose_train
-from apa_cli.models.device import select_runtime
-from apa_cli.rewards.preview import planned_readings
-from apa_cli.training.memory_plan import gib, make_plan, with_estimates
 from studies import compare, measures
 from studies.compare import Row
 from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
@@ -68,28 +64,17 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         found = {baseline: mine for baseline in each.baselines if (mine := runs[each.setting(baseline).name])}
         for baseline, mine in found.items():
             against = "" if baseline == CRITIC else f"{each.title} with {CRITIC}"
-            cells = [label, baseline, *planned(each.setting(baseline))]
-            rows.append(Row(cells=cells, name=f"{each.title} with {baseline}", runs=mine, against=against))
+            rows.append(Row(cells=[label, baseline], name=f"{each.title} with {baseline}", runs=mine, against=against))
         drawn = [Line(label=b, colour=c, runs=found[b]) for b, c in zip(BASELINES, COLOURS, strict=False) if b in found]
         panels.append(Panel(title=label, of=measures.reward_over_kl, lines=drawn, x=KL, y=EVALUATOR))
     return compare.report(
         rows,
-        ["objective", "baseline", "models", "peak"],
+        ["objective", "baseline"],
         {**compare.LAST_THIRD, **compare.UNIQUE, **compare.SECONDS},
         lambda ours, theirs: [*measures.at_common_kl(ours, theirs, low=LOW), measures.LAST_THIRD, measures.CPU],
         picture=curves(pictures / "methods_group.png", "Evaluator against KL", panels, same_y=True),
         note=f"Levels of KL: {LOW:g} nats, and the highest multiple of half a nat that all runs of both settings "
         "reach. Last third: means over the evaluations in the last third of training. Seconds are medians over "
-        "iterations, without evaluations; the machine also did other work, which affects wall seconds. Memory is "
-        "planned, not measured (`apa-train plan_only=true`): *models* are weights, gradients and optimizer states, and "
-        "*peak* adds what sampling or the update needs. [performance.md](performance.md) has the measured speed and "
-        "memory of larger models.",
+        "iterations, without evaluations; the machine also did other work, which affects wall seconds. "
+        "[performance.md](performance.md) has the measured speed and memory of larger models.",
     )
-
-
-def planned(setting: Setting) -> list[str]:
-    """Memory: of the models, and at the most."""
-    config = compose_train([f"config={setting.recipe}", *(f"{key}={value}" for key, value in setting.keys.items())])
-    runtime = select_runtime("cpu", config.precision)
-    plan = with_estimates(make_plan(config, runtime), config, runtime, planned_readings(config, runtime)[0])
-    return [gib(plan.certain_bytes), gib(plan.expected_bytes)]

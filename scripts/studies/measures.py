@@ -40,24 +40,13 @@ def reward_over_rollouts(run: Run) -> Points:
     return points(run, "iteration", "eval/evaluator", float(run.config.get("rollout.batch_size", 1)))
 
 
-def reward_over_seconds(run: Run) -> Points:
-    """(CPU seconds of training so far, evaluator); the evaluations' own time is left out."""
-    spent = list(itertools.accumulate(row.get("time/cpu") or 0.0 for row in run.rows))
-    rewards = [row.get("eval/evaluator") for row in run.rows]
-    return [(seconds, reward) for seconds, reward in zip(spent, rewards, strict=True) if reward is not None]
-
-
 def reward_at_kl(run: Run, level: float) -> float | None:
     return at_level(reward_over_kl(run), level)
 
 
-def reward_after(run: Run, seconds: float) -> float | None:
-    return at_level(reward_over_seconds(run), seconds)
-
-
-def cost_until(run: Run, level: float, cost: Callable[[Run], Points] = reward_over_rollouts) -> float | None:
-    """Responses, or what else `cost` counts, until the evaluator first comes to `level`."""
-    return at_level([(reward, spent) for spent, reward in cost(run)], level)
+def cost_until(run: Run, level: float) -> float | None:
+    """Responses sampled until the evaluator first comes to `level`."""
+    return at_level([(reward, spent) for spent, reward in reward_over_rollouts(run)], level)
 
 
 def at_level(line: Points, level: float) -> float | None:
@@ -70,16 +59,13 @@ def at_level(line: Points, level: float) -> float | None:
     return None
 
 
-def mean_height(line: Points) -> float | None:
-    """Area under the points divided by its width."""
+def over_training(run: Run) -> float | None:
+    """The evaluator's mean over training: the area under its line, divided by the width."""
+    line = reward_over_rollouts(run)
     if len(line) < 2:
         return None
     area = math.fsum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in itertools.pairwise(line))
     return area / (line[-1][0] - line[0][0])
-
-
-def over_training(run: Run) -> float | None:
-    return mean_height(reward_over_rollouts(run))
 
 
 def between(run: Run, name: str, first: int, last: int) -> float | None:
@@ -149,7 +135,6 @@ class Measure:
 
     name: str
     of: Of
-    unit: str = ""
     digits: int = 2
     short: str = ""  # its name in short answers
 
@@ -205,7 +190,7 @@ class Difference:
         pairs = f"over {value.count} pairs of seeds"
         if value.lowest == value.highest == 0:
             return f"{measure.name}: the same for {self.ours} and {self.theirs} {pairs}."
-        half = f"{value.half:.{measure.digits}f}{measure.unit}"
+        half = f"{value.half:.{measure.digits}f}"
         if not self.sign:
             return f"{measure.name}: {self.ours} − {self.theirs} = {value.mean:+.{measure.digits}f} ± {half} {pairs}."
         than = f"{'higher' if self.sign > 0 else 'lower'} than {self.theirs}"
@@ -219,10 +204,3 @@ def compare(ours: Named, theirs: Named, measure: Measure) -> Difference:
     )
     value = estimate(mine[seed] - other[seed] for seed in sorted(mine.keys() & other.keys()))
     return Difference(measure=measure, ours=ours[0], theirs=theirs[0], value=value)
-
-
-def sentences(ours: Named, theirs: Named, measures: Sequence[Measure]) -> list[str]:
-    """A line for each measure; [] where one of the two has a single seed, which has no interval."""
-    if min(len(ours[1]), len(theirs[1])) < 2:
-        return []
-    return [f"- {compare(ours, theirs, each).sentence()}" for each in measures]

@@ -11,11 +11,11 @@ from apa_cli.runs.figures import frontier
 from apa_cli.runs.settings import Setting as End
 from studies import compare, draw, measures
 from studies.compare import count, mean
-from studies.draw import COLOURS, Line, Panel
+from studies.draw import Panel
 from studies.measures import Measure
 from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
-from studies.tuning import HEADER, TUNING_SEED, Contestant, Grid
+from studies.tuning import HEADER, Contestant, Grid, fresh
 
 TITLE = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
 DURATION = "60 runs, 35 to 45 minutes on two CPU cores"
@@ -49,15 +49,12 @@ LIMITS = (
     "reach a level are left out there, and only pairs in which both reach it are compared.",
     "Less KL is not better in itself: read (b) together with (a).",
 )
-
-
-CONTESTANTS = [
-    Contestant(title=objective.upper(), stem=objective, knob=knob, key=f"objective.{key}", values=values, colour=colour,
+GRID = Grid(rates=RATES, contestants=[
+    Contestant(title=objective.upper(), stem=objective, knob=knob, key=f"objective.{key}", values=values,
                recipe=f"reviews_{objective}", keys={"objective.kl_target": None})
-    for (objective, (knob, key, values)), colour in zip(KNOBS.items(), COLOURS, strict=False)
-]  # fmt: skip
-GRID = Grid(contestants=CONTESTANTS, rates=RATES)
-QUICK = Grid(contestants=[replace(c, values=c.values[:2]) for c in CONTESTANTS], rates=RATES[1:2])
+    for objective, (knob, key, values) in KNOBS.items()
+])  # fmt: skip
+QUICK = Grid(contestants=[replace(c, values=c.values[:2]) for c in GRID.contestants], rates=RATES[1:2])
 
 
 def grid(size: Size) -> Grid:
@@ -68,18 +65,12 @@ def settings(size: Size) -> list[Setting]:
     return grid(size).settings()
 
 
-def seeds_of_others(size: Size) -> Sequence[int]:
-    """Of the knobs that were not chosen: they show the trade-off, and no claim rests on them."""
-    return size.seeds[: max(2, len(size.seeds) - 2)]
-
-
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
-    """Tune each objective on one seed; then the chosen settings with fresh seeds, and their other knobs with fewer."""
-    yield settings(size), [TUNING_SEED]
-    chosen = {each: cell for each, (cell, _) in grid(size).chosen(read()).items()}
-    yield [each.setting(cell) for each, cell in chosen.items()], size.seeds
-    others = [(each, (rate, v)) for each, (rate, value) in chosen.items() for v in each.values if v != value]
-    yield [each.setting(cell) for each, cell in others], seeds_of_others(size)
+    """Tuned as the others are; then the knobs that were not chosen with fewer seeds: they show the trade-off alone."""
+    yield from grid(size).stages(size, read)
+    cells = grid(size).chosen(read())
+    others = [each.setting((rate, v)) for each, ((rate, value), _) in cells.items() for v in each.values if v != value]
+    yield others, size.seeds[: max(2, len(size.seeds) - 2)]
 
 
 def last(name: str) -> measures.Of:
@@ -87,65 +78,58 @@ def last(name: str) -> measures.Of:
 
 
 MEASURES = [
-    Measure(name=f"({name}", of=of, digits=digits, unit=unit)
-    for name, of, digits, unit in (
-        *((f"a) evaluator at {level:g} nats", partial(measures.reward_at_kl, level=level), 2, "")
-          for level in KL_LEVELS),
-        ("b) KL at the end", partial(measures.tail, name="kl/to_init", part=10), 2, " nats"),
-        ("b) back-and-forth of KL", measures.back_and_forth, 3, " nats"),
-        ("c) entropy at the end", last("entropy"), 3, " nats"),
-        ("c) different responses at the end", last("unique_fraction"), 3, ""),
-        ("c) distinct-2 at the end", last("distinct_2"), 3, ""),
-        ("d) evaluator, mean over training", measures.over_training, 2, ""),
-        *((f"d) responses sampled until evaluator {level:g}", partial(measures.cost_until, level=level), 0, "")
-          for level in REWARDS),
-    )
+    *(Measure(name=f"(a) evaluator at {kl:g} nats", of=partial(measures.reward_at_kl, level=kl)) for kl in KL_LEVELS),
+    Measure(name="(b) KL at the end", of=partial(measures.tail, name="kl/to_init", part=10)),
+    Measure(name="(b) back-and-forth of KL", of=measures.back_and_forth, digits=3),
+    Measure(name="(c) entropy at the end", of=last("entropy"), digits=3),
+    Measure(name="(c) different responses at the end", of=last("unique_fraction"), digits=3),
+    Measure(name="(c) distinct-2 at the end", of=last("distinct_2"), digits=3),
+    Measure(name="(d) evaluator, mean over training", of=measures.over_training),
+    *(Measure(name=f"(d) responses sampled until evaluator {level:g}", digits=0,
+              of=partial(measures.cost_until, level=level)) for level in REWARDS),
 ]  # fmt: skip
 COLUMNS = {
-    **{title: mean(f"eval/{name}") for title, name in (("evaluator", "evaluator"), ("reward", "reward"), ("KL", "kl"))},
+    **{title: mean(f"eval/{title.lower()}") for title in ("evaluator", "reward", "KL")},
     "collapsed": count(measures.collapsed),
     "seeds": lambda runs: ", ".join(str(run.seed) for run in runs),
 }
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    cells, knobs = grid(size), []
-    tuned = cells.tuned_rows(found, CONTESTANTS[0].title)
-    for each, ((rate, _), _) in cells.chosen(found).items():
-        others = {value: cells.fresh(found, each, (rate, value)) for value in each.values}
-        knobs += [(each.title, each.said(value), runs) for value, runs in others.items() if runs]
+    rows = grid(size).rows(found)
+    knobs = [(each.title, each.said(value), runs) for each, ((rate, _), _) in grid(size).chosen(found).items()
+             for value in each.values if (runs := fresh(found, each, (rate, value)))]  # fmt: skip
     ends = [End(line=title, knob=knob, runs=tuple(runs)) for title, knob, runs in knobs]
-    more = ["At the end of training, for each KL knob at the chosen learning rate:", ""]
-    more += table(["", "knob", *COLUMNS], [[*names, *(of(runs) for of in COLUMNS.values())] for *names, runs in knobs])
-    more += ["", draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end"), ""]
-    first, *curves = _curves([line for _, line in tuned], pictures)
+    cells = [[*names, *(of(runs) for of in COLUMNS.values())] for *names, runs in knobs]
     said = compare.report(
-        [row for row, _ in tuned],
+        [row for row, _ in rows],
         HEADER,
         {each.name: mean(each.of, each.digits) for each in MEASURES},
         lambda ours, theirs: MEASURES,
-        picture=first,
+        picture=draw.curves(pictures / "results_paper.png", "The four claims over training", _panels(rows)),
         note=NOTE,
-        more=[*more, *curves, "", *(f"- {line}" for line in LIMITS), ""],
+        more=[
+            "At the end of training, for each KL knob at the chosen learning rate:",
+            "",
+            *table(["", "knob", *COLUMNS], cells),
+            "",
+            draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end"),
+            "",
+            *(f"- {line}" for line in LIMITS),
+            "",
+        ],
     )
     claims = ["The paper claims:", "", *(f"- {claim}" for claim in CLAIMS), "", "These runs, on fresh seeds:", ""]
-    return [*claims, *said, "", *table(*cells.table(found))]
+    return [*claims, *said, "", *grid(size).table(found)]
 
 
-def _curves(lines: Sequence[Line], pictures: Path) -> list[str]:
-    def over_training(metric: str, title: str, unit: str) -> Panel:
-        return Panel(title=title, of=partial(measures.points, x="iteration", y=metric), lines=lines, y=unit)
-
-    made = {
-        "Separate evaluator against KL": ("reward_kl", [
-            Panel(title="Tuned settings", of=measures.reward_over_kl, lines=lines, x=draw.KL, y=draw.EVALUATOR)]),
-        "KL over training": ("kl", [over_training("kl/to_init", "KL from the initial policy", "nats per response")]),
-        "Collapse": ("collapse", [
-            over_training("policy/entropy", "Entropy", "nats per token"),
-            over_training("policy/unique_fraction", "Different responses", "fraction of a rollout"),
-            over_training("policy/distinct_2", "Distinct-2", "different bigrams / bigrams")]),
-        "Reward per rollout": ("rollouts", [
-            Panel(title="Separate evaluator", of=measures.reward_over_rollouts, lines=lines, x="sampled responses",
-                  y=draw.EVALUATOR, levels=REWARDS)]),
-    }  # fmt: skip
-    return [draw.curves(pictures / f"results_{name}.png", alt, panels) for alt, (name, panels) in made.items()]
+def _panels(rows: Sequence[tuple[compare.Row, draw.Line]]) -> list[Panel]:
+    common = {"lines": [line for _, line in rows]}
+    over = partial(partial, measures.points, x="iteration")
+    return [
+        Panel(title="Evaluator against KL", of=measures.reward_over_kl, x=draw.KL, y=draw.EVALUATOR, **common),
+        Panel(title="KL", of=over(y="kl/to_init"), y="nats per response", **common),
+        Panel(title="Entropy", of=over(y="policy/entropy"), y="nats per token", **common),
+        Panel(title="Evaluator per rollout", of=measures.reward_over_rollouts, x="sampled responses", levels=REWARDS,
+              **common),
+    ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -70,12 +70,8 @@ def settings(size: Size) -> list[Setting]:
 def chosen(found: Found, size: Size) -> dict[tuple[str, int], Setting]:
     """By objective and passes, at the preset's cell."""
     cells = {each.title: cell for each, (cell, _) in grid(size).chosen(found).items()}
-    return {
-        (title, count): variant(title, count).setting(cells[preset])
-        for title, (preset, _) in OBJECTIVES.items()
-        for count in passes(size)
-        if preset in cells
-    }
+    pairs = [(title, count) for title in OBJECTIVES if OBJECTIVES[title][0] in cells for count in passes(size)]
+    return {(title, count): variant(title, count).setting(cells[OBJECTIVES[title][0]]) for title, count in pairs}
 
 
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
@@ -84,14 +80,16 @@ def stages(size: Size, read: Callable[[], Found]) -> Stages:
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
-    rows, by_title = [], {}
+    rows, seeds, base = [], {}, passes(size)[0]
     for (title, count), setting in chosen(found, size).items():
-        runs, base = [run for run in found[setting.name] if run.seed != TUNING_SEED], passes(size)[0]
+        runs = [run for run in found[setting.name] if run.seed != TUNING_SEED]
         against = f"{title} with {base}" if count != base else ""
         rows.append(Row(cells=[title, str(count)], name=f"{title} with {count}", runs=runs, against=against))
-        by_title.setdefault(title, {})[count] = runs
-    drawn = [Line(label=title, colour=colour, runs=list(_by_seed(mine)))  # type: ignore[arg-type]
-             for (title, mine), colour in zip(by_title.items(), COLOURS, strict=False)]  # fmt: skip
+        for run in runs:
+            seeds.setdefault(title, {}).setdefault(run.seed, []).append((count, run))
+    # a line of the picture: the (passes, run) of one seed
+    drawn = [Line(label=title, colour=colour, runs=list(mine.values()))
+             for (title, mine), colour in zip(seeds.items(), COLOURS, strict=False)]  # fmt: skip
     panels = [Panel(title=title, of=partial(_over_passes, of=of), lines=drawn, x="passes", y=unit, log="x")  # type: ignore[arg-type]
               for title, (unit, of) in Y.items()]  # fmt: skip
     return compare.report(
@@ -103,12 +101,6 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         note="Learning rate and KL knob are those chosen with the preset's own passes. KL is in nats per response, "
         "entropy in nats per token.",
     )
-
-
-def _by_seed(by_count: Mapping[int, Sequence[Run]]) -> Iterable[list[tuple[int, Run]]]:
-    """(passes, run) of each seed: a line of the picture."""
-    for seed in sorted({run.seed for mine in by_count.values() for run in mine}):
-        yield [(count, run) for count, mine in by_count.items() for run in mine if run.seed == seed]
 
 
 def _over_passes(pairs: Sequence[tuple[int, Run]], of: measures.Of) -> measures.Points:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,25 +76,22 @@ class Found(dict[str, list[Run]]):
 Stages = Iterator[tuple[Sequence[Setting], Sequence[int]]]  # each with its seeds
 
 
-def make(stages: Stages, size: Size, output: Path, *, jobs: int, keep_weights: bool, trl: str = sys.executable) -> None:
+def make(stages: Stages, size: Size, output: Path, *, jobs: int) -> None:
     """Run what is missing, stage after stage. A run that fails is left to the page.
 
     Raises UserError where the folder holds other settings or the whole sweep stops, KeyboardInterrupt at Ctrl-C.
     """
-    missing = None
     for settings, seeds in stages:
         ours = {setting.name: setting.content(size) for setting in settings if not setting.trl}
         theirs = [setting for setting in settings if setting.trl]
         print(f"\n== {len(settings) * len(seeds)} runs", flush=True)
         if ours:
             write_recipes(output, ours)
-            sweep(list(ours), seeds, output, jobs=jobs, keep_weights=keep_weights)
-        if theirs and missing is None:
-            missing = trl_grpo.why_not(trl)
-            print(f"TRL's GRPO is left out: {missing}" if missing else "", end="\n", flush=True)
-        if theirs and not missing:
-            jobs_of = [(setting, seed) for seed, setting in itertools.product(seeds, theirs)]
-            trl_grpo.make(jobs_of, size, output / TRL, jobs=jobs, python=trl)
+            sweep(list(ours), seeds, output, jobs=jobs)
+        if theirs and find_spec("trl") is None:
+            print("TRL's GRPO is left out: trl is not installed here", flush=True)
+        elif theirs:
+            trl_grpo.make([(setting, seed) for seed in seeds for setting in theirs], size, output / TRL, jobs=jobs)
 
 
 def write_recipes(output: Path, recipes: Mapping[str, str]) -> None:
@@ -109,7 +106,7 @@ def write_recipes(output: Path, recipes: Mapping[str, str]) -> None:
         file.write_text(text, "utf-8")
 
 
-def sweep(names: Sequence[str], seeds: Sequence[int], output: Path, *, jobs: int, keep_weights: bool) -> None:
+def sweep(names: Sequence[str], seeds: Sequence[int], output: Path, *, jobs: int) -> None:
     """Every recipe with the first seed before any with the second, so that a part of it is a whole picture."""
     runs = (output / RUNS).absolute()
     quoted = str(runs).replace("'", "\\'")
@@ -123,8 +120,7 @@ def sweep(names: Sequence[str], seeds: Sequence[int], output: Path, *, jobs: int
         process.wait()
         raise
     finally:
-        if not keep_weights:
-            drop_weights(runs)
+        drop_weights(runs)
     if code in (130, -2):
         raise KeyboardInterrupt
     if code not in (0, 1):

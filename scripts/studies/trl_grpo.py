@@ -2,7 +2,7 @@
 
 A run leaves config.yaml, overrides.yaml, metrics.jsonl and summary.json in the form that one of apa-train does. The
 policy that TRL trains is judged by apa-train's own evaluation, on the same held-out prompts, between iterations and
-outside the timed part. It is run by a Python that has trl, which need not be this one.
+outside the timed part.
 """
 
 from __future__ import annotations
@@ -22,22 +22,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from studies.runs import Setting, Size
 
-TITLE = "TRL's GRPO"
-MISSING = "TRL's GRPO was not run: trl is not installed here. The figures are those of apa-cli alone."
 
-
-def why_not(python: str) -> str | None:
-    """Why TRL cannot be run by this interpreter, in a line."""
-    try:
-        tried = subprocess.run([python, "-c", "import trl"], capture_output=True, text=True, env=_environment())
-    except OSError as error:
-        return f"{python}: {error.strerror}"
-    return None if tried.returncode == 0 else f"{python}: {tried.stderr.strip().splitlines()[-1]}"
-
-
-def make(work: Sequence[tuple[Setting, int]], size: Size, output: Path, *, jobs: int, python: str) -> None:
+def make(work: Sequence[tuple[Setting, int]], size: Size, output: Path, *, jobs: int) -> None:
     """Run what is missing of the settings, each with its seed. A run that fails is left to the page."""
+    import apa_cli
     from apa_cli.runs.folders import is_finished
+
+    places = (Path(__file__).parents[1], Path(apa_cli.__file__).parents[1], os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(str(place) for place in places if place)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
     def run(job: tuple[Setting, int]) -> str:
         setting, seed = job
@@ -49,21 +42,13 @@ def make(work: Sequence[tuple[Setting, int]], size: Size, output: Path, *, jobs:
         recipe = folder / f"{setting.name}.yaml"
         recipe.write_text(setting.content(size), "utf-8")
         with (folder / "run.log").open("w", encoding="utf-8") as log:
-            command = [python, "-m", "studies.trl_grpo", str(recipe), str(seed)]
-            code = subprocess.run(command, stdout=log, stderr=log, env=_environment(), cwd=folder).returncode
+            command = [sys.executable, "-m", "studies.trl_grpo", str(recipe), str(seed)]
+            code = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=folder).returncode
         return f"{folder.name}: {'finished' if is_finished(folder) else f'failed ({code}), see its run.log'}"
 
     with ThreadPoolExecutor(jobs) as pool:
         for line in pool.map(run, work):
             print(line, flush=True)
-
-
-def _environment() -> dict[str, str]:
-    import apa_cli
-
-    places = (Path(__file__).parents[1], Path(apa_cli.__file__).parents[1], os.environ.get("PYTHONPATH"))
-    path = os.pathsep.join(str(place) for place in places if place)
-    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
 
 
 def main() -> None:

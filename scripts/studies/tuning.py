@@ -7,19 +7,21 @@ runs with fresh seeds, which alone are judged.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.report import format_number
 from studies.compare import Row
-from studies.draw import Line
+from studies.draw import COLOURS, Line
 from studies.measures import choose, collapsed
-from studies.runs import Found, Setting
+from studies.page import table
+from studies.runs import Found, Setting, Size, Stages
 
 TUNING_SEED = 0
 HEADER = ("", "learning rate", "knob", "at the edge of the grid")  # of what a chosen cell is
+STYLES = ("-", "--", ":")
 EVALUATIONS = 12
 
 Cell = tuple[float, float]  # learning rate, knob
@@ -35,7 +37,6 @@ class Contestant:
     recipe: str
     objective: str | None = None  # a preset in place of the recipe's
     trl: bool = False  # run by TRL's GRPO
-    colour: str
     keys: Mapping[str, Any] = field(default_factory=dict)
 
     def setting(self, cell: Cell) -> Setting:
@@ -51,7 +52,7 @@ class Contestant:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    contestants: Sequence[Contestant]
+    contestants: Sequence[Contestant]  # the first is what the others are compared with
     rates: Sequence[float]
 
     def cells(self, contestant: Contestant) -> list[Cell]:
@@ -60,51 +61,53 @@ class Grid:
     def settings(self) -> list[Setting]:
         return [contestant.setting(cell) for contestant in self.contestants for cell in self.cells(contestant)]
 
+    def stages(self, size: Size, read: Callable[[], Found]) -> Stages:
+        """All cells with the tuning seed; then the chosen ones with the others."""
+        yield self.settings(), [TUNING_SEED]
+        yield [each.setting(cell) for each, (cell, _) in self.chosen(read()).items()], size.seeds
+
     def tuned(self, found: Found, contestant: Contestant) -> dict[Cell, list[Run]]:
         """The tuning seed's runs."""
-        cells = {cell: self._of(found, contestant, cell, fresh=False) for cell in self.cells(contestant)}
-        return {cell: runs for cell, runs in cells.items() if runs}
-
-    def fresh(self, found: Found, contestant: Contestant, cell: Cell) -> list[Run]:
-        return self._of(found, contestant, cell, fresh=True)
-
-    def _of(self, found: Found, contestant: Contestant, cell: Cell, *, fresh: bool) -> list[Run]:
-        return [run for run in found[contestant.setting(cell).name] if (run.seed != TUNING_SEED) == fresh]
+        runs = {cell: found[contestant.setting(cell).name] for cell in self.cells(contestant)}
+        tuned = {cell: [run for run in all_of if run.seed == TUNING_SEED] for cell, all_of in runs.items()}
+        return {cell: mine for cell, mine in tuned.items() if mine}
 
     def chosen(self, found: Found) -> dict[Contestant, tuple[Cell, bool]]:
         """The cell of each that was judged, and whether it did not collapse."""
         choices = {contestant: choose(self.tuned(found, contestant)) for contestant in self.contestants}
         return {contestant: choice for contestant, choice in choices.items() if choice is not None}
 
-    def tuned_rows(self, found: Found, baseline: str, styles: Sequence[str] = ("-",)) -> list[tuple[Row, Line]]:
-        """Each contestant at its chosen cell, with fresh seeds, beside the baseline; and its line of a picture."""
+    def rows(self, found: Found) -> list[tuple[Row, Line]]:
+        """Each contestant at its chosen cell, with fresh seeds, beside the first; and its line of a picture."""
         rows: list[tuple[Row, Line]] = []
-        for each, ((rate, value), free) in self.chosen(found).items():
-            edges = (("learning rate", self.rates, rate), ("knob", each.values, value))
+        first = self.contestants[0]
+        for number, (each, (cell, free)) in enumerate(self.chosen(found).items()):
+            edges = (("learning rate", self.rates, cell[0]), ("knob", each.values, cell[1]))
             edge = ", ".join(name for name, values, chosen in edges if chosen in (values[0], values[-1])) or "no"
-            said, runs = each.said(value), self.fresh(found, each, (rate, value))
-            labels = [each.title, f"{rate:g}", f"{said}{'' if free else ', all collapsed'}", edge]
-            style = styles[sum(line.colour == each.colour for _, line in rows) % len(styles)]
-            line = Line(label=f"{each.title}, {said}", colour=each.colour, runs=runs, style=style)
-            against = baseline if each.title != baseline else ""
+            said, runs = each.said(cell[1]), fresh(found, each, cell)
+            labels = [each.title, f"{cell[0]:g}", f"{said}{'' if free else ', all collapsed'}", edge]
+            look = {"colour": COLOURS[number % len(COLOURS)], "style": STYLES[number // len(COLOURS) % len(STYLES)]}
+            line = Line(label=f"{each.title}, {said}", runs=runs, **look)
+            against = first.title if each is not first else ""
             rows += [(Row(cells=labels, name=each.title, runs=runs, against=against), line)] if runs else []
         return rows
 
-    def table(self, found: Found) -> tuple[list[str], list[list[str]]]:
+    def table(self, found: Found) -> list[str]:
         """The evaluator and KL at the end of each cell's tuning run."""
-        chosen = self.chosen(found)
-        header = ["tuning, seed 0: evaluator (KL) at the end", *(f"learning rate {rate:g}" for rate in self.rates)]
         rows = []
-        for contestant in self.contestants:
+        for contestant, (chosen, _) in self.chosen(found).items():
             runs = self.tuned(found, contestant)
-            for value in contestant.values if runs else ():
+            for value in contestant.values:
                 row = [f"{contestant.title}, {contestant.said(value)}"]
                 for cell in ((rate, value) for rate in self.rates):
-                    numbers = [
-                        format_number(runs[cell][0].last(f"eval/{n}"), 2) for n in ("evaluator", "kl") if cell in runs
-                    ]
-                    text = "{} ({})".format(*numbers) if numbers else "–"
-                    text += " collapsed" if cell in runs and any(map(collapsed, runs[cell])) else ""
-                    row.append(f"**{text}**" if contestant in chosen and chosen[contestant][0] == cell else text)
+                    ends = [format_number(run.last(f"eval/{n}"), 2) for n in ("evaluator", "kl")
+                            for run in runs.get(cell, [])]  # fmt: skip
+                    text = "{} ({})".format(*ends) if ends else "–"
+                    text += " collapsed" if any(map(collapsed, runs.get(cell, []))) else ""
+                    row.append(f"**{text}**" if cell == chosen else text)
                 rows.append(row)
-        return header, rows
+        return table(["tuning, seed 0: evaluator (KL) at the end", *(f"learning rate {r:g}" for r in self.rates)], rows)
+
+
+def fresh(found: Found, contestant: Contestant, cell: Cell) -> list[Run]:
+    return [run for run in found[contestant.setting(cell).name] if run.seed != TUNING_SEED]

@@ -22,7 +22,7 @@ def run(evaluations: Any = (), kls: Any = (), *, seed: int = 0, entropy: Any = (
     for iteration, kl, reward in evaluations:
         last = iteration == evaluations[-1][0]
         row = {"iteration": iteration, "eval/kl": kl, "eval/evaluator": reward, "eval/unique_fraction": unique}
-        rows[iteration] = {**row, "eval/entropy": entropy[last], "time/cpu": 3.0 if iteration else None}
+        rows[iteration] = {**row, "eval/entropy": entropy[last]}
     for iteration, kl in enumerate(kls, start=1):
         rows.setdefault(iteration, {"iteration": iteration})["kl/to_init"] = kl
     config = {"seed": seed, "rollout.batch_size": 10}
@@ -39,19 +39,16 @@ def test_reward_is_read_on_the_line_where_kl_first_comes_to_the_level():
     assert measures.at_level([], 1.0) is None
 
 
-def test_costs_count_responses_or_seconds_of_training_until_the_evaluator_comes_to_a_level():
+def test_costs_count_responses_until_the_evaluator_comes_to_a_level():
     one = run([(0, 0, 0.0), (4, 1, 0.8), (8, 2, 1.2)])
     assert measures.cost_until(one, 1.0) == pytest.approx(60.0)
     assert measures.cost_until(one, 1.5) is None
-    assert measures.reward_over_seconds(one) == [(0.0, 0.0), (3.0, 0.8), (6.0, 1.2)]
-    assert measures.cost_until(one, 1.0, measures.reward_over_seconds) == pytest.approx(4.5)
-    assert measures.reward_after(one, 2.0) == pytest.approx(0.8 * 2 / 3)
 
 
-def test_mean_height_is_the_area_over_its_width():
-    # trapezia: 2·(0 + 1)/2 = 1 and 6·(1 + 2)/2 = 9; over a width of 8
-    assert measures.mean_height([(0, 0), (2, 1), (8, 2)]) == pytest.approx(10 / 8)
-    assert measures.mean_height([(0, 1)]) is None
+def test_the_mean_over_training_is_the_area_over_its_width():
+    # trapezia: 20·(0 + 1)/2 = 10 and 60·(1 + 2)/2 = 90; over 80 responses
+    assert measures.over_training(run([(0, 0, 0), (2, 1, 1), (8, 1, 2)])) == pytest.approx(100 / 80)
+    assert measures.over_training(run([(0, 0, 1)])) is None
 
 
 def test_tails_begin_after_their_part_of_the_iterations():
@@ -96,7 +93,7 @@ def test_the_best_cell_that_did_not_collapse_is_chosen_else_the_best_of_all():
 
 def pair(ours: dict[int, float], theirs: dict[int, float]) -> measures.Difference:
     """A comparison of final evaluator rewards by seed."""
-    final = Measure(name="reward", unit=" nats", of=lambda run: run.last("eval/evaluator"))
+    final = Measure(name="reward", of=lambda run: run.last("eval/evaluator"))
     named = [
         (name, [run([(0, 0, 0), (1, 1, v)], seed=s) for s, v in values.items()])
         for name, values in (("APA", ours), ("PPO", theirs))
@@ -111,7 +108,7 @@ def test_differences_are_paired_by_seed_with_students_t():
     assert (difference.value.mean, difference.value.count) == (pytest.approx(2.0), 3)
     assert difference.value.half == pytest.approx(4.303 / 3**0.5)
     assert (difference.judged, difference.sign) == (True, 0)  # 2 ± 2.48
-    assert difference.sentence() == "reward: APA − PPO = +2.00 ± 2.48 nats over 3 pairs of seeds."
+    assert difference.sentence() == "reward: APA − PPO = +2.00 ± 2.48 over 3 pairs of seeds."
 
 
 @pytest.mark.parametrize(("shift", "way"), [(3.0, "higher"), (-3.0, "lower")])
@@ -119,7 +116,7 @@ def test_a_difference_has_a_sign_only_where_the_interval_lies_on_one_side(shift,
     # Differences shift − 0.1, shift, shift + 0.1: deviation 0.1, half 4.303 · 0.1 / √3 = 0.248.
     difference = pair({1: shift - 0.1, 2: shift, 3: shift + 0.1}, {1: 0.0, 2: 0.0, 3: 0.0})
     assert difference.sign == (1 if shift > 0 else -1)
-    assert difference.sentence() == f"reward: APA is {way} than PPO by 3.00 ± 0.25 nats over 3 pairs of seeds."
+    assert difference.sentence() == f"reward: APA is {way} than PPO by 3.00 ± 0.25 over 3 pairs of seeds."
 
 
 def test_too_few_pairs_or_no_difference_decide_nothing():

@@ -17,30 +17,9 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
-from studies import (  # noqa: E402
-    family,
-    figures,
-    group,
-    grpo,
-    offline,
-    page,
-    paper,
-    passes,
-    runs,
-    stability,
-    steer,
-    trl_grpo,
-)
+from studies import family, figures, group, offline, page, paper, passes, runs, stability, steer  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
-THERE = {file.stem for file in (ROOT / "configs" / "objective").glob("*.yaml")}
-
-
-@pytest.fixture(autouse=True)
-def only_presets_that_are_there(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(family, "PRESETS", tuple(name for name in family.PRESETS if name in THERE))
-    objectives = {title: each for title, each in passes.OBJECTIVES.items() if each[0] in THERE}
-    monkeypatch.setattr(passes, "OBJECTIVES", objectives)
 
 
 def evaluation(
@@ -124,20 +103,13 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
     for gone in (True, False):
         put("plain", 0.1, 3.0, gone=gone)  # one of two seeds
     put("plain", 0.3, 1.0, gone=False)
-    put("bound3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
+    put("scaled3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
     lines = stability.lines(found, SIZE, tmp_path)
-    assert (
-        "- squared error: no seed is lost in 1 of 2 cells; the best of them reaches 1.00 at λ 0.3, learning rate "
-        "0.0003." in lines
-    )
-    assert (
-        "- target_bound 3: no seed is lost in 1 of 1 cells; the best of them reaches 2.00 at λ 0.1, learning rate "
-        "0.0003; share of targets clipped in the last iteration: 40% at λ 0.1."
-    ) in lines
-    assert "- huber_delta 1: no seed is lost in 0 of 0 cells." in lines
-    rows = [cells(line)[1:5] for line in lines if line.startswith(("| squared error | 0.1", "| target_bound 3 |"))]
-    assert rows == [["0.1", "0.0003", "1 of 2", "3.00 ± 0.00"], ["0.1", "0.0003", "0 of 1", "2.00"]]
-    assert (tmp_path / "methods_stability.png").stat().st_size > 5000
+    best = "the best of them reaches {} at λ {}, learning rate 0.0003."
+    assert f"- squared error: no seed is lost in 1 of 2 cells; {best.format('1.00', '0.3')}" in lines
+    assert f"- target_bound 3: no seed is lost in 1 of 1 cells; {best.format('2.00', '0.1')}" in lines
+    assert "| squared error | 0.1 | – | 1 of 2, 3.00 (KL 4.00) | – |" in lines
+    assert "| target_bound 3 | 0.1 | 0.0003 | 0 of 1 | 2.00 | 4.00 | 0.40 |" in lines
 
 
 def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Path):
@@ -166,14 +138,9 @@ def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Pat
     equal = "no significant difference from APA with critic: APA with group of 4; lower than APA with critic: APA with"
     assert any(line.startswith(f"- evaluator at equal KL: {equal} group of 4, scaled") for line in lines)
     row = next(cells(line) for line in lines if line.startswith("| APA") and "| group of 4 |" in line)
-    assert row[4:6] == ["4.75 ± 9.53", "10.00 ± 0.00"]
-    assert row[8] == "1.00 ± 0.00"
+    assert row[2:4] == ["4.75 ± 9.53", "10.00 ± 0.00"]
+    assert row[6] == "1.00 ± 0.00"
     assert (tmp_path / "methods_group.png").stat().st_size > 5000
-
-
-def test_without_a_critic_less_is_planned():
-    critic, others = (group.planned(group.STEERED.setting(baseline))[0] for baseline in (group.CRITIC, group.OTHERS))
-    assert (critic, others) == ("18 MiB", "11 MiB")  # a second network of 0.47 million with gradients and two moments
 
 
 def test_settings_that_two_studies_share_are_the_same():
@@ -188,62 +155,13 @@ def test_settings_that_two_studies_share_are_the_same():
     }
 
 
-def timed(seed: int, rewards: list[float], cpu: float) -> Run:
-    """Evaluated after every iteration of 10 responses, at 1 nat more each time."""
-    rows = [evaluation(i, float(i), reward) for i, reward in enumerate(rewards)]
-    mine = run(seed, [0.0] * (len(rewards) - 1), rows, **{"time/cpu": cpu})
-    return Run(folder=mine.folder, status=FINISHED, config={"seed": seed, "rollout.batch_size": 10}, rows=mine.rows)
-
-
-def test_grpo_takes_what_the_tuning_seed_says_and_counts_the_others(tmp_path: Path):
-    found = runs.Found()
-
-    def put(contestant: Any, cell: tuple[float, float], tuning: list[float], fresh: list[float], cpu: float) -> None:
-        mine = [timed(0, [0.0, *tuning], cpu)]
-        mine += [timed(seed, [0.0, end / 2, end], cpu) for seed, end in enumerate(fresh, start=1)]
-        found[contestant.setting(cell).name] = mine
-
-    put(grpo.APA, (1e-4, 0.1), [0.5, 1.0], [1.0, 1.5], 1.0)
-    put(grpo.APA, (3e-4, 0.3), [2.0], [2.0, 3.0], 1.0)
-    put(grpo.GRPO, (3e-4, 0.0), [2.5, 5.0], [4.0, 5.0], 4.0)
-    chosen = grpo.GRID.chosen(found)
-    assert chosen == {grpo.APA: ((3e-4, 0.3), True), grpo.GRPO: ((3e-4, 0.0), True)}
-    lines = grpo.lines(found, SIZE, tmp_path)
-    assert "- evaluator per rollout (mean over training): lower than TRL's GRPO: APA." in lines
-    assert "- evaluator at equal KL: lower than TRL's GRPO: APA." in lines
-    # Ours took 2 CPU seconds in all and TRL's 8: after 2 s ours are at 2 (3), TRL's a quarter of the way, at 1 (1.25).
-    told = [line for line in lines if line.startswith("- evaluator after")]
-    assert told == ["- evaluator after 2 CPU seconds: APA − TRL's GRPO = +1.38 ± 4.76 over 2 pairs of seeds."]
-    # Over training, half of the end: 1 less with either seed. Until 1: 10 and 20/3 responses against 5 and 4.
-    lower = "APA is lower than TRL's GRPO by 1.00 ± 0.00 over 2 pairs of seeds."
-    assert f"- evaluator, mean over training: {lower}" in lines
-    row = next(cells(line) for line in lines if line.startswith("| APA | 0.0003 |"))
-    assert row[2:5] == ["λ 0.3", "learning rate", "2.50 ± 6.35"]
-    assert row[7:9] == ["8 ± 21", "12 ± 32"]
-    assert "| TRL's GRPO, β 0 | – | **5.00 (2.00)** |" in lines
-    assert (tmp_path / "methods_grpo.png").stat().st_size > 5000
-
-
-def test_without_trl_ours_are_shown_alone(tmp_path: Path):
-    nothing = tmp_path / "python"
-    assert trl_grpo.why_not(str(nothing)) == f"{nothing}: No such file or directory"
-    nothing.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'trl'\" >&2; exit 1\n", "utf-8")
-    nothing.chmod(0o755)
-    assert trl_grpo.why_not(str(nothing)) == f"{nothing}: ModuleNotFoundError: No module named 'trl'"
-    found = runs.Found()
-    found[grpo.APA.setting((1e-4, 0.1)).name] = [timed(seed, [0.0, 1.0], 1.0) for seed in (0, 1, 2)]
-    lines = grpo.lines(found, SIZE, tmp_path)
-    assert lines[0].startswith("TRL's GRPO was not run")
-    assert any(line.startswith("| APA | 0.0001 | λ 0.1 |") for line in lines)
-
-
 def test_trl_is_given_the_same_reward_prompts_and_judge(tmp_path: Path):
     pytest.importorskip("trl", reason="trl is not installed: pip install 'apa-cli[bench]'")
     size = runs.Size(quick=True, seeds=(3,), iterations=2, prompts=4)
     ours = runs.Setting(name="apa_x", recipe="reviews_apa_group", keys={}, evaluations=1)
     keys = {"optimizer.learning_rate": 1e-4, "objective.kl_coef": 0.04}
     theirs = runs.Setting(name="grpo_x", recipe="reviews_apa", objective="grpo", trl=True, keys=keys, evaluations=1)
-    runs.make(iter([([ours, theirs], size.seeds)]), size, tmp_path, jobs=1, keep_weights=False)
+    runs.make(iter([([ours, theirs], size.seeds)]), size, tmp_path, jobs=1)
     found = runs.read([ours, theirs], size.seeds, tmp_path)
     (mine,), (other,) = found["apa_x"], found["grpo_x"]
     assert [row["iteration"] for row in other.rows] == [0, 1, 2]
@@ -294,7 +212,7 @@ def test_details_go_to_a_page_of_their_own_with_a_link(tmp_path: Path):
 
 
 def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert script.main(["steer", "--report-only", "--output", str(tmp_path), "--page", str(tmp_path / "p.md")]) == 2
+    assert script.main(["steer", "--report-only", "--output", str(tmp_path)]) == 2
     assert "no finished run of this study in it" in capsys.readouterr().err
 
 
@@ -321,7 +239,7 @@ def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_pa
     text = "\n".join(paper.lines(paper_runs(), QUICK, tmp_path / "images"))
     # The other knobs are better with fresh seeds, which choose nothing.
     assert "- (a) evaluator at 2 nats: PPO is lower than APA by 0.50 ± 0.00 over 2 pairs of seeds" in text
-    assert "- (c) entropy at the end: AWR is lower than APA by 0.700 ± 0.000 nats" in text
+    assert "- (c) entropy at the end: AWR is lower than APA by 0.700 ± 0.000 over" in text
     assert "- (a) evaluator at 5 nats: fewer than two seeds in which PPO and APA both reach it" in text
     assert "- (c) entropy at the end: no significant difference from APA: PPO; lower than APA: AWR." in text
     assert (
@@ -329,7 +247,7 @@ def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_pa
     )
     assert "| APA | λ 0.1 | 2.03 ± 0.13 | 2.03 ± 0.13 | 4.00 ± 0.00 | 0 of 2 | 1, 2 |" in text
     assert "| AWR, λ 0.5 | **0.20 (4.00) collapsed** |" in text
-    assert len(list((tmp_path / "images").glob("results_*.png"))) == 5
+    assert len(list((tmp_path / "images").glob("results_*.png"))) == 2
 
 
 def test_the_paper_runs_its_grid_then_the_chosen_and_then_their_other_knobs():
@@ -337,7 +255,6 @@ def test_the_paper_runs_its_grid_then_the_chosen_and_then_their_other_knobs():
     assert len(paper.settings(whole)) == 27
     stages = [(len(settings), list(seeds)) for settings, seeds in paper.stages(QUICK, paper_runs)]
     assert stages == [(6, [0]), (3, [1, 2]), (3, [1, 2])]
-    assert [(len(s), list(seeds)) for s, seeds in grpo.stages(SIZE, runs.Found)] == [(18, [0]), (0, [1, 2])]
 
 
 def put(found: runs.Found, name: str, ends: list[float], **more: float) -> None:
@@ -356,7 +273,7 @@ def test_every_study_writes_all_its_settings_and_pictures(name: str, tmp_path: P
     lines = study.lines(found, SIZE, tmp_path)
     rows = [line for line in lines if line.startswith("|") and "±" in line]
     assert len(rows) == len(settings) and not any("nan" in row or "inf" in row for row in rows)
-    assert (tmp_path / f"methods_{name}.png").stat().st_size > 5000
+    assert name == "stability" or (tmp_path / f"methods_{name}.png").stat().st_size > 5000
 
 
 def test_offline_counts_settings_that_gain_and_compares_the_best_of_each(tmp_path: Path):
@@ -386,7 +303,7 @@ def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypat
         line.startswith("| awr | 0.0001 | λ 2 | learning rate, knob | 1.00 ± 0.00 | 4.00 ± 0.00 | 1.00 ± 0.00 | 0.50")
         for line in lines
     )
-    assert lines[0] == trl_grpo.MISSING
+    assert any("TRL's GRPO was not run" in line for line in lines)
     theirs, cell = whole.contestants[-1], (3e-4, 0.05)
     assert theirs.values == family.contestant("grpo").values
     put(found, theirs.setting(cell).name, [1.0, 3.0, 3.0], **{"eval/distinct_2": 0.5})
