@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from apa_cli.checkpoints.manifest import MANIFEST, listed_only
 from apa_cli.config.schema import AdapterConfig, PolicyConfig, TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import Prompt, check_room
+from apa_cli.data.prompts import PromptSet, check_room
 from apa_cli.data.table import Progress
 from apa_cli.errors import UserError
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.checkpoint_paths import KEY, EvaluatedCheckpoint
-from apa_cli.evaluation.endpoint.client import EndpointJudge
+from apa_cli.evaluation.endpoint import EndpointJudge
 from apa_cli.evaluation.measures import measure, verdict_rates
 from apa_cli.evaluation.pairwise import Pair
 from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse, respond
@@ -34,8 +35,6 @@ from apa_cli.rewards.preview import check_templates
 from apa_cli.rewards.scorers import Scorers, load_scorers
 from apa_cli.rewards.weighted import by_role
 from apa_cli.rollouts.agreement import check_agreement
-
-OUTCOMES = {"win": 1, "tie": 0, "lose": -1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +63,6 @@ class Evaluation:
     folder: Path | None = None  # where it was written
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Bench:
-    """What all checkpoints share."""
-
-    scorers: Scorers
-    prompts: Sequence[Prompt]
-    config: TrainConfig
-    progress: Progress
-
-    def respond(self, name: str, policy: Policy, reference: Reference, stream: int = RESPONSES) -> list[JudgedResponse]:
-        self.progress(name, 0, len(self.prompts))
-        return respond(
-            Models(policy=policy, reference=reference, value=None, runtime=policy.runtime),
-            self.scorers,
-            self.prompts,
-            self.config,
-            stream=stream,
-            progress=lambda done: self.progress(name, done, len(self.prompts)),
-        )
-
-    def measure(self, responses: list[JudgedResponse], opponents: list[JudgedResponse]) -> dict[str, Estimate]:
-        return measure(responses, opponents, resamples=self.config.evaluation.resamples, seed=self.config.seed)
-
-
 def evaluate_checkpoints(
     checkpoints: Sequence[EvaluatedCheckpoint], config: TrainConfig, progress: Progress
 ) -> Evaluation:
@@ -103,36 +78,49 @@ def evaluate_checkpoints(
     modules = check_functions(config)
     check_answers(config)
     judge = EndpointJudge(config.evaluation.judge) if config.evaluation.judge.base_url is not None else None
-    bench: _Bench | None = None
+    intervals = {"resamples": config.evaluation.resamples, "seed": config.seed}
     frozen: Reference | None = None
     policies: list[EvaluatedPolicy] = []
     opponents: list[JudgedResponse] = []
-    described = ""
+
+    def draw(name: str, policy: Policy, reference: Reference, stream: int = RESPONSES) -> list[JudgedResponse]:
+        models = Models(policy=policy, reference=reference, value=None, runtime=runtime)
+        total = len(held_out.prompts)
+        progress(name, 0, total)
+        return respond(
+            models, scorers, held_out.prompts, config, stream=stream, progress=lambda done: progress(name, done, total)
+        )
+
     for checkpoint in checkpoints:
         progress(f"loading {checkpoint.name}", 0, 0)
         policy, reference = _load(checkpoint, config, runtime, frozen)
         check_agreement(policy, reference, None, config, key=KEY, training=False)
         frozen = None if reference.shares_weights else reference
-        if bench is None:
-            bench, described = _prepare(config, policy, runtime, progress, modules)
+        if not policies:
+            held_out, scorers = _prepare(config, policy, runtime, progress, modules)
             with _initial(config, reference, runtime) as (initial, its_reference):
-                opponents = bench.respond("initial policy", initial, its_reference, stream=OPPONENTS)
-                responses = bench.respond("initial policy", initial, its_reference)
+                opponents = draw("initial policy", initial, its_reference, OPPONENTS)
+                responses = draw("initial policy", initial, its_reference)
             policies.append(
                 EvaluatedPolicy(
                     name="initial",
                     iteration=0,
                     path=config.policy.adapter.path or config.policy.path,
                     responses=responses,
-                    figures=bench.measure(responses, opponents),
+                    figures=measure(responses, opponents, **intervals),
                 )
             )
-        responses = bench.respond(checkpoint.name, policy, reference)
-        figures = bench.measure(responses, opponents)
+        responses = draw(checkpoint.name, policy, reference)
+        figures = measure(responses, opponents, **intervals)
         account = None
         if judge is not None:
-            rates, account = _ask(judge, responses, opponents, config, checkpoint.name, progress)
-            figures |= rates
+            pairs = [
+                Pair(prompt=ours.prompt, checkpoint=ours.response, initial=theirs.response)
+                for ours, theirs in zip(responses, opponents, strict=True)
+            ]
+            verdicts, account = judge.judge(pairs, partial(progress, f"endpoint judge, {checkpoint.name}"))
+            if verdicts:
+                figures |= verdict_rates("judge_", [verdict.outcome for verdict in verdicts], **intervals)
         policies.append(
             EvaluatedPolicy(
                 name=checkpoint.name,
@@ -147,8 +135,8 @@ def evaluate_checkpoints(
     return Evaluation(
         policies=policies,
         opponents=opponents,
-        prompts=described,
-        rows=[prompt.place for prompt in bench.prompts] if bench is not None else [],
+        prompts=held_out.describe(),
+        rows=[prompt.place for prompt in held_out.prompts],
         reference=config.reference.path,
         decoding=config.evaluation.decoding,
         seed=config.seed,
@@ -158,7 +146,7 @@ def evaluate_checkpoints(
 
 def _prepare(
     config: TrainConfig, policy: Policy, runtime: Runtime, progress: Progress, modules: dict[str, ModuleType]
-) -> tuple[_Bench, str]:
+) -> tuple[PromptSet, Scorers]:
     _, held_out = load_prompts(
         config.data,
         policy.tokenizer,
@@ -174,16 +162,9 @@ def _prepare(
         tokenizer=policy.tokenizer,
         model="policy",
     )
-    bench = _Bench(
-        scorers=load_scorers(config, policy, runtime, modules=modules),
-        prompts=held_out.prompts,
-        config=config,
-        progress=progress,
-    )
-    check_templates(
-        held_out, {**by_role("reward", bench.scorers.reward), **by_role("evaluator", bench.scorers.evaluator)}
-    )
-    return bench, held_out.describe()
+    scorers = load_scorers(config, policy, runtime, modules=modules)
+    check_templates(held_out, {**by_role("reward", scorers.reward), **by_role("evaluator", scorers.evaluator)})
+    return held_out, scorers
 
 
 def _load(
@@ -197,9 +178,10 @@ def _load(
     policy = load_policy(settings, runtime, weights=weights, stop_tokens=config.generation.stop_tokens)
     if frozen is not None and not checkpoint.is_adapter:
         with frozen.active() as initial:
-            if _vocabulary(initial) != _vocabulary(policy):
-                problem = f"{checkpoint.policy} has another vocabulary than the initial policy"
-                raise UserError(KEY, problem, "the two must share a tokenizer")
+            sizes = {len(either.model.get_output_embeddings().weight) for either in (initial, policy)}
+        if len(sizes) > 1:
+            problem = f"{checkpoint.policy} has another vocabulary than the initial policy"
+            raise UserError(KEY, problem, "the two must share a tokenizer")
         return policy, frozen
     if config.reference.path is None and not checkpoint.is_adapter and config.policy.adapter.path is not None:
         # all weights are compared with a start that was an adapter itself
@@ -218,34 +200,9 @@ def _initial(config: TrainConfig, reference: Reference, runtime: Runtime) -> Ite
         yield start, Reference(start, frozen=start)
 
 
-def _vocabulary(policy: Policy) -> int:
-    return int(policy.model.get_output_embeddings().weight.shape[0])
-
-
 def _settings(config: PolicyConfig, checkpoint: EvaluatedCheckpoint) -> PolicyConfig:
     """The policy's settings, with an adapter if the checkpoint has one."""
-    if checkpoint.is_adapter and not config.adapter.enabled:
-        return replace(config, adapter=AdapterConfig(r=1))  # its own rank comes with its weights
-    if not checkpoint.is_adapter and config.adapter.enabled:
-        return replace(config, adapter=AdapterConfig())
-    return config
-
-
-def _ask(
-    judge: EndpointJudge,
-    responses: Sequence[JudgedResponse],
-    opponents: Sequence[JudgedResponse],
-    config: TrainConfig,
-    name: str,
-    progress: Progress,
-) -> tuple[dict[str, Estimate], dict[str, Any]]:
-    pairs = [
-        Pair(prompt=ours.prompt, checkpoint=ours.response, initial=theirs.response)
-        for ours, theirs in zip(responses, opponents, strict=True)
-    ]
-    verdicts = judge.judge(pairs, lambda done, total: progress(f"endpoint judge, {name}", done, total))
-    outcomes = [OUTCOMES[verdict.outcome] for verdict in verdicts]
-    if not outcomes:
-        return {}, asdict(judge.summary())
-    rates = verdict_rates("judge_", outcomes, resamples=config.evaluation.resamples, seed=config.seed)
-    return rates, asdict(judge.summary())
+    if checkpoint.is_adapter == config.adapter.enabled:
+        return config
+    adapter = AdapterConfig(r=1) if checkpoint.is_adapter else AdapterConfig()  # its rank comes with its weights
+    return replace(config, adapter=adapter)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 Answer = Literal["A", "B", "tie"]
 Preference = Literal["checkpoint", "initial", "tie", "unparsed"]
-Outcome = Literal["win", "tie", "lose"]
 
 REMINDER = "Answer with exactly one word and nothing else: A, B or tie."
 
@@ -24,18 +22,15 @@ class Pair:
     initial: str  # response of the initial policy
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verdict:
-    index: int  # which of the pairs
     preferred: tuple[Preference, Preference]  # with the checkpoint's response first, and second
     asked: bool = True  # False: identical responses, a tie without a request
 
     @property
-    def outcome(self) -> Outcome:
-        """A preference counts only if both orders agree."""
-        if self.preferred == ("checkpoint", "checkpoint"):
-            return "win"
-        return "lose" if self.preferred == ("initial", "initial") else "tie"
+    def outcome(self) -> int:
+        """1 won, −1 lost, 0 tied. A preference counts only if both orders agree."""
+        return {("checkpoint",) * 2: 1, ("initial",) * 2: -1}.get(self.preferred, 0)
 
     @property
     def inconsistent(self) -> bool:
@@ -43,33 +38,10 @@ class Verdict:
         return "unparsed" not in self.preferred and self.preferred[0] != self.preferred[1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgeSummary:
-    """Plain values, so that `dataclasses.asdict` is JSON."""
-
-    model: str
-    pairs: int  # to be judged
-    judged: int  # before the end or a stop
-    wins: int
-    ties: int
-    losses: int
-    win_rate: float | None  # (wins + ½ ties) / judged; None if nothing was judged
-    identical: int  # ties without a request
-    inconsistent: int  # pairs for which swapping the order changed the preference
-    inconsistency_rate: float | None  # of the pairs with requests
-    unparsed: int  # answers, two per pair, that could not be read twice
-    requests: int
-    input_tokens: int
-    output_tokens: int
-    requests_without_usage: int  # missing from tokens and cost
-    cost: float | None  # None without prices
-    stopped: str | None  # why pairs are left
-
-
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The fields of JudgeSummary that follow from the verdicts."""
+    """Counts of the verdicts; rates are None where there is nothing to divide by."""
     outcomes = [verdict.outcome for verdict in verdicts]
-    wins, ties, losses = (outcomes.count(outcome) for outcome in ("win", "tie", "lose"))
+    wins, ties, losses = (outcomes.count(outcome) for outcome in (1, 0, -1))
     asked = sum(verdict.asked for verdict in verdicts)
     inconsistent = sum(verdict.inconsistent for verdict in verdicts)
     return {
@@ -78,10 +50,10 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "ties": ties,
         "losses": losses,
         "win_rate": (wins + ties / 2) / len(verdicts) if verdicts else None,
-        "identical": len(verdicts) - asked,
-        "inconsistent": inconsistent,
+        "identical": len(verdicts) - asked,  # ties without a request
+        "inconsistent": inconsistent,  # pairs for which swapping the order changed the preference
         "inconsistency_rate": inconsistent / asked if asked else None,
-        "unparsed": sum(verdict.preferred.count("unparsed") for verdict in verdicts),
+        "unparsed": sum(verdict.preferred.count("unparsed") for verdict in verdicts),  # answers, two per pair
     }
 
 
@@ -105,16 +77,11 @@ def write_messages(
     ]
     question = f"Which response is better? {REMINDER if reminder else 'Answer A, B or tie.'}"
     messages = (("system", system), ("user", "\n\n".join([*blocks, question])))
-    return [{"role": role, "content": _encodable(content)} for role, content in messages]
-
-
-def _encodable(text: str) -> str:
-    """Replace lone surrogates, which a JSON file may hold but which cannot be sent."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    # Lone surrogates, which a JSON file may hold, cannot be sent.
+    return [{"role": role, "content": content.encode("utf-8", "replace").decode("utf-8")} for role, content in messages]
 
 
 _THINKING = re.compile(r"\A.*</think>", re.DOTALL)  # reasoning that some servers leave in the answer
-_FENCE = re.compile(r"^\s*```.*$", re.MULTILINE)
 _PUNCTUATION = re.compile(r"[\s*_`\"'’“”()\[\]{}<>.,;:!=#-]+")
 _PHRASE = re.compile(
     r"(?:(?:so |therefore )?(?:my |the )?(?:final )?"
@@ -126,34 +93,25 @@ _PHRASE = re.compile(
     r"(?: is (?:the )?better(?: response| one)?| wins)?"
 )
 _HEADING = re.compile(r"(?:the )?(?:response|option|answer|assistant) [ab]")  # heading of a discussion
-_JSON_KEYS = ("answer", "winner", "verdict", "better", "choice", "preference", "preferred", "judgement", "judgment")
 _LONGEST = 200  # characters; longer text is no answer
 
 
 def read_answer(text: str) -> Answer | None:
-    """A, B or tie from a word, a short phrase or JSON, alone or as the first or last line; otherwise None.
+    """A, B or tie from a word or a short phrase, alone or as the first or last line; otherwise None.
 
     Contradicting lines are no answer.
     """
-    lines = [line for line in _FENCE.sub("", _THINKING.sub("", text)).splitlines() if line.strip()]
+    lines = [line for line in _THINKING.sub("", text).splitlines() if line.strip()]
     if not lines or "<think>" in lines[0]:
         return None
-    whole = _read_one("\n".join(lines))
-    if whole is not None:
-        return whole
-    answers = [None if _HEADING.fullmatch(_plain(line)) else _read_one(line) for line in lines[:-1]]
-    answers.append(_read_one(lines[-1]))
+    answers = [None if _HEADING.fullmatch(_plain(line)) else _read_line(line) for line in lines[:-1]]
+    answers.append(_read_line(lines[-1]))
     found = {answer for answer in answers if answer is not None}
     return (answers[0] or answers[-1]) if len(found) == 1 else None
 
 
-def _read_one(text: str) -> Answer | None:
-    text = text.strip()
-    if text.startswith("{"):
-        return _read_json(text)
-    if len(text) > _LONGEST:
-        return None
-    match = _PHRASE.fullmatch(_plain(text))
+def _read_line(text: str) -> Answer | None:
+    match = _PHRASE.fullmatch(_plain(text)) if len(text) <= _LONGEST else None
     if match is None:
         return None
     answers: dict[str, Answer] = {"a": "A", "b": "B"}
@@ -162,15 +120,3 @@ def _read_one(text: str) -> Answer | None:
 
 def _plain(text: str) -> str:
     return _PUNCTUATION.sub(" ", text).strip().lower()
-
-
-def _read_json(text: str) -> Answer | None:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    named = {str(key).lower(): value for key, value in values.items()}
-    for key in _JSON_KEYS:
-        if isinstance(named.get(key), str) and not named[key].lstrip().startswith("{"):
-            return _read_one(named[key])
-    return None

@@ -28,10 +28,6 @@ from apa_cli.evaluation.pairwise import Verdict, read_answer, tally, write_messa
         "The better response is A",
         "Verdict = Response A",
         '"A"',
-        '{"winner": "A"}',
-        '{"Answer": "Response A", "reason": "B is rude"}',
-        '```json\n{"verdict": "A"}\n```',
-        'Here it is:\n{"reason": "kind", "better": "A"}',
         "A\n\nIt is kinder.",
         "B is rude, and A is not.\n\nAnswer: A",
         "Response A:\nkind.\nResponse B:\nrude.\nAnswer: A",
@@ -42,14 +38,12 @@ def test_the_ways_of_saying_a(text):
     assert read_answer(text) == "A"
 
 
-@pytest.mark.parametrize("text", ["B", "b.", "Answer: **B**", '{"choice": "b"}', "It is close.\nB"])
+@pytest.mark.parametrize("text", ["B", "b.", "Answer: **B**", "It is close.\nB"])
 def test_b(text):
     assert read_answer(text) == "B"
 
 
-@pytest.mark.parametrize(
-    "text", ["tie", "Tie.", "TIE", "A tie", "It's a tie!", "draw", "Neither", "Equally good", '{"answer": "tie"}']
-)
+@pytest.mark.parametrize("text", ["tie", "Tie.", "TIE", "A tie", "It's a tie!", "draw", "Neither", "Equally good"])
 def test_ties(text):
     assert read_answer(text) == "tie"
 
@@ -71,12 +65,6 @@ def test_ties(text):
         "Response A:\nkind.\nHard to say.",
         "A:\nkind.\nB:\nrude.\nHard to say.",
         "<think>\nwhat if\nA",
-        '{"winner": "A"',
-        '{"winner": ["A"]}',
-        '{"score": 1}',
-        '{"winner": "{\\"winner\\": \\"A\\"}"}',
-        "[" * 100_000,
-        '{"a":' * 100_000,
         "A " * 10_000,
     ],
 )
@@ -87,28 +75,28 @@ def test_anything_else_is_not_guessed(text):
 @pytest.mark.parametrize(
     ("preferred", "outcome", "inconsistent"),
     [
-        (("checkpoint", "checkpoint"), "win", False),
-        (("initial", "initial"), "lose", False),
-        (("tie", "tie"), "tie", False),
-        (("checkpoint", "initial"), "tie", True),
-        (("initial", "tie"), "tie", True),
-        (("checkpoint", "unparsed"), "tie", False),
-        (("unparsed", "unparsed"), "tie", False),
+        (("checkpoint", "checkpoint"), 1, False),
+        (("initial", "initial"), -1, False),
+        (("tie", "tie"), 0, False),
+        (("checkpoint", "initial"), 0, True),
+        (("initial", "tie"), 0, True),
+        (("checkpoint", "unparsed"), 0, False),
+        (("unparsed", "unparsed"), 0, False),
     ],
 )
 def test_a_preference_counts_only_in_both_orders(preferred, outcome, inconsistent):
-    verdict = Verdict(index=0, preferred=preferred)
+    verdict = Verdict(preferred)
     assert (verdict.outcome, verdict.inconsistent) == (outcome, inconsistent)
 
 
 def test_the_tally_by_hand():
     verdicts = [
-        Verdict(index=0, preferred=("checkpoint", "checkpoint")),
-        Verdict(index=1, preferred=("checkpoint", "checkpoint")),
-        Verdict(index=2, preferred=("initial", "initial")),
-        Verdict(index=3, preferred=("initial", "checkpoint")),
-        Verdict(index=4, preferred=("tie", "unparsed")),
-        Verdict(index=5, preferred=("tie", "tie"), asked=False),
+        Verdict(("checkpoint", "checkpoint")),
+        Verdict(("checkpoint", "checkpoint")),
+        Verdict(("initial", "initial")),
+        Verdict(("initial", "checkpoint")),
+        Verdict(("tie", "unparsed")),
+        Verdict(("tie", "tie"), asked=False),
     ]
     assert tally(verdicts) == {
         "judged": 6,

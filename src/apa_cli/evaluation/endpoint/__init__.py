@@ -1,1 +1,0 @@
-"""A language model behind an HTTP endpoint as the judge of pairs."""
