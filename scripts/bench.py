@@ -21,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
-from benchmark import gpu, materials, overview, rounds, summary  # noqa: E402
+from benchmark import materials, rounds, summary  # noqa: E402
 from benchmark.jobs import AXES, GROWING, JOBS, Contestant, Job, contestants, grown, quick, read_job  # noqa: E402
 from studies import page  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 HH = (ROOT.parent / "shared/data/hh/harmless-base-test.jsonl.gz", ROOT / "tests/data/hh_sample.jsonl")
 GROWTH = "growth"
+KNOWN = [*(job.name for job in JOBS), GROWTH]
 GROWN = (
     "APA with a shared critic, 16 responses of 64 + 64 tokens, vocabulary 8,192, one size changed. Working memory is "
     "the peak beyond the weights, their gradients and the optimizer's two moments, the median of the rounds. Prompts "
@@ -47,82 +48,66 @@ ITERATIONS = 12  # prompts are laid out for so many; more rounds than that are r
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    names = arguments.jobs or (QUICK if arguments.quick else [*(job.name for job in JOBS), GROWTH])
-    for job in (job for job in JOBS if job.name in names):
+    for job in (job for job in JOBS if job.name in arguments.jobs):
         if job.cuda and arguments.device != "cuda" and not arguments.quick:
             print(f"{job.name} needs a GPU: not measured", file=sys.stderr)
             continue
         job = quick(job) if arguments.quick else job
         everyone = contestants(job, with_trl=importlib.util.find_spec("trl") is not None)
         run(job, [c for c in everyone if arguments.only is None or c.name in arguments.only], arguments)
-    if GROWTH in names:
+    if GROWTH in arguments.jobs:
         axes = {grown(axis, size).name: grown(axis, size) for axis, sizes in AXES.items()
                 for size in sizes[: 1 if arguments.quick else None]}  # fmt: skip
         for job in axes.values():
             run(job, [GROWING], arguments, most=2)
-    lines = report(arguments.page, small=arguments.quick)
+    lines = report(arguments.page)
     page.write(arguments.page, "performance", lines, program="bench.py")
     print("\n".join(["", *lines[lines.index(page.DETAILS) :], "", f"Page      {arguments.page}"]))
     return 0
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    def names(text: str) -> list[str]:
+        return text.split(",")
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [*(job.name for job in JOBS), GROWTH]
     add = parser.add_argument
-    add("--jobs", help=f"which, with commas between them: {', '.join(known)} (default: all that this machine can run)",
-        type=lambda text: text.split(","))  # fmt: skip
-    add("--only", help="contestants by name, with commas between them, such as ppo-separate,trl-ppo,floor",
-        type=lambda text: text.split(","))  # fmt: skip
+    add("--jobs", help=f"which, with commas between: {', '.join(KNOWN)} (default: all of them)", type=names)
+    add("--only", help="contestants by name, such as ppo-separate,trl-ppo,floor; the page is in --output", type=names)
     add("--rounds", help="measured rounds of a job, after one to warm up (default: %(default)s)", type=int, default=3)
-    add("--minutes", help="stop a job's rounds after so long, two measured at least (default: %(default)s)",
-        type=float, default=7.0)  # fmt: skip
     add("--data", help="HH dialogues for the job hh, .jsonl or .jsonl.gz", type=Path,
         default=next(p for p in HH if p.exists()))  # fmt: skip
-    add("--output", help="folder for models and logs (default: runs/bench)", type=Path)
-    add(
-        "--page",
-        help="the page to write (default: docs/performance.md; with --only or --quick: in --output)",
-        type=Path,
-    )
+    add("--output", help="folder for models and logs (default: under runs/)", type=Path)
     add("--device", help="auto, cpu or cuda", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", help="of each contestant (default: all cores)", type=int, default=os.cpu_count() or 1)
-    add("--quick", help="small sizes and one round, GPU jobs too", action="store_true")
+    add("--quick", help="small sizes and one round, GPU jobs too; the page is in --output", action="store_true")
+    add("--report-only", help="measure nothing: write the page from what is kept beside it", action="store_true")
     arguments = parser.parse_args(argv)
-    if unknown := set(arguments.jobs or ()) - set(known):
-        parser.error(f"no job {', '.join(sorted(unknown))}: there are {', '.join(known)}")
+    if unknown := set(arguments.jobs or ()) - set(KNOWN):
+        parser.error(f"no job {', '.join(sorted(unknown))}: there are {', '.join(KNOWN)}")
     if not 2 <= arguments.rounds < ITERATIONS:
         parser.error(f"--rounds is from 2 to {ITERATIONS - 1}")
     if arguments.device == "auto":
         import torch
 
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    arguments.jobs = [] if arguments.report_only else arguments.jobs or (QUICK if arguments.quick else KNOWN)
     arguments.data = arguments.data.resolve()
     arguments.output = (arguments.output or ROOT / "runs" / ("bench_quick" if arguments.quick else "bench")).resolve()
-    away = arguments.quick or arguments.only
-    arguments.page = arguments.page or (arguments.output / "performance.md" if away else PAGE)
+    arguments.page = arguments.output / "performance.md" if arguments.quick or arguments.only else PAGE
     arguments.rounds = 1 if arguments.quick else arguments.rounds
     return arguments
 
 
 def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, most: int = ITERATIONS) -> None:
     """Measure the job; what was measured, on what and when, is kept beside the page."""
-    folder, device = arguments.output / job.name, arguments.device
+    folder, device, threads = arguments.output / job.name, arguments.device, arguments.threads
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{job.name}: models, tokenizer and prompts", flush=True)
     prompts = materials.build(job, folder, arguments.data, iterations=ITERATIONS)
-    count, minutes, threads = min(arguments.rounds, most), arguments.minutes, arguments.threads
     common = {"folder": folder, "data": prompts, "device": device, "threads": threads}
-    results = rounds.measure(job, people, **common, rounds=count, minutes=minutes, say=clock())
-    batches = json.loads((folder / "batches.json").read_text("utf-8"))
-    record = {
-        "job": asdict(job),
-        "prompt_lengths": [[len(row["ids"]) for row in batch] for batch in batches],
-        "results": results,
-        "facts": facts(device, threads),
-        "commit": commit(),
-        "gpu": {"bandwidth": gpu.copy_bandwidth(), "rate": gpu.matrix_rate()} if device == "cuda" else None,
-    }
+    results = rounds.measure(job, people, **common, rounds=min(arguments.rounds, most))
+    record = {"job": asdict(job), "results": results, "facts": facts(device, threads), "commit": commit()}
     file = arguments.page.with_suffix("") / f"{job.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, ensure_ascii=False) + "\n", "utf-8")
@@ -131,58 +116,40 @@ def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, m
             shutil.rmtree(folder / name)
 
 
-def clock() -> Callable[[str], None]:
-    began = time.perf_counter()
-    return lambda line: print(f"{time.perf_counter() - began:6.0f} s  {line}", flush=True)
-
-
-def report(target: Path, *, small: bool) -> list[str]:
-    """From all records beside the page: the overview, and in detail every job's table and targets, and growth."""
+def report(target: Path) -> list[str]:
+    """From all records beside the page: the overview, and in detail every job's table, and growth."""
     records = {name: record for name in (job.name for job in JOBS) if (record := load(target, name))}
-    tables, judged, details = {}, [], []
+    tables, details = {}, []
     for record in records.values():
         job = read_job(record["job"])
         tables[job] = table = summary.rows(job, record["results"])
-        found = [*summary.verdicts(job, table), *(gpu.verdicts(job, record, table) if record["gpu"] else [])]
-        found = [] if small else found  # nothing is judged by small sizes
-        judged += found
-        details += section(job, record, table, found)
+        failed = {name: result["error"] for name, result in record["results"].items() if "error" in result}
+        columns = next(iter(table.values()), {})
+        details += [
+            *(f"## {job.title}", ""),
+            f"hidden {job.shape.hidden} × {job.shape.layers} layers, {job.responses} responses per iteration, "
+            f"{job.passes} passes, minibatch {job.minibatch}, {job.precision}, every response {job.response_tokens} "
+            f"tokens. {circumstances(record)}",
+            "",
+            *page.table(["contestant", *columns], [[name, *summary.cells(row)] for name, row in table.items()]),
+            *(f"\n{name} failed: {error}" for name, error in failed.items()),
+            "",
+        ]
     points, base = growth(target)
     if base:
-        verdicts = [] if small else summary.growth_verdicts(points)
-        judged += verdicts
-        details += ["## Growth", "", f"{GROWN} {circumstances(base)}"]
+        details += ["## Growth", "", f"{GROWN} {circumstances(base)}", ""]
         for axis, along in points.items():
-            details += ["", *page.table([axis, *list(along[0])[1:]], [summary.cells(row) for row in along])]
-        details += ["", *(verdict.sentence() for verdict in verdicts), ""]
+            details += [*page.table([axis, *list(along[0])[1:]], [summary.cells(row) for row in along]), ""]
     missing = [f"{job.title}{' (needs a GPU)' if job.cuda else ''}" for job in JOBS if job.name not in records]
-    said = [*overview.lines(tables, points, judged), *([f"- Not measured: {'; '.join(missing)}."] if missing else [])]
-    picture = overview.draw(tables, target.parent / "images" / "performance.png")
+    missing = [f"- Not measured: {'; '.join(missing)}."] if missing else []
+    picture = summary.draw(tables, target.parent / "images" / "performance.png")
     where = dict.fromkeys(circumstances(record, when=False) for record in records.values())
-    return [*where, "", *said, "", picture, "", page.DETAILS, *details[:-1]]
+    return [*where, "", *summary.overview(tables, points), *missing, "", picture, "", page.DETAILS, *details[:-1]]
 
 
 def load(target: Path, name: str) -> dict[str, Any] | None:
     file = target.with_suffix("") / f"{name}.json"
     return json.loads(file.read_text("utf-8")) if file.exists() else None
-
-
-def section(job: Job, record: dict[str, Any], table: dict[str, summary.Row], judged: Sequence[Any]) -> list[str]:
-    shape = job.shape
-    columns = [name for row in table.values() for name in row][: len(next(iter(table.values()), {})) - 1]
-    return [
-        f"## {job.title}",
-        "",
-        f"hidden {shape.hidden} × {shape.layers} layers, {job.responses} responses per iteration, {job.passes} passes, "
-        f"minibatch {job.minibatch}, {job.precision}, every response {job.response_tokens} tokens. "
-        f"{circumstances(record)}",
-        "",
-        *page.table(["contestant", *columns], [[name, *summary.cells(row)[:-1]] for name, row in table.items()]),
-        *(f"\n{name} failed: {result['error']}" for name, result in record["results"].items() if "error" in result),
-        "",
-        *(verdict.sentence() for verdict in judged),
-        *([""] if judged else []),
-    ]
 
 
 def growth(target: Path) -> tuple[dict[str, list[summary.Row]], dict[str, Any] | None]:
@@ -191,12 +158,12 @@ def growth(target: Path) -> tuple[dict[str, list[summary.Row]], dict[str, Any] |
     base = load(target, grown("batch", AXES["batch"][0]).name)
     for axis, size in ((axis, size) for axis, sizes in AXES.items() for size in sizes):
         record = load(target, grown(axis, size).name)
-        if base and record and {**record["facts"], "date": base["facts"]["date"]} == base["facts"]:
+        alike = base and record and {**record["facts"], "date": base["facts"]["date"]} == base["facts"]
+        if alike and record["results"][GROWING.name].get("steps"):
             along = points.setdefault(axis, [])
-            if record["results"][GROWING.name].get("steps"):
-                job = read_job(record["job"])
-                along.append(summary.point(job, size, record["results"], along[-1] if along else None))
-    return {axis: along for axis, along in points.items() if along}, base
+            before = along[-1] if along else None
+            along.append(summary.point(read_job(record["job"]), size, record["results"], before))
+    return points, base
 
 
 def circumstances(record: dict[str, Any], *, when: bool = True) -> str:

@@ -8,7 +8,6 @@ import os
 import selectors
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from typing import Any
 from benchmark.jobs import Contestant, Job
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-PATIENCE = 900  # seconds for one answer
+PATIENCE, MINUTES = 900, 7  # seconds for one answer; minutes of a job's rounds
 
 
 class Process:
@@ -65,16 +64,19 @@ class Process:
 
 
 def measure(
-    job: Job, contestants: Sequence[Contestant], *, folder: Path, data: Path, device: str, threads: int, rounds: int,
-    minutes: float, say: Callable[[str], None],
-) -> dict[str, Any]:  # fmt: skip
-    """One round to warm up, then up to `rounds`, fewer when `minutes` have passed and two are there.
+    job: Job, contestants: Sequence[Contestant], *, folder: Path, data: Path, device: str, threads: int, rounds: int
+) -> dict[str, Any]:
+    """One round to warm up, then up to `rounds`, fewer when MINUTES have passed and two are there.
 
     Lesser contestants leave after the first. Returns, by contestant: weight_bytes, trained_bytes, warm_up and steps; or
     error.
     """
     results: dict[str, Any] = {}
     alive: dict[str, Process] = {}
+    began = time.perf_counter()
+
+    def say(line: str) -> None:
+        print(f"{time.perf_counter() - began:6.0f} s  {job.name}, {line}", flush=True)
 
     def ask(name: str, question: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         try:
@@ -82,36 +84,32 @@ def measure(
         except (RuntimeError, OSError) as error:
             results[name] = {"error": str(error)}
             del alive[name]
-            say(f"{job.name}: {name} failed: {error}")
+            say(f"{name} failed: {error}")
             return None
 
-    with tempfile.TemporaryDirectory() as scratch:
-        spec = Path(scratch) / "spec.json"
-        facts = {"job": asdict(job), "folder": str(folder), "data": str(data), "device": device, "threads": threads}
-        spec.write_text(json.dumps(facts), encoding="utf-8")
-        try:
-            for person in contestants:
-                alive[person.name] = Process(person, spec, folder / f"{person.name}.log", threads)
+    spec = folder / "spec.json"
+    facts = {"job": asdict(job), "folder": str(folder), "data": str(data), "device": device, "threads": threads}
+    spec.write_text(json.dumps(facts), encoding="utf-8")
+    try:
+        for person in contestants:
+            alive[person.name] = Process(person, spec, folder / f"{person.name}.log", threads)
+        for name, process in list(alive.items()):
+            if (ready := ask(name, process.answer)) is not None:
+                results[name] = {key: ready[key] for key in ("weight_bytes", "trained_bytes")} | {"steps": []}
+        loaded = time.perf_counter()
+        for number in range(rounds + 1):
+            if number > 2 and time.perf_counter() - loaded > MINUTES * 60:
+                say(f"{number - 1} rounds in {MINUTES:g} minutes are enough")
+                break
             for name, process in list(alive.items()):
-                if (ready := ask(name, process.answer)) is not None:
-                    results[name] = {key: ready[key] for key in ("weight_bytes", "trained_bytes")} | {"steps": []}
-            began = time.perf_counter()
-            for number in range(rounds + 1):
-                if number > 2 and time.perf_counter() - began > minutes * 60:
-                    say(f"{job.name}: {number - 1} rounds in {minutes:g} minutes are enough")
-                    break
-                for name, process in list(alive.items()):
-                    if process.contestant.lesser and number > 1:
-                        alive.pop(name).stop()
-                    elif (step := ask(name, process.step)) is not None:
-                        results[name] |= (
-                            {"warm_up": step} if number == 0 else {"steps": [*results[name]["steps"], step]}
-                        )
-                        label = f"round {number}" if number else "warm-up"
-                        parts = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in step["phases"].items())
-                        say(f"{job.name}, {label}: {name} {step['seconds']:.2f} s ({parts}), "
-                            f"{step['beyond_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
-        finally:
-            for process in alive.values():
-                process.stop()
+                if process.contestant.lesser and number > 1:
+                    alive.pop(name).stop()
+                elif (step := ask(name, process.step)) is not None:
+                    results[name] |= {"steps": [*results[name]["steps"], step]} if number else {"warm_up": step}
+                    parts = ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in step["phases"].items())
+                    say(f"{f'round {number}' if number else 'warm-up'}: {name} {step['seconds']:.2f} s ({parts}), "
+                        f"{step['beyond_bytes'] / 2**20:,.0f} MiB")  # fmt: skip
+    finally:
+        for process in alive.values():
+            process.stop()
     return results
