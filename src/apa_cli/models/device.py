@@ -13,7 +13,7 @@ import torch
 from apa_cli.config.schema import PolicyConfig
 from apa_cli.errors import UserError
 
-MEMINFO = Path("/proc/meminfo")
+MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
 CGROUPS = (  # limit, statistics, and the statistic that cannot be reclaimed: version 2, version 1
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.stat"), "anon"),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.stat"), "total_rss"),
@@ -49,6 +49,10 @@ class Runtime:
             return torch.cuda.max_memory_allocated(self.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+    def resident_bytes(self) -> int:
+        """What this process holds now of the memory that models are loaded into; 0 on CUDA, or if unknown."""
+        return 0 if self.device.type == "cuda" else (_number(STATUS, "VmRSS:") or 0) * 1024
 
     def available_bytes(self) -> int | None:
         """Free memory on CUDA; on a CPU what Linux and the control group leave. None if unknown."""

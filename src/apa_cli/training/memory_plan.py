@@ -1,14 +1,15 @@
-"""The memory that a run needs: weights, gradients and optimizer states to the byte, everything else as an estimate.
+"""The memory that a run needs: weights, gradients and optimizer states, and an estimate of everything else.
 
-The models are built on torch's meta device, without data. A run whose weights cannot fit is refused before any are
-loaded. The estimate follows once the lengths of the prompts are known.
+The models are built on torch's meta device, where tensors have shapes but no data. A run whose weights cannot fit is
+refused before any are loaded. Once the lengths of the prompts are known, a forward pass on that device shows what the
+update keeps for backward and how large a KV cache becomes, whatever the architecture.
 """
 
 from __future__ import annotations
 
-import sys
+import random
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from apa_cli.algorithms.head import KEEP_BYTES
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import Prompt
 from apa_cli.errors import UserError
@@ -23,14 +25,18 @@ from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
 from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.loading import first_line, load_causal_config
+from apa_cli.models.microbatches import plan_microbatches, rows_at_once
 from apa_cli.models.policy import base_of
 from apa_cli.models.value import ValueHead, hidden_size
 from apa_cli.rewards.classifier import classifier_config
 from apa_cli.rewards.preview import planned_readings
 from apa_cli.secrets import redact_text
-from apa_cli.training.memory_estimate import Estimate, estimates
 
-SMALLEST_8BIT, BLOCK_8BIT = 4096, 256  # bitsandbytes: numbers in the smallest tensor it quantises, and in a block
+DRAWS = 50  # batches drawn from the prompts to find how large they get
+LOGIT_COPIES = 3  # float32 logits of one generation step: as sampled, for the log-prob, for the entropy
+BF16_SHARE = 0.625  # of the float32 activations: under autocast norms still compute and keep float32
+PASSING = 0.5  # of what a layer keeps for backward: the most it holds at a time without a backward
+HEAP = {"cpu": 1.4, "cuda": 1.0}  # resident bytes per byte of tensors, measured: glibc's heap has holes
 
 Say = Callable[[str], None]
 
@@ -51,12 +57,21 @@ class Role(NamedTuple):
         return self.parameter_bytes + self.gradient_bytes + self.optimizer_bytes
 
 
-@dataclass(frozen=True, kw_only=True)
+class Estimate(NamedTuple):
+    """What one phase of an iteration needs beyond weights and optimizer states."""
+
+    name: str
+    bytes: int
+    of: str
+
+
+@dataclass(frozen=True)
 class Plan:
     roles: dict[str, Role]
     models: tuple[Any, ...]  # on the meta device: the policy, and a critic with a transformer of its own
     device: str
     available_bytes: int | None  # None where the system does not say
+    process_bytes: int = 0  # resident already: Python and its libraries
     estimates: Sequence[Estimate] = ()
 
     @property
@@ -80,18 +95,11 @@ def show_plan(config: TrainConfig, runtime: Runtime) -> None:
     with warnings.catch_warnings():  # of libraries
         warnings.simplefilter("ignore")
         plan = announce_models(config, runtime, note)
-        prompts: Sequence[Prompt] | None = None
-        try:
-            prompts, lines = planned_readings(config, runtime)
-        except UserError:
-            raise
-        except Exception as error:  # a model's own code may fail in any way without weights
-            lines = [f"what the models read is not shown ({type(error).__name__}: {first_line(error)})"]
+        prompts, lines = planned_readings(config, runtime)
         for line in lines:
             note(line)
-        announce_estimates(
-            plan, config, runtime, prompts, note, lambda line: print(f"warning: {line}", file=sys.stderr)
-        )
+        if plan is not None:
+            announce_estimates(plan, config, runtime, prompts, note, lambda line: note(f"warning: {line}"))
 
 
 def announce_models(config: TrainConfig, runtime: Runtime, note: Say) -> Plan | None:
@@ -101,80 +109,51 @@ def announce_models(config: TrainConfig, runtime: Runtime, note: Say) -> Plan | 
     except UserError:
         raise
     except Exception as error:  # a model's own code may fail in any way
-        problem = f"{type(error).__name__}: {first_line(error)}"
-        if config.plan_only:
-            problem = f"the models cannot be planned ({problem})"
-            raise UserError("plan_only", problem, "check their config.json files") from error
-        note(f"no plan of the memory ({problem})")
+        note(f"no plan of the memory ({type(error).__name__}: {first_line(error)})")
         return None
-    for line in role_lines(plan):
-        note(line)
-    check_fits(plan, config)
+    row = "{:<10}  {:>14}  {:>13}  {:>10}  {:>10}  {:>10}  {}"
+    note(row.format("role", "parameters", "trained", "weights", "gradients", "optimizer", "from"))
+    for name, weights, *counts, parameters, gradients, states in plan.roles.values():
+        sizes = [gib(number) if number else "–" for number in (parameters, gradients, states)]
+        note(row.format(name, *(f"{number:,}" if number else "–" for number in counts), *sizes, weights))
+    check_fits(plan)
     return plan
 
 
 def announce_estimates(
-    plan: Plan | None, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt] | None, note: Say, warn: Say
+    plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt], note: Say, warn: Say
 ) -> None:
     """Report what sampling and the update need for these prompts, and warn if memory may not suffice."""
-    if plan is None:
-        return
     try:
-        if prompts is not None:
-            plan = with_estimates(plan, config, runtime, prompts)
+        plan = with_estimates(plan, config, runtime, prompts)
     except Exception as error:
         note(f"no estimate of what the update needs ({type(error).__name__}: {first_line(error)})")
     for estimate in plan.estimates:
         note(f"{estimate.name:<10} about {gib(estimate.bytes)}: {estimate.of}")
-    free = "unknown" if plan.available_bytes is None else f"{gib(plan.available_bytes)} free"
-    total = f"models {gib(plan.certain_bytes)}, at most about {gib(plan.expected_bytes)}"
+    available, expected = plan.available_bytes, plan.expected_bytes
+    libraries = f", {gib(plan.process_bytes)} of it Python and libraries" if plan.process_bytes else ""
+    free = "unknown" if available is None else f"{gib(available)} free"
+    total = f"models {gib(plan.certain_bytes)}, at most about {gib(plan.process_bytes + expected)}{libraries}"
     note(f"{'memory':<10} {total}; {plan.device}: {free}")
-    if warning := doubt(plan):
-        warn(warning)
+    if plan.estimates and available is not None and expected > available:
+        most = max(plan.estimates, key=lambda estimate: estimate.bytes)
+        warn(
+            f"about {gib(expected)} may be needed, most of it beyond the models for {most.name}, and {gib(available)} "
+            f"are free on {plan.device}: if memory runs out, lower training.microbatch_tokens or rollout.batch_size, "
+            "or set policy.gradient_checkpointing=true"
+        )
 
 
-def check_fits(plan: Plan, config: TrainConfig) -> None:
+def check_fits(plan: Plan) -> None:
     """Raise UserError if weights, gradients and optimizer states alone exceed the free memory."""
-    if plan.available_bytes is None or plan.certain_bytes <= plan.available_bytes:
-        return
-    full = not config.policy.adapter.enabled
-    remedies = {  # the most effective first
-        "add policy=lora (one frozen copy of the weights serves policy and reference)": full,
-        "value=shared (no second network)": config.value.kind == "separate",
-        "optimizer.name=adamw_8bit (optimizer states at a quarter of the size)": full
-        and config.optimizer.name == "adamw",
-        "precision=bf16 (frozen weights at half the size)": config.precision == "fp32",
-    }
-    largest = max(plan.roles.values(), key=lambda role: role.bytes)
-    problem = (
-        f"weights, gradients and optimizer states take {gib(plan.certain_bytes)}, and {gib(plan.available_bytes)} are "
-        f"free on {plan.device}; the largest part is the {largest.name} with {gib(largest.bytes)}"
-    )
-    helpful = [remedy for remedy, helps in remedies.items() if helps]
-    raise UserError("policy.path", problem, ", ".join([*helpful, "or a smaller model"]))
-
-
-def doubt(plan: Plan) -> str | None:
-    """A warning if the estimates exceed the free memory."""
-    if plan.available_bytes is None or plan.expected_bytes <= plan.available_bytes:
-        return None
-    most = max(plan.estimates, key=lambda estimate: estimate.bytes)
-    return (
-        f"about {gib(plan.expected_bytes)} may be needed, most of it beyond the models for {most.name}, and "
-        f"{gib(plan.available_bytes)} are free on {plan.device}: if memory runs out, lower training.microbatch_tokens "
-        "or rollout.batch_size, or set policy.gradient_checkpointing=true"
-    )
-
-
-def role_lines(plan: Plan) -> list[str]:
-    """The roles as an aligned table."""
-    rows: list[tuple[str, ...]] = [("role", "parameters", "trained", "weights", "gradients", "optimizer", "from")]
-    for role in plan.roles.values():
-        counts = [f"{number:,}" if number else "–" for number in (role.parameters, role.trained)]
-        sizes = [gib(b) if b else "–" for b in (role.parameter_bytes, role.gradient_bytes, role.optimizer_bytes)]
-        rows.append((role.name, *counts, *sizes, role.weights))
-    widths = [max(10, *map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([n.ljust(widths[0]), *map(str.rjust, numbers, widths[1:]), of]) for n, *numbers, of in rows]
+    if plan.available_bytes is not None and plan.certain_bytes > plan.available_bytes:
+        largest = max(plan.roles.values(), key=lambda role: role.bytes)
+        problem = (
+            f"weights, gradients and optimizer states take {gib(plan.certain_bytes)}, and {gib(plan.available_bytes)} "
+            f"are free on {plan.device}; the largest part is the {largest.name} with {gib(largest.bytes)}"
+        )
+        remedy = "add policy=lora, value=shared, optimizer.name=adamw_8bit, precision=bf16, or take a smaller model"
+        raise UserError("policy.path", problem, remedy)
 
 
 def gib(number: float) -> str:
@@ -187,112 +166,162 @@ def gib(number: float) -> str:
 
 def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
     """The roles without estimates. Raises UserError for a model whose configuration cannot be read."""
+    roles, models, eight_bit = dict[str, Role](), list[Any](), config.optimizer.name == "adamw_8bit"
     with torch.device("meta"):
-        given = config.policy
-        dtype = model_dtype(given, runtime)
-        policy = _build("policy.path", given.path, dtype, config, given.revision)
-        if given.adapter.enabled:
-            policy = attach_adapter(policy, given, None)
-            if config.value.kind == "adapter":
-                attach_value_adapter(policy, given, None)
-        models = [base_of(policy)]
-        frozen = ", frozen, with an adapter" if given.adapter.enabled else ""
-        own = _weights(policy, REFERENCE_ADAPTER, VALUE_ADAPTER, without=True)
-        roles = [
-            _role("policy", f"{given.path}{frozen}", own, config.optimizer.name),
-            _reference(config, dtype, policy),
-            _value(config, policy, models),
-            *_rewards(config, runtime),
-        ]
-    return Plan(
-        roles={role.name: role for role in roles},
-        models=tuple(models),
-        device=runtime.describe(),
-        available_bytes=runtime.available_bytes(),
-    )
+        for name, origin, own, trains in _roles(config, runtime, models):
+            trained = [p for p in own if trains and (p.requires_grad or name == "value")]
+            held, learnt = (
+                (sum(p.numel() for p in weights), sum(p.nbytes for p in weights)) for weights in (own, trained)
+            )
+            states = 2 * (learnt[0] if eight_bit else learnt[1])  # AdamW's two numbers for each
+            roles[name] = Role(name, origin, held[0], learnt[0], held[1], learnt[1], states)
+    resident, available = runtime.resident_bytes(), runtime.available_bytes()
+    return Plan(roles, tuple(models), runtime.describe(), available, resident)
 
 
-def with_estimates(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Plan:
-    """The plan with what sampling and the update need for prompts of these lengths."""
-    gradients = plan.roles["policy"].gradient_bytes, plan.roles["value"].gradient_bytes
-    return replace(plan, estimates=estimates(plan.models, gradients, config, runtime, prompts))
+def _roles(
+    config: TrainConfig, runtime: Runtime, models: list[Any]
+) -> Iterator[tuple[str, str, Sequence[nn.Parameter], bool]]:
+    """Name, origin and own weights of each role, and whether it trains. Adds what the update runs to `models`."""
+    given, value, dtype = config.policy, config.value, model_dtype(config.policy, runtime)
 
+    def build(key: str, path: str, dtype: torch.dtype, revision: str | None, auto: Any = AutoModelForCausalLM) -> Any:
+        trust = given.trust_remote_code and path == given.path
+        shape = load_causal_config(key, path, revision=revision, trust_remote_code=trust)
+        return auto.from_config(shape, dtype=dtype, trust_remote_code=trust)
 
-def _reference(config: TrainConfig, dtype: torch.dtype, policy: Any) -> Role:
+    policy = build("policy.path", given.path, dtype, given.revision)
+    if given.adapter.enabled:
+        policy = attach_adapter(policy, given, None)
+        if value.kind == "adapter":
+            attach_value_adapter(policy, given, None)
+    models.append(base_of(policy))
+    weights: dict[str, list[nn.Parameter]] = {}  # of the adapters of other roles, and the rest
+    for name, weight in policy.named_parameters():
+        owner = next((part for part in name.split(".") if part in (REFERENCE_ADAPTER, VALUE_ADAPTER)), "policy")
+        weights.setdefault(owner, []).append(weight)
+    yield "policy", f"{given.path}{', frozen, with an adapter' * given.adapter.enabled}", weights["policy"], True
+
     if (path := config.reference.path) is not None:
-        model = _build("reference.path", path, dtype, config, config.reference.revision)
-        return _role("reference", path, model.parameters())
-    if config.policy.adapter.path is not None:
-        return _role("reference", "the policy's, adapter as it started", _weights(policy, REFERENCE_ADAPTER))
-    if config.policy.adapter.enabled:
-        return Role("reference", "the policy's, adapter off")
-    return _role("reference", "a frozen copy of the policy", policy.parameters())
+        own = build("reference.path", path, dtype, config.reference.revision)
+        yield "reference", path, [*own.parameters()], False
+    elif given.adapter.enabled:
+        started = "off" if given.adapter.path is None else "as it started"
+        yield "reference", f"the policy's, adapter {started}", weights.get(REFERENCE_ADAPTER, []), False
+    else:
+        yield "reference", "a frozen copy of the policy", [*policy.parameters()], False
 
+    critic = weights.get(VALUE_ADAPTER, [])
+    origin = "the policy's base, an adapter and a head of its own" if critic else "a head on the policy"
+    if value.kind == "separate":
+        key, source = ("policy.path", given) if value.path is None else ("value.path", value)
+        origin = f"a network of its own, from {value.path or 'the policy'}"
+        models.append(build(key, str(source.path), trained_dtype(given), source.revision, AutoModel))
+        critic = [*models[-1].parameters()]
+    if value.kind == "none":
+        yield "value", "none", [], False
+    else:
+        yield "value", origin, [*critic, *ValueHead(hidden_size(models[-1])).parameters()], True
 
-def _value(config: TrainConfig, policy: Any, models: list[Any]) -> Role:
-    """The critic. Its own transformer, if it has one, is added to `models`."""
-    given, weights = config.value, "a head on the policy"
-    own: list[nn.Parameter] = []
-    if given.kind == "none":
-        against = "with the initial policy's" if config.advantage.name == "reference" else "with each other"
-        return Role("value", f"none: the responses to a prompt are compared {against}")
-    if given.kind == "separate":
-        key, path, revision = "policy.path", config.policy.path, config.policy.revision
-        if given.path is not None:
-            key, path, revision = "value.path", given.path, given.revision
-        weights = f"a network of its own, from {given.path or 'the policy'}"
-        models.append(_build(key, path, trained_dtype(config.policy), config, revision, AutoModel))
-        own = list(models[-1].parameters())
-    elif given.kind == "adapter":
-        weights = "the policy's base, an adapter and a head of its own"
-        own = _weights(policy, VALUE_ADAPTER)
-        for parameter in own:
-            parameter.requires_grad_()
-    own += ValueHead(hidden_size(models[-1])).parameters()
-    return _role("value", weights, own, config.optimizer.name)
-
-
-def _rewards(config: TrainConfig, runtime: Runtime) -> Iterator[Role]:
-    """A model that several rewards name is counted with the first."""
     if not config.needs_reward:
-        yield Role("reward", "none: scores are logged, and nothing is evaluated")
+        yield "reward", "none: scores are logged, and nothing is evaluated", [], False
     holders: dict[tuple[str | None, str | None], str] = {}
     for name, key, one in config.scorers():
         if one.kind != "model" or one.path is None:
-            yield Role(name, f"none: {one.source}")
+            yield name, f"none: {one.source}", [], False
         elif (holder := holders.setdefault((one.path, one.revision), name)) != name:
-            yield Role(name, f"those of {holder}")
+            yield name, f"those of {holder}", [], False
         else:
             shape = classifier_config(one.path, one.revision, f"{key}.path")
-            options = {"dtype": runtime.frozen_dtype, "trust_remote_code": False}
-            model = AutoModelForSequenceClassification.from_config(shape, **options)
-            yield _role(name, one.path, model.parameters())
+            model = AutoModelForSequenceClassification.from_config(shape, dtype=runtime.frozen_dtype)
+            yield name, one.path, [*model.parameters()], False
 
 
-def _build(
-    key: str, path: str, dtype: torch.dtype, config: TrainConfig, revision: str | None, auto: Any = AutoModelForCausalLM
-) -> Any:
-    trust = config.policy.trust_remote_code and path == config.policy.path
-    model_config = load_causal_config(key, path, revision=revision, trust_remote_code=trust)
-    return auto.from_config(model_config, dtype=dtype, trust_remote_code=trust)
+def with_estimates(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Plan:
+    """The plan with what sampling and the update need for prompts and logged responses of these lengths."""
+    for model in plan.models:
+        model.float().eval()  # the meta device has no autocast
+    estimates = [_generation(plan.models[0], config, runtime, prompts), _update(plan, config, runtime, prompts)]
+    return replace(plan, estimates=[estimate for estimate in estimates if estimate.bytes])
 
 
-def _weights(model: Any, *adapters: str, without: bool = False) -> list[nn.Parameter]:
-    """The parameters of these adapters, or all others."""
-    return [p for name, p in model.named_parameters() if set(adapters).isdisjoint(name.split(".")) == without]
+def _generation(model: Any, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
+    """The KV cache, and beside it a step's logits."""
+    T, device = config.generation.max_new_tokens, runtime.device.type
+    rows = config.evaluation.prompts if config.rollout.offline else config.rollout.batch_size
+    if config.generation.backend == "hf":
+        rows = rows_at_once(config.generation.rows, rows, device)
+    P = max(len(prompt.token_ids) for prompt in prompts)
+    with torch.no_grad():
+        held = _forward(model.base_model, 1, 64, use_cache=True)[1].layers
+    token = sum(t.nbytes for layer in held for t in (layer.keys, layer.values)) / 64 / (2 if runtime.bf16 else 1)
+    logits = LOGIT_COPIES * rows * int(model.config.get_text_config().vocab_size) * 4
+    of = f"KV cache and logits, {rows} × up to {P} + {T} tokens{', to evaluate' if config.rollout.offline else ''}"
+    return Estimate("generation", int((token * rows * (P + T) + logits) * HEAP[device]), of)
 
 
-def _role(name: str, weights: str, parameters: Iterable[nn.Parameter], optimizer: str | None = None) -> Role:
-    """Without an optimizer nothing is trained."""
-    own = list(parameters)
-    trained = [p for p in own if p.requires_grad and optimizer is not None]
-    sizes = sum(p.nbytes for p in own), sum(p.nbytes for p in trained), sum(_state_bytes(p, optimizer) for p in trained)
-    return Role(name, weights, sum(p.numel() for p in own), sum(p.numel() for p in trained), *sizes)
+def largest_microbatch(prompts: Sequence[Prompt], config: TrainConfig, device: str) -> tuple[int, int, int, bool]:
+    """Rows, longest prompt and response of the update's largest micro-batch, and whether a minibatch has several."""
+    T, k, draw = config.generation.max_new_tokens, config.rollout.responses_per_prompt, random.Random(0)
+    largest, several = (0, 0, 0, 0), False
+    for _ in range(DRAWS):
+        rows = [row for row in draw.choices(prompts, k=config.rollout.prompts) for _ in range(k)]
+        rows = draw.sample(rows, config.training.minibatch_size)
+        asked = [len(row.token_ids) for row in rows]
+        answers = [T if row.logged is None else len(row.logged.token_ids) for row in rows]
+        pieces = plan_microbatches(asked, answers, config.training.microbatch_tokens, device_type=device)
+        several |= len(pieces) > 1
+        for part in pieces:
+            P, R = max(asked[i] for i in part), max(answers[i] for i in part)
+            largest = max(largest, (len(part) * (P + R), len(part), P, R))
+    return *largest[1:], several
 
 
-def _state_bytes(weight: nn.Parameter, optimizer: str | None) -> int:
-    """Of AdamW's two moments. Quantised they take a byte per number, and each block a float32 scale."""
-    count = weight.numel()
-    if optimizer == "adamw_8bit" and count >= SMALLEST_8BIT:
-        return 2 * (count + 4 * -(-count // BLOCK_8BIT))
-    return 2 * count * (4 if optimizer == "adamw_8bit" else weight.element_size())
+def _update(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
+    """The largest of the policy's backward, a separate critic's backward after it, and the optimizer step."""
+    rows, prompt, response, several = largest_microbatch(prompts, config, runtime.device.type)
+    kept = []
+    for model in plan.models:
+        layers, tokens = model.config.get_text_config().num_hidden_layers, rows * (prompt + response)
+        whole = kept_bytes(model, rows, prompt + response, runtime)
+        layer = whole / layers
+        if config.policy.gradient_checkpointing:  # the residual stream into each layer and the last norm, and one layer
+            element = 2 if runtime.bf16 and config.policy.adapter.enabled else 4
+            whole = int((layers + 2) * tokens * hidden_size(model) * element + layer)
+        kept.append(whole + PASSING * layer)
+    weight = plan.models[0].get_output_embeddings().weight
+    logits, hidden = (4 * rows * response * size for size in weight.shape)  # bytes of the scored positions
+    head = min(logits, KEEP_BYTES[runtime.device.type]) + weight.nbytes if weight.requires_grad else hidden
+    policy, critic = plan.roles["policy"].gradient_bytes, plan.roles["value"].gradient_bytes
+    before = policy + critic if several else 0  # gradients of earlier micro-batches
+    moments = [policy + critic, before + kept[0] + head]
+    if config.value.kind in ("separate", "adapter"):
+        moments.append((before or policy) + kept[-1])
+    how = "checkpointed" if config.policy.gradient_checkpointing else "all layers kept"
+    of = f"gradients, activations and logits, {rows} × {prompt} + {response} tokens at once, {how}"
+    return Estimate("update", int(max(moments) * HEAP[runtime.device.type]), of)
+
+
+def kept_bytes(model: Any, rows: int, length: int, runtime: Runtime) -> int:
+    """Bytes that a forward pass of the transformer keeps for backward without checkpointing, weights excluded."""
+    kept: dict[int, Any] = {}  # holds each storage, so that no other takes its address
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _forward(model.base_model, rows, length, use_cache=False)
+    for weight in model.parameters():
+        kept.pop(weight.untyped_storage()._cdata, None)
+    return int(sum(storage.nbytes() for storage in kept.values()) * (BF16_SHARE if runtime.bf16 else 1))
+
+
+def _forward(trunk: Any, rows: int, length: int, *, use_cache: bool) -> Any:
+    """Gives most models the mask they would make, as they cannot look for padding on the meta device."""
+    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
+    mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device="meta")
+    try:
+        return trunk(input_ids=ids, attention_mask=mask, use_cache=use_cache)
+    except (ValueError, RuntimeError, TypeError):
+        return trunk(input_ids=ids, use_cache=use_cache)

@@ -133,7 +133,8 @@ def _prepare(
         tracker.note("compiling the update's transformers")
         compile_trunks(models.policy, models.value)
     prompts, held_out, rows = _read_prompts(config, models, tracker)
-    announce_estimates(plan, config, runtime, rows, tracker.note, tracker.warn)
+    if plan is not None:
+        announce_estimates(plan, config, runtime, rows, tracker.note, tracker.warn)
     _log_readings(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,
