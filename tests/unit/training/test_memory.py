@@ -17,7 +17,7 @@ from apa_cli.errors import UserError
 from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.state import objective_of
 from apa_cli.training.steward.health import Health
-from apa_cli.training.steward.memory import TokenBudget, enough_memory, is_out_of_memory, within_memory
+from apa_cli.training.steward.memory import enough_memory, is_out_of_memory, within_memory
 
 KINDS = {
     "apa-separate": {},
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, caplog, kind
         torch.manual_seed(3)
         objective = device.objective if device else None
         stats, _ = attended(models, rollout, targets, config, optimizer=optimizer, health=health, objective=objective)
-        return kept, stats, health.budget.tokens, device
+        return kept, stats, health.tokens, device
 
     whole, whole_stats, tokens, _ = run(small=False)
     assert tokens == 400
@@ -90,39 +90,6 @@ def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, caplog, kind
     said = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
     assert len(said) == device.failures  # once for each lowering, and never again for the minibatches that follow
     assert f"training.microbatch_tokens is now {tokens} instead of" in said[-1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_a_failed_attempt_had_done_does_not_count(policy_dir, kind):
-    """The second micro-batch fails, when the first has left its gradients and its part of the means."""
-
-    def run(fails):
-        config, models, rollout, targets = setting(
-            policy_dir(eos_logit=4.0),
-            **KINDS[kind],
-            training__microbatch_tokens=60,
-            training__minibatch_size=12,
-            training__epochs_per_rollout=1,
-        )
-        optimizer, kept = optimizer_that_keeps_gradients(models, config)
-        objective, calls = objective_of(config.objective), []
-        real = objective.value_loss
-
-        def value_loss(*arguments):
-            calls.append(1)
-            if fails and len(calls) == 2:
-                raise torch.OutOfMemoryError(OOM)
-            return real(*arguments)
-
-        objective.value_loss = value_loss
-        stats, _ = attended(models, rollout, targets, config, optimizer=optimizer, objective=objective)
-        assert len(calls) > 2
-        return kept[0], stats
-
-    (expected, expected_stats), (found, stats) = run(fails=False), run(fails=True)
-    for name, gradient in found.items():
-        assert_close(gradient, expected[name], atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
-    assert stats == pytest.approx(expected_stats, rel=1e-5, abs=1e-7)
 
 
 def test_nothing_of_the_failed_attempt_is_kept_alive(policy_dir):
@@ -165,7 +132,7 @@ def test_one_response_that_does_not_fit_is_said_in_one_line(policy_dir):
 
 def test_the_budget_is_halved_until_the_micro_batches_are_smaller():
     """Ten rows of ten tokens each within 1000: 500, 250 and 125 change nothing, 62 does."""
-    budget = TokenBudget(configured=1000)
+    health = Health.at_start(TrainingConfig(microbatch_tokens=1000))
     tried = []
 
     def work(tokens):
@@ -179,9 +146,9 @@ def test_the_budget_is_halved_until_the_micro_batches_are_smaller():
         return [range(size)] * (10 // size) + ([range(10 % size)] if 10 % size else [])
 
     undone = []
-    assert within_memory(work, budget, plan, undo=lambda: undone.append(1), where="a test") == "done"
+    assert within_memory(work, health, plan, undo=lambda: undone.append(1), where="a test") == "done"
     assert tried == [1000, 62, 31, 15]
-    assert budget.tokens == 15
+    assert health.tokens == 15
     assert len(undone) == 3
 
 
@@ -205,28 +172,6 @@ def test_other_errors_pass():
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        within_memory(work, TokenBudget(configured=9), lambda tokens: [[1]], where="a test")
+        within_memory(work, Health.at_start(TrainingConfig()), lambda tokens: [[1]], where="a test")
     assert not is_out_of_memory(ValueError("out of memory"))
     assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"))
-
-
-def test_a_checkpoint_keeps_the_lowered_budget():
-    budget = TokenBudget(configured=1000, tokens=250)
-    for configured, expected in ((1000, 250), (4000, 4000), (100, 100)):  # a changed setting counts anew
-        again = TokenBudget(configured=configured)
-        again.load_state_dict(budget.state_dict())
-        assert again.tokens == expected
-
-
-def test_health_comes_back_whole():
-    config = TrainingConfig(max_skipped=4)
-    config.stop_if.kl_above = 1.0
-    health = Health.at_start(config)
-    health.skips.skipped("scores", "")
-    health.budget.tokens = 77
-    health.guards = health.guards.after({"kl/to_init": 2.0})
-    again = Health.at_start(config)
-    assert again.state_dict() != health.state_dict()
-    again.load_state_dict(health.state_dict())
-    assert again.state_dict() == health.state_dict()
-    assert again.skips.in_a_row == 1

@@ -27,7 +27,7 @@ from apa_cli.tracking.log import LOGGER
 from apa_cli.tracking.tracker import Tracker
 from apa_cli.training.random_states import RandomStates
 from apa_cli.training.state import RolloutStart, TrainingState, Work
-from apa_cli.training.steward.finiteness import all_finite, bad_weights, culprit, describe_setting, fault_in
+from apa_cli.training.steward.finiteness import all_finite, bad_weights, culprit, fault_in
 from apa_cli.training.steward.interrupts import Interrupts
 from apa_cli.training.steward.memory import enough_memory, within_memory
 from apa_cli.training.update import Gradients
@@ -74,7 +74,7 @@ class Steward(Attendant):
             self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def fit(self, work: Callable[[int], T], plan: Callable[[int], Sequence[Sized]], *, where: str) -> T:
-        return within_memory(work, self.state.health.budget, plan, where=where)
+        return within_memory(work, self.state.health, plan, where=where)
 
     def sampled(self, before: Trajectory, after: Trajectory) -> None:
         """Before training, check that the sampler's log-probs are the reference's."""
@@ -133,7 +133,7 @@ class Steward(Attendant):
                 _log.warning("a minibatch is skipped, not finite: %s; %s", wrong, setting)
             work.skipped += 1
             work.progress.rows += len(rows)
-            state.health.skips.skipped(wrong, setting)
+            state.health.skip(wrong, setting)
         self.interrupts.check()
 
     def metrics(self) -> dict[str, float]:
@@ -160,20 +160,20 @@ class Steward(Attendant):
         optimizer = self.state.optimizer
         found = within_memory(
             gradients,
-            self.state.health.budget,
+            self.state.health,
             lambda tokens: work.trajectory.microbatches(tokens, rows),
             undo=lambda: optimizer.zero_grad(set_to_none=True),
             where="the update",
         )
         if not all_finite(found):
-            wrong = culprit(self.models, work.trajectory, work.targets, rows, self.state.objective, self.config)
+            wrong = culprit(self.models, found)
             optimizer.zero_grad(set_to_none=True)
             return wrong
         work.stepping = True
         states = "AdamW's two numbers for each trained weight do"  # allocated in its first step
         with enough_memory("policy.adapter.r", states, "train fewer weights: policy=lora, or a lower rank"):
             step(found)
-        self.state.health.skips.passed()
+        self.state.health.skipped = 0
         work.stepping = False
         return None
 
@@ -185,7 +185,9 @@ class Steward(Attendant):
             yield
 
     def _setting(self, work: Work) -> str:
-        """The run's setting, for diagnosis."""
+        """For diagnosis: iteration 12, λ 0.3, scores from −1.2 to 3.4."""
         knob, scores = self.state.objective.knob, work.trajectory.scores
         assert scores is not None
-        return describe_setting(self.state.iteration + 1, f"{knob.symbol} {knob.value:g}", scores.float())
+        finite = scores[scores.isfinite()].tolist() or [float("nan")]
+        spread = f"scores from {min(finite):.4g} to {max(finite):.4g}"
+        return f"iteration {self.state.iteration + 1}, {knob.symbol} {knob.value:g}, {spread}"
