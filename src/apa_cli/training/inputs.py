@@ -19,8 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from apa_cli import __version__
 from apa_cli.assets.resolve import resolve_path
 from apa_cli.checkpoints.manifest import sha256_of
@@ -60,36 +58,37 @@ def versions_of(
     differently, and different inputs raise UserError unless resume_allow_changes is set. What a checkpoint holds has no
     commit, so the first one is kept.
     """
-    found: dict[str, Any] = {
-        role: getattr(getattr(model, "config", None), "_commit_hash", None) for role, model in models.items()
-    }
+    found = {name: getattr(getattr(model, "config", None), "_commit_hash", None) for name, model in models.items()}
     found |= {"data": prompts.commit, "eval_data": held_out.commit}
     commits = {f"{name}_commit": commit for name, commit in found.items() if commit}
     versions: dict[str, Any] = {
         "apa_cli": __version__,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "peft": version("peft"),
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
         "device": runtime.describe(),
     }
     now = digests(config, prompts.prompts, held_out.prompts)
     file = resumption.source / VERSIONS_FILE if resumption is not None else None
-    before = read_noted(file) if file is not None and file.is_file() else {**versions, **commits}
-    versions |= {name: value for name, value in before.items() if name.endswith("_commit") and value} | commits
-    said = {name: f"{name} {before.get(name)} → {new}" for name, new in versions.items() if before.get(name) != new}
-    changed = [said.pop(name) for name in commits if before.get(name) not in (None, commits[name])]
-    if resumption is not None and "inputs" in before:
+    if resumption is None or file is None or not file.is_file():
+        return {**versions, **commits, "inputs": now}
+    before = _read_noted(file)
+    kept = {name: value for name, value in before.items() if name.endswith("_commit") and value}
+    changed = [_change(name, before, commits) for name in commits if before.get(name) not in (None, commits[name])]
+    if "inputs" in before:
         keys = [text.partition(" ")[0] for text in resumption.changed]
-        changed += differences(before["inputs"], now, config, keys)
+        changed += _differences(before["inputs"], now, config, keys)
     if changed:
         problem = f"changed under the same path since the run began: {', '.join(changed)}"
         if not config.resume_allow_changes:
             raise UserError(KEY, problem, f"put it back, or add {ALLOW}=true to accept the change")
         warn(problem)
-    if said:
-        warn(f"versions differ from those the run started with, so numbers may differ: {', '.join(said.values())}")
-    return {**versions, "inputs": now}
+    if others := [_change(name, before, versions) for name, new in versions.items() if before.get(name) != new]:
+        warn(f"versions differ from those the run started with, so numbers may differ: {', '.join(others)}")
+    return {**versions, **kept, **commits, "inputs": now}
+
+
+def _change(name: str, before: dict[str, Any], now: dict[str, Any]) -> str:
+    return f"{name} {before.get(name)} → {now[name]}"
 
 
 def digests(config: TrainConfig, prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> Digests:
@@ -110,7 +109,7 @@ def digests(config: TrainConfig, prompts: Sequence[Prompt], held_out: Sequence[P
     return found
 
 
-def read_noted(file: Path) -> dict[str, Any]:
+def _read_noted(file: Path) -> dict[str, Any]:
     """The versions.json of a run. Raises UserError if it is damaged."""
     with contextlib.suppress(ValueError, TypeError, RecursionError):
         noted = json.loads(file.read_text(encoding="utf-8"))
@@ -119,7 +118,7 @@ def read_noted(file: Path) -> dict[str, Any]:
     raise UserError(shown(str(file)), "is damaged", "fix it, or delete it to skip the comparison")
 
 
-def differences(before: Digests, now: Digests, config: TrainConfig, changed: Collection[str]) -> list[str]:
+def _differences(before: Digests, now: Digests, config: TrainConfig, changed: Collection[str]) -> list[str]:
     """`key=value (what changed)` for each key whose digests differ.
 
     changed: keys whose values differ from the run's. They are left out, as are rows that depend on them.
@@ -127,12 +126,11 @@ def differences(before: Digests, now: Digests, config: TrainConfig, changed: Col
     values, found = flat(asdict(config)), []
     other_rows = any(name.startswith(_ROWS_DEPEND_ON) for name in changed)
     for key in {**before, **now}:
-        if any(f"{key}.".startswith(f"{name}.") for name in changed) or (key.startswith("data.") and other_rows):
-            continue
         old, new = before.get(key, {}), now.get(key, {})
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        if names:
+        moved = any(f"{key}.".startswith(f"{name}.") for name in changed) or (key.startswith("data.") and other_rows)
+        if names and not moved:
+            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             found.append(f"{key}={values.get(key)} ({', '.join(names[:_SHOWN])}{more})")
     return found
 
@@ -148,28 +146,26 @@ def _files(config: TrainConfig) -> Iterator[tuple[str, dict[str, Path]]]:
         yield key, _of_model(path)
     for where, reward in each_reward(config).items():
         if reward.kind == "model":
-            yield f"{where}.path", {**_of_model(reward.path), **_of_model(_base(reward.path), "base/")}
+            yield f"{where}.path", _of_reward_model(reward.path)
         elif reward.kind == "function" and reward.function is not None:
             yield f"{where}.function", _of_function(reward.function.rpartition(":")[0])
 
 
-def _folder(path: str | None) -> Path | None:
-    folder = None if path is None else Path(resolve_path(path)).expanduser()
-    return folder if folder is not None and folder.is_dir() else None
-
-
 def _of_model(path: str | None, prefix: str = "") -> dict[str, Path]:
-    folder = _folder(path)
-    found = [] if folder is None else [file for pattern in (*_OF_A_MODEL, *TOKENIZER) for file in folder.glob(pattern)]
-    return {f"{prefix}{file.name}": file for file in sorted(found) if file.is_file()}
+    """The files of a local model by name."""
+    folder = None if path is None else Path(resolve_path(path)).expanduser()
+    if folder is None or not folder.is_dir():
+        return {}
+    found = {file for pattern in (*_OF_A_MODEL, *TOKENIZER) for file in folder.glob(pattern) if file.is_file()}
+    return {f"{prefix}{file.name}": file for file in sorted(found)}
 
 
-def _base(path: str | None) -> str | None:
-    """The base of a reward model that is an adapter."""
-    folder = _folder(path)
-    if folder is None or not (folder / ADAPTER_CONFIG).is_file():
-        return None
-    return str(json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"])
+def _of_reward_model(path: str | None) -> dict[str, Path]:
+    """With the base of an adapter."""
+    found = _of_model(path)
+    if (adapter := found.get(ADAPTER_CONFIG)) is not None:
+        found |= _of_model(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"], "base/")
+    return found
 
 
 def _of_function(module: str) -> dict[str, Path]:
@@ -190,28 +186,24 @@ def _of_function(module: str) -> dict[str, Path]:
         name = os.path.relpath(file, root)
         if name not in found and file.is_file():
             found[name] = file
-            waiting += [] if alone else [place for part in _imports(file, root) for place in part]
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, OSError):
+                waiting += [] if alone else _imports(file, root)
     return found
 
 
-def _imports(file: Path, root: Path) -> Iterator[tuple[Path, Path]]:
+def _imports(file: Path, root: Path) -> list[Path]:
     """Where below `root` each module, or package, that the file imports would be."""
-    package = file.relative_to(root).parts[:-1]
-    nodes: list[ast.AST] = []
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError, OSError):
-        nodes = list(ast.walk(ast.parse(file.read_bytes())))
-    for node in nodes:
+    package, names = file.relative_to(root).parts[:-1], list[tuple[str, ...]]()
+    for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
-            names = [tuple(alias.name.split(".")) for alias in node.names]
+            names += [tuple(alias.name.split(".")) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) + 1 - node.level] if node.level else ()
             module = (*above, *(node.module.split(".") if node.module else ()))
-            names = [(*module, alias.name) for alias in node.names]
-        else:
-            continue
-        for name in names:
-            for end in range(1, len(name) + 1):
-                yield root.joinpath(*name[: end - 1], f"{name[end - 1]}.py"), root.joinpath(*name[:end], "__init__.py")
+            names += [(*module, alias.name) for alias in node.names]
+    parents = {name[:end] for name in names for end in range(1, len(name) + 1)}
+    places = [root.joinpath(*name) for name in sorted(parents)]
+    return [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
 
 
 def _of_file(file: Path) -> str:
