@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,12 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 class ForkServer:
-    """Starts commands in forks of one process, which has imported what they need. See fork_server.py."""
+    """Starts commands in forks of one process, which has imported what they need, one at a time. See fork_server.py."""
 
     process: subprocess.Popen[str] | None = None
+    pid: int | None = None
 
-    def run(
+    def start(
         self,
         program: str,
         words: Sequence[str],
@@ -53,28 +55,34 @@ class ForkServer:
         errors: Path,
         cwd: Path | None = None,
         variables: dict[str, str | None] | None = None,
-        kill_after: float = 300.0,
-        kill_with: int = signal.SIGKILL,
         **asked: Any,
     ) -> int:
-        """Exit code, or the negative number of the signal that ended it; `kill_with` comes after so many seconds."""
+        """The process id."""
         if self.process is None:  # ends when its standard input does, with this process
             command = [sys.executable, str(ROOT / "tests" / "fork_server.py")]
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
             )
             assert self._line() == "ready"
+        if self.pid is not None:  # of a test that failed before it waited
+            self.wait(kill_after=0)
         places = {"output": str(output), "errors": str(errors), "cwd": str(cwd or Path.cwd())}
         request = {"program": program, "words": words, "environment": environment(**variables or {}), **places, **asked}
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        timer = threading.Timer(kill_after, kill, (int(self._line()), kill_with))
+        self.pid = int(self._line())
+        return self.pid
+
+    def wait(self, *, kill_after: float = 300.0, kill_with: int = signal.SIGKILL) -> int:
+        """Exit code, or the negative number of the signal that ended it; `kill_with` comes after so many seconds."""
+        timer = threading.Timer(kill_after, kill, (self.pid, kill_with))
         timer.start()
         try:
             return int(self._line())
         finally:
             timer.cancel()
+            self.pid = None
 
     def _line(self) -> str:
         assert self.process is not None and self.process.stdout is not None
@@ -88,39 +96,52 @@ def kill(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def wait_until(true: Callable[[], bool], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 SERVER = ForkServer()
 
 
-def run_command(
-    program: str,
-    *words: str,
-    cwd: Path | None = None,
-    timeout: float = 300,
-    fresh: bool = False,
-    pictures: bool = False,
-    **variables: str | None,
-) -> Finished:
+class Running:
+    """`PROGRAM WORDS` at work in a process of its own."""
+
+    def __init__(
+        self, program: str, *words: str, cwd: Path | None = None, pictures: bool = False, **variables: str | None
+    ) -> None:
+        self.place, self.folder = tempfile.TemporaryDirectory(), cwd or Path()
+        self.output, self.errors = Path(self.place.name, "output"), Path(self.place.name, "errors")
+        self.pid = SERVER.start(
+            program, words, output=self.output, errors=self.errors, variables=variables, cwd=cwd,
+            pictures=pictures or program != "apa-train",
+        )  # fmt: skip
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def finish(self, timeout: float = 300) -> Finished:
+        with self.place:
+            code = SERVER.wait(kill_after=timeout)
+            output, errors = (file.read_text(encoding="utf-8") for file in (self.output, self.errors))
+        return Finished(code=code, output=output, errors=errors, folder=self.folder)
+
+
+def run_command(program: str, *words: str, timeout: float = 300, fresh: bool = False, **options: Any) -> Finished:
     """`PROGRAM WORDS` in a process of its own; `fresh`: one that has imported nothing, and ends as Python does.
 
     A run's `pictures` are left out otherwise: they are a third of a small run's time.
     """
-    if fresh:
-        done = subprocess.run(
-            [str(Path(sys.executable).parent / program), *words], capture_output=True, text=True, check=False, cwd=cwd,
-            timeout=timeout, env=environment(**variables), encoding="utf-8",
-        )  # fmt: skip
-        return Finished(code=done.returncode, output=done.stdout, errors=done.stderr, folder=cwd or Path())
-    with tempfile.TemporaryDirectory() as place:
-        output, errors = Path(place, "output"), Path(place, "errors")
-        said = {
-            "output": output,
-            "errors": errors,
-            "variables": variables,
-            "pictures": pictures or program != "apa-train",
-        }
-        code = SERVER.run(program, words, **said, cwd=cwd, kill_after=timeout)
-        texts = [file.read_text(encoding="utf-8") for file in (output, errors)]
-    return Finished(code=code, output=texts[0], errors=texts[1], folder=cwd or Path())
+    if not fresh:
+        return Running(program, *words, **options).finish(timeout)
+    cwd = options.pop("cwd", None)
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / program), *words], capture_output=True, text=True, check=False, cwd=cwd,
+        timeout=timeout, env=environment(**options), encoding="utf-8",
+    )  # fmt: skip
+    return Finished(code=done.returncode, output=done.stdout, errors=done.stderr, folder=cwd or Path())
 
 
 def apa_train(folder: Path, *overrides: str, **options: Any) -> Finished:

@@ -18,13 +18,13 @@ from apa_cli.assets.resolve import resolve_path
 from apa_cli.checkpoints.find import pointed_to
 
 SMALL = (
-    "training.iterations=6",
+    "training.iterations=4",
     "training.epochs_per_rollout=2",
     "rollout.batch_size=4",
     "training.minibatch_size=2",
     "generation.max_new_tokens=5",
     "evaluation.prompts=4",
-    "evaluation.every=3",
+    "evaluation.every=2",
     "evaluation.resamples=10",
     "checkpoint.every=1",
     "tracking.wandb.mode=disabled",
@@ -62,7 +62,7 @@ VARIANTS = {
 }
 
 
-FAULT_POINTS = 120  # about as many as a whole run of these passes
+FAULT_POINTS = 90  # about as many as a whole run of these passes
 
 
 @dataclass
@@ -71,19 +71,23 @@ class Runs:
 
     output: Path
 
-    def run(self, folder: Path, *overrides: str, pictures: bool = False, **asked: Any) -> int:
+    def run(self, folder: Path, *overrides: str, **asked: Any) -> int:
         """Exit code of `apa-train output_dir=FOLDER OVERRIDES`; -9 where it was killed.
 
         kill_after: SIGKILL, or `kill_with`, from outside after so many seconds.
         die_at: by itself, at so many-th fault point.
         terminate_at: SIGTERM, or `terminate_with`, in its so many-th minibatch.
         """
-        variables = dict(asked.pop("variables", {}))
-        if (point := asked.pop("die_at", None)) is not None:
-            variables["APA_CLI_DIE_AT"] = str(point)
-        asked = {"terminate_with": signal.SIGTERM, **asked, "pictures": pictures, "variables": variables}
+        waiting = {name: asked.pop(name) for name in ("kill_after", "kill_with") if name in asked}
+        self.start(folder, *overrides, **asked)
+        return SERVER.wait(**waiting)
+
+    def start(self, folder: Path, *overrides: str, die_at: int | None = None, **asked: Any) -> int:
+        """The process id."""
+        variables = {**asked.pop("variables", {}), **({} if die_at is None else {"APA_CLI_DIE_AT": str(die_at)})}
+        asked = {"terminate_with": signal.SIGTERM, "pictures": False, **asked, "variables": variables}
         words = [f"output_dir={folder}", *overrides]
-        return SERVER.run("apa-train", words, output=self.output, errors=self.output, **asked)
+        return SERVER.start("apa-train", words, output=self.output, errors=self.output, **asked)
 
 
 @dataclass

@@ -7,19 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-from command import environment
+from command import SERVER, Running, wait_until
 from runs import SMALL, VARIANTS, assert_same_run, latest, metrics
-
-SLOW_REWARD = """
-import time
-
-def reward(prompts, responses):
-    time.sleep({seconds})
-    return [float(len(r)) for r in responses]
-"""
 
 
 @pytest.mark.parametrize(
@@ -38,55 +29,36 @@ def test_a_signal_in_an_update_is_resumed_inside_it(server, uninterrupted, tmp_p
     assert list((folder / "checkpoints").glob("*_part")) == []
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    command = [str(Path(sys.executable).parent / "apa-train"), f"output_dir={folder}", *SMALL, *overrides]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
-
-
-def wait_for_lines(folder: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
-    file = folder / "metrics.jsonl"
-    while not file.exists() or file.read_text().count("\n") < count:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def test_a_slurm_preemption(server, uninterrupted, tmp_path):
     """Slurm sends SIGCONT and SIGTERM to every process of the job, SIGKILL after its grace time, and requeues it."""
     folder = tmp_path / "run"
-    process = start(folder, "checkpoint.every=0", "resume=auto")  # the very line of the batch script
-    wait_for_lines(folder, 3, process)
-    process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, output
+    words = (*SMALL, "checkpoint.every=0", "resume=auto")  # the very line of the batch script
+    before = len(server.output.read_text())
+    pid, metrics_file = server.start(folder, *words), folder / "metrics.jsonl"
+    wait_until(lambda: metrics_file.exists() and metrics_file.read_text().count("\n") >= 2)
+    os.kill(pid, signal.SIGCONT)
+    os.kill(pid, signal.SIGTERM)
+    assert SERVER.wait(kill_after=60) == 130
+    output = server.output.read_text()[before:]
     assert "SIGTERM" in output
     assert output.splitlines()[-1] == "apa-train: interrupted"
     assert "continue with resume=" in output
     assert (latest(folder) / "manifest.json").is_file()
-    assert server.run(folder, *SMALL, "checkpoint.every=0", "resume=auto") == 0, server.output.read_text()[-2000:]
+    assert server.run(folder, *words) == 0, server.output.read_text()[-2000:]
     assert metrics(folder) == metrics(uninterrupted("apa"))
 
 
-def slow(tmp_path: Path, seconds: float) -> tuple[str, ...]:
-    file = tmp_path / "slow.py"
-    file.write_text(SLOW_REWARD.format(seconds=seconds))
-    return ("reward.kind=function", "reward.path=null", f"reward.function={file}:reward", "evaluation.prompts=0")
-
-
 def test_a_signal_does_not_wait_for_a_reward_function_that_hangs(tmp_path):
-    folder = tmp_path / "run"
-    process = start(folder, *slow(tmp_path, 600), "training.iterations=2")
-    deadline = time.monotonic() + 240
-    while "training on" not in (folder / "run.log").read_text() if (folder / "run.log").exists() else True:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
-    time.sleep(2.0)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=40)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
+    (tmp_path / "mine.py").write_text(
+        "import pathlib, time\ndef reward(prompts, responses):\n    pathlib.Path('begun').touch(); time.sleep(600)\n"
+    )
+    mine = ("reward.kind=function", "reward.path=null", "reward.function=mine.py:reward", "evaluation.prompts=0")
+    run = Running("apa-train", "output_dir=run", *SMALL, *mine, cwd=tmp_path)
+    wait_until((tmp_path / "begun").exists)
+    run.signal(signal.SIGINT)
+    done = run.finish(40)
+    assert done.code == 130, done.errors
+    assert "Traceback" not in done.output + done.errors
 
 
 @pytest.mark.parametrize(("number", "hangs"), [(signal.SIGTERM, False), (signal.SIGHUP, True)])
@@ -96,49 +68,19 @@ def test_an_evaluation_ends_at_a_signal_and_writes_nothing(tmp_path, number, han
     (tmp_path / "mine.py").write_text(begun + body)
     words = ("checkpoint=builtin:reviews/policy", "config=reviews_apa", "output_dir=out", "evaluation.prompts=2")
     mine = ("reward.kind=function", "reward.path=null", "reward.function=mine.py:reward", "checkpoint.grace_seconds=1")
-    command = [str(Path(sys.executable).parent / "apa-eval"), *words, *mine]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=environment())
-    while not (tmp_path / "begun").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    run = Running("apa-eval", *words, *mine, cwd=tmp_path)
+    wait_until((tmp_path / "begun").exists)
+    run.signal(number)
+    done = run.finish(60)
     if hangs:
-        assert process.returncode == -signal.SIGKILL
-        assert f"{number.name}: not done within 1 s, and Python does not respond; it hangs at {tmp_path}" in errors
+        assert done.code == -signal.SIGKILL
+        assert f"{number.name}: not done within 1 s, and Python does not respond; it hangs at {tmp_path}" in done.errors
     else:
-        assert (process.returncode, errors) == (130, "apa-eval: interrupted\n")
+        assert (done.code, done.errors) == (130, "apa-eval: interrupted\n")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_signal_stops_at_once(tmp_path):
-    """The first waits for an optimizer step that takes ten minutes."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, "600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert errors.splitlines()[-1] == "apa-train: a second signal: stopped at once"
-
-
-def test_the_grace_time_is_kept(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITING, "1.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert 0.9 < time.monotonic() - started < 10
-    assert "checkpoint.grace_seconds=1" in errors
-
-
+# An optimizer step that takes ten minutes.
 WAITING = """
 import sys, time
 from apa_cli.training.steward.interrupts import Interrupts
@@ -148,6 +90,33 @@ with Interrupts(float(sys.argv[1])) as interrupts, interrupts.deferred():
     while time.monotonic() < end:
         time.sleep(0.01)
 """
+
+
+def waiting(grace: str, code: str = WAITING) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code, grace], text=True, **pipes)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_a_second_signal_stops_at_once():
+    process = waiting("600")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1] == "apa-train: a second signal: stopped at once"
+
+
+def test_the_grace_time_is_kept():
+    process, started = waiting("1.0"), time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert 0.9 < time.monotonic() - started < 10
+    assert "checkpoint.grace_seconds=1" in errors
 
 
 def test_handlers_are_given_back_and_nothing_begins_after_a_signal():
@@ -175,9 +144,8 @@ def test_a_closed_terminal_and_slurms_other_signals_save(server, tmp_path, numbe
 
 
 def test_nohup_is_respected():
-    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + WAITING.replace("600", "1")
-    process = subprocess.Popen([sys.executable, "-c", code, "30"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + WAITING.replace("+ 600", "+ 1")
+    process = waiting("30", code)
     process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=30) == 0
 
@@ -200,15 +168,8 @@ def test_a_reward_that_holds_the_interpreter_ends_in_its_time(server, tmp_path, 
 
 
 @pytest.mark.parametrize(("signals", "why"), [(1, "SIGTERM: not done within 1 s"), (2, "a second signal")])
-def test_signals_end_what_holds_the_interpreter(tmp_path, signals, why):
-    code = WAITING.replace("time.sleep(0.01)", "sum(range(10**13))")
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "1" if signals == 1 else "600"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+def test_signals_end_what_holds_the_interpreter(signals, why):
+    process = waiting("1" if signals == 1 else "600", WAITING.replace("time.sleep(0.01)", "sum(range(10**13))"))
     for _ in range(signals):
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)

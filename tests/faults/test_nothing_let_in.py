@@ -110,8 +110,7 @@ def copy(policy_dir, reward_dir, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("name", PICKLES)
-@pytest.mark.parametrize("key", WEIGHT_KEYS)
+@pytest.mark.parametrize(("key", "name"), zip(WEIGHT_KEYS, PICKLES, strict=True))
 def test_pickled_weights_are_refused_wherever_weights_come_from(key, name, copy, policy_dir, marker):
     folder = copy(key)
     (folder / "model.safetensors").unlink()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from command import ROOT, apa_train, environment
+from command import ROOT, Running, apa_train, environment, wait_until
 from reward_server import Answer, lengths, scores, serving
 
 SMALL = (
@@ -103,24 +101,12 @@ def test_ctrl_c_does_not_wait_for_an_answer(tmp_path: Path):
         asked += 1
         return lengths(request) if asked <= 2 else scores([0.0] * len(request["responses"]), delay=300)
 
-    command = [str(Path(sys.executable).parent / "apa-train"), f"output_dir={tmp_path / 'run'}"]
     with serving(slow) as server:
-        process = subprocess.Popen(
-            [*command, *served(server.url)],
-            env=environment(),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        deadline = time.monotonic() + 120
-        while asked < 3 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert asked == 3
-        os.kill(process.pid, signal.SIGINT)
-        began = time.monotonic()
-        _, errors = process.communicate(timeout=100)
-    assert process.returncode == 130, errors
-    assert time.monotonic() - began < 60
+        run = Running("apa-train", f"output_dir={tmp_path / 'run'}", *served(server.url))
+        wait_until(lambda: asked == 3)
+        run.signal(signal.SIGINT)
+        done = run.finish(60)
+    assert done.code == 130, done.errors
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "iter_000001\n"
 
 

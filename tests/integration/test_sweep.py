@@ -6,13 +6,10 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from command import apa_train, environment
+from command import Running, apa_train, wait_until
 
 TINY = (
     "rollout.batch_size=8",
@@ -120,21 +117,12 @@ def test_optuna_searches_two_objectives_past_a_failed_trial(tmp_path: Path):
 def test_an_interrupted_sweep_still_gets_its_tables(tmp_path: Path):
     sweep = tmp_path / "sweep"
     tiny = [word for word in TINY if not word.startswith("training.iterations")]
-    command = [str(Path(sys.executable).parent / "apa-train"), "-m", f"output_dir={sweep}", *tiny]
-    process = subprocess.Popen(
-        [*command, "training.iterations=1,9999"],  # the second would go on for hours
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    try:
-        while not any(file.read_text(encoding="utf-8").count("\n") > 2 for file in sweep.glob("*/metrics.jsonl")):
-            assert time.monotonic() < deadline, "no metrics within two minutes"
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=90)
-    finally:
-        process.kill()
+    members = "training.iterations=1,9999"  # the second would go on for hours
+    run = Running("apa-train", "-m", f"output_dir={sweep}", *tiny, members)
+    wait_until(lambda: any(file.read_text("utf-8").count("\n") > 2 for file in sweep.glob("*/metrics.jsonl")))
+    run.signal(signal.SIGINT)
+    done = run.finish(90)
     saving = "warning: SIGINT: saving and stopping within 25 s (a second signal stops at once)"
-    assert (process.returncode, errors) == (130, f"{saving}\napa-train: interrupted\n")
+    assert (done.code, done.errors) == (130, f"{saving}\napa-train: interrupted\n")
     assert sorted(row["status"] for row in rows(sweep)) == ["finished", "running or stopped"]
-    assert "not finished: " in output
+    assert "not finished: " in done.output
