@@ -14,10 +14,11 @@ import json
 import math
 import random
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -62,29 +63,19 @@ class Pair:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """One token per word or punctuation mark; decoding attaches punctuation to the word before it."""
     words = [*SPECIAL_TOKENS.values(), *grammar.vocabulary()]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, SPECIAL_TOKENS["unk_token"]))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=True), decoders.Replace(" :", ":")])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **SPECIAL_TOKENS, padding_side="left", model_max_length=128
-    )
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, SPECIAL_TOKENS["unk_token"]))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=True), decoders.Replace(" :", ":")])
+    settings = {"padding_side": "left", "model_max_length": 128}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL_TOKENS, **settings)
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast, **kwargs: object) -> LlamaConfig:
+def build_config(tokenizer: PreTrainedTokenizerFast, **kwargs: Any) -> LlamaConfig:
     return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        initializer_range=0.05,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **kwargs,
-    )
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=384, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, initializer_range=0.05, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **kwargs,
+    )  # fmt: skip
 
 
 def sample_prompts(rng: random.Random) -> tuple[list[str], list[str]]:
@@ -96,18 +87,16 @@ def sample_prompts(rng: random.Random) -> tuple[list[str], list[str]]:
     return unique[:TRAIN_PROMPTS], unique[TRAIN_PROMPTS:]
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, prompts: list[str], responses: list[str]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+def encode(tokenizer: PreTrainedTokenizerFast, rows: list[tuple[str, str]]) -> tuple[dict[str, Any], torch.Tensor]:
     """Left-padded ids and mask of prompt + response + end token, and a (B, L) mask of what follows the prompt."""
-    texts = [f"{p} {r}{tokenizer.eos_token}" for p, r in zip(prompts, responses, strict=True)]
+    texts = [f"{prompt} {response}{tokenizer.eos_token}" for prompt, response in rows]
     batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
-    lengths = torch.tensor([len(ids) for ids in tokenizer(prompts)["input_ids"]])  # (B,)
+    lengths = torch.tensor([len(ids) for ids in tokenizer([prompt for prompt, _ in rows])["input_ids"]])  # (B,)
     position = batch["attention_mask"].cumsum(dim=1)  # (B, L) 1 at the first real token
     return dict(batch), position > lengths[:, None]
 
 
-def train(model: PreTrainedModel, batches: list, loss_of, *, learning_rate: float, title: str) -> None:
+def train(model: PreTrainedModel, batches: list, loss_of: Callable, *, learning_rate: float, title: str) -> None:
     """AdamW with a short warm-up and a cosine down to 0; one step for each of `batches`."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     steps, warmup = len(batches), 50
@@ -125,25 +114,15 @@ def train(model: PreTrainedModel, batches: list, loss_of, *, learning_rate: floa
     model.eval()
 
 
-def response_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: list[tuple[str, str]]):
-    """Mean cross-entropy of the response tokens, end token included, in nats."""
-    inputs, mask = encode(tokenizer, [p for p, _ in rows], [r for _, r in rows])
-    logits = model(**inputs).logits[:, :-1]
-    return functional.cross_entropy(logits[mask[:, 1:]], inputs["input_ids"][:, 1:][mask[:, 1:]])
-
-
 @torch.no_grad()
-def sample_policy(
-    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], title: str
-) -> tuple[list[str], float]:
-    """One response to each prompt at temperature 1, and the share that ended within MAX_NEW_TOKENS."""
-    responses, ended = [], 0
-    for start in track(range(0, len(prompts), 256), title):
+def sample_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> list[str]:
+    """One response to each prompt at temperature 1."""
+    responses: list[str] = []
+    for start in track(range(0, len(prompts), 256), "Sampling         "):
         batch = tokenizer(prompts[start : start + 256], padding=True, return_tensors="pt", return_token_type_ids=False)
         ids = policy.generate(**batch, max_new_tokens=MAX_NEW_TOKENS)[:, batch["input_ids"].shape[1] :]
-        ended += int((ids == tokenizer.eos_token_id).any(dim=1).sum())
         responses += tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return responses, ended / len(prompts)
+    return responses
 
 
 def spoil(response: str, rng: random.Random) -> str:
@@ -189,43 +168,6 @@ def judge(rows: list[tuple[str, str, str]], rng: random.Random, *, spoilt_share:
     return pairs
 
 
-def pair_loss(reward: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> torch.Tensor:
-    """Bradley-Terry loss, with a small pull of the scores' mean towards 0."""
-    inputs, _ = encode(
-        tokenizer, [p.prompt for p in pairs] * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs]
-    )
-    chosen, rejected = reward(**inputs).logits[:, 0].chunk(2)
-    return -functional.logsigmoid(chosen - rejected).mean() + 0.01 * (chosen + rejected).square().mean()
-
-
-@torch.no_grad()
-def score(
-    reward: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str], responses: list[str]
-) -> list[float]:
-    scores: list[float] = []
-    for start in range(0, len(prompts), 256):
-        inputs, _ = encode(tokenizer, prompts[start : start + 256], responses[start : start + 256])
-        scores += reward(**inputs).logits[:, 0].tolist()
-    return scores
-
-
-def pair_accuracy(reward: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> dict[str, float]:
-    """Share of pairs ordered as labelled and as the exact sentiment has it, ties of sentiment left out."""
-    prompts = [pair.prompt for pair in pairs]
-    chosen = score(reward, tokenizer, prompts, [pair.chosen for pair in pairs])
-    rejected = score(reward, tokenizer, prompts, [pair.rejected for pair in pairs])
-    gaps = [(c - r, pair.margin) for c, r, pair in zip(chosen, rejected, pairs, strict=True) if pair.margin]
-    return {
-        "noisy": statistics.mean(gap > 0 for gap, _ in gaps),
-        "noise_free": statistics.mean((gap > 0) == (margin > 0) for gap, margin in gaps),
-        "labels_right": statistics.mean(margin > 0 for _, margin in gaps),
-    }
-
-
-def write_jsonl(path: Path, rows: list[dict[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -247,25 +189,25 @@ def main() -> None:
 
     # Policy
     policy = LlamaForCausalLM(build_config(tokenizer))
-    policy.generation_config = GenerationConfig(
-        do_sample=True,
-        max_new_tokens=MAX_NEW_TOKENS,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    policy.generation_config = GenerationConfig(do_sample=True, max_new_tokens=MAX_NEW_TOKENS, **ids)
+
+    def response_loss(rows: list[tuple[str, str]]) -> torch.Tensor:
+        """Mean cross-entropy of the response tokens, end token included, in nats."""
+        inputs, mask = encode(tokenizer, rows)
+        logits = policy(**inputs).logits[:, :-1]
+        return functional.cross_entropy(logits[mask[:, 1:]], inputs["input_ids"][:, 1:][mask[:, 1:]])
+
     corpus = [
         [(prompt, grammar.sample_response(prompt, rng)) for prompt in (fresh_prompt() for _ in range(BATCH))]
         for _ in track(range(options.policy_steps), "Writing reviews  ")
     ]
-    train(policy, corpus, partial(response_loss, policy, tokenizer), learning_rate=3e-3, title="Training policy  ")
+    train(policy, corpus, response_loss, learning_rate=3e-3, title="Training policy  ")
     written = [(prompt, grammar.sample_response(prompt, rng)) for prompt in eval_prompts * 4]
-    with torch.no_grad():
-        losses = {"train": corpus[-1], "held_out": written}
-        policy_loss = {name: float(response_loss(policy, tokenizer, rows)) for name, rows in losses.items()}
 
     # Preferences: half between the policy's own reviews, half between reviews of every mood
     own_prompts = [train_prompts[i % TRAIN_PROMPTS] for i in range(options.reward_pairs // 2)]
-    own, _ = sample_policy(policy, tokenizer, [p for p in own_prompts for _ in range(2)], "Sampling pairs   ")
+    own = sample_policy(policy, tokenizer, [p for p in own_prompts for _ in range(2)])
     rows = list(zip(own_prompts, own[::2], own[1::2], strict=True))
     preferences = judge(rows, rng, spoilt_share=0.0)[:PREFERENCES]
     for prompt in (fresh_prompt() for _ in range(options.reward_pairs // 2)):
@@ -277,41 +219,53 @@ def main() -> None:
     # Reward model
     reward = LlamaForSequenceClassification(build_config(tokenizer, num_labels=1))
     reward.model.load_state_dict(policy.model.state_dict())
+
+    def pair_loss(pairs: list[Pair]) -> torch.Tensor:
+        """Bradley-Terry loss, with a small pull of the scores' mean towards 0."""
+        inputs, _ = encode(tokenizer, [(p.prompt, p.chosen) for p in pairs] + [(p.prompt, p.rejected) for p in pairs])
+        chosen, rejected = reward(**inputs).logits[:, 0].chunk(2)
+        return -functional.logsigmoid(chosen - rejected).mean() + 0.01 * (chosen + rejected).square().mean()
+
+    @torch.no_grad()
+    def score(rows: list[tuple[str, str]]) -> list[float]:
+        parts = [encode(tokenizer, rows[start : start + 256])[0] for start in range(0, len(rows), 256)]
+        return [value for inputs in parts for value in reward(**inputs).logits[:, 0].tolist()]
+
     batches = [pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)] * 2
-    train(reward, batches, partial(pair_loss, reward, tokenizer), learning_rate=1e-3, title="Training reward  ")
+    train(reward, batches, pair_loss, learning_rate=1e-3, title="Training reward  ")
 
     # Measurements, on held-out prompts
     asked = eval_prompts * 8
-    answers, eos_rate = sample_policy(policy, tokenizer, asked, "Measuring        ")
-    scores = score(reward, tokenizer, asked, answers)
+    answers = sample_policy(policy, tokenizer, asked)
+    answered = list(zip(asked, answers, strict=True))
     with torch.no_grad():
-        reward.score.weight /= statistics.stdev(scores)
-    scores = score(reward, tokenizer, asked, answers)
-    exact = grammar.sentiment(asked, answers)
-    tests = [(p, a, b) for p, a, b in zip(asked[: len(asked) // 2], answers, answers[len(asked) // 2 :], strict=False)]
-    own_pairs = judge(tests[:HELD_OUT_PAIRS], rng, spoilt_share=0.0)
-    spoilt_pairs = judge(tests[:HELD_OUT_PAIRS], rng, spoilt_share=1.0)
-    accuracy = pair_accuracy(reward, tokenizer, own_pairs)
-    grammar_exact = grammar.sentiment([p for p, _ in written], [r for _, r in written])
+        reward.score.weight /= statistics.stdev(score(answered))
+        loss = float(response_loss(written))
+    scores, exact = score(answered), grammar.sentiment(asked, answers)
+    half = len(asked) // 2
+    tests = list(zip(asked[:half], answers[:half], answers[half:], strict=True))[:HELD_OUT_PAIRS]
+
+    def gaps(spoilt_share: float) -> list[tuple[bool, bool]]:
+        """Whether a pair is ordered as labelled, and whether the label is right; ties of sentiment left out."""
+        pairs = [pair for pair in judge(tests, rng, spoilt_share=spoilt_share) if pair.margin]
+        chosen, rejected = (score([(p.prompt, getattr(p, side)) for p in pairs]) for side in ("chosen", "rejected"))
+        return [(c > r, pair.margin > 0) for c, r, pair in zip(chosen, rejected, pairs, strict=True)]
+
+    noisy, spoilt = gaps(0.0), gaps(1.0)
     measured = {
         "policy parameters": policy.num_parameters(),
-        "policy loss, last training batch (nats a token)": policy_loss["train"],
-        "policy loss, held out (nats a token)": policy_loss["held_out"],
-        "policy perplexity, held out": math.exp(policy_loss["held_out"]),
+        "policy loss, held out (nats a token)": loss,
         "sampled reviews that parse": statistics.mean(grammar.parses(answer) for answer in answers),
-        "sampled reviews that end": eos_rate,
         "sampled reviews that differ": len(set(answers)) / len(answers),
         "tokens a sampled review": statistics.mean(len(tokenizer(answer)["input_ids"]) + 1 for answer in answers),
-        "sentiment of the grammar's reviews, mean": statistics.mean(grammar_exact),
-        "sentiment of the grammar's reviews, std": statistics.stdev(grammar_exact),
         "sentiment of the policy's reviews, mean": statistics.mean(exact),
         "sentiment of the policy's reviews, std": statistics.stdev(exact),
         "reward score, mean": statistics.mean(scores),
         "reward score, std": statistics.stdev(scores),
-        "reward accuracy, noisy pairs": accuracy["noisy"],
-        "reward accuracy, noise-free pairs": accuracy["noise_free"],
-        "share of noisy labels that are right": accuracy["labels_right"],
-        "reward accuracy, spoilt copies": pair_accuracy(reward, tokenizer, spoilt_pairs)["noisy"],
+        "reward accuracy, noisy pairs": statistics.mean(ordered for ordered, _ in noisy),
+        "reward accuracy, noise-free pairs": statistics.mean(ordered == right for ordered, right in noisy),
+        "share of noisy labels that are right": statistics.mean(right for _, right in noisy),
+        "reward accuracy, spoilt copies": statistics.mean(ordered for ordered, _ in spoilt),
         "correlation of reward score and sentiment": statistics.correlation(scores, exact),
     }
 
@@ -321,21 +275,18 @@ def main() -> None:
         model.save_pretrained(options.output / name)
         tokenizer.save_pretrained(options.output / name)
         (options.output / name / "model.safetensors").chmod(0o644)  # written for its owner alone
-    write_jsonl(options.output / "prompts.jsonl", [{"prompt": prompt} for prompt in train_prompts])
-    write_jsonl(options.output / "eval_prompts.jsonl", [{"prompt": prompt} for prompt in eval_prompts])
-    write_jsonl(options.output / "preferences.jsonl", [vars(pair) for pair in preferences])
+    files = {"prompts": [{"prompt": prompt} for prompt in train_prompts],
+             "eval_prompts": [{"prompt": prompt} for prompt in eval_prompts],
+             "preferences": [vars(pair) for pair in preferences]}  # fmt: skip
+    for name, lines in files.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (options.output / f"{name}.jsonl").write_text(text, encoding="utf-8")
     build = {
-        "settings": {
-            "seed": SEED,
-            "policy_steps": options.policy_steps,
-            "reward_pairs": options.reward_pairs,
-            "sharpness": SHARPNESS,
-            "flips": FLIPS,
-            "threads": THREADS,
-        },
+        "settings": {"seed": SEED, "policy_steps": options.policy_steps, "reward_pairs": options.reward_pairs,
+                     "sharpness": SHARPNESS, "flips": FLIPS, "threads": THREADS},
         "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers")},
         "measured": {name: round(value, 4) for name, value in measured.items()},
-    }
+    }  # fmt: skip
     text = json.dumps(build, indent=2)
     (options.output / "build.json").write_text(text + "\n", encoding="utf-8")
     print(text)
