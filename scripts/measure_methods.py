@@ -6,9 +6,9 @@
 
 Runs are `apa-train -m sweep=joblib`, judged by the separate evaluator: every setting with the first seed before any
 with the second, so that what is there when it is interrupted is a whole picture. The same command again runs only what
-is missing; studies share the runs of a setting. A study is a module of scripts/studies/ with TITLE, DURATION,
-settings(size), lines(found, size, pictures), where some of its runs choose others stages(size, read), and a pair of
-markers in its page.
+is missing; studies share the runs of a setting. A study is a module of scripts/studies/ with title, duration,
+settings(size), lines(found, size, pictures), where some of its runs choose others stages(size, read), or a Study of
+beside.py; and a pair of markers in its page.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from studies import page, runs, tuning  # noqa: E402
+from studies import beside, family, figures, page, paper, passes, runs, stability, steer, tuning  # noqa: E402
 
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
-NAMES = "paper figures steer stability group critic rewards offline family passes"
-STUDIES = {name: import_module(f"studies.{name}") for name in NAMES.split()}
+STUDIES: dict[str, Any] = {  # modules, or alike
+    **{study.__name__.removeprefix("studies."): study for study in (paper, figures, steer, stability)},
+    **{"group": beside.GROUP, "critic": beside.CRITIC, "rewards": beside.REWARDS, "offline": beside.OFFLINE},
+    **{"family": family, "passes": passes},
+}
 PAGE = "docs/methods.md"
 
 
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None:
+def measure(name: str, study: Any, arguments: argparse.Namespace) -> None:
     size, output = size_of(study, arguments), Path(arguments.output)
     settings, staged = study.settings(size), hasattr(study, "stages")
     seeds = [*([tuning.TUNING_SEED] if staged else []), *size.seeds]
@@ -67,7 +69,7 @@ def measure(name: str, study: ModuleType, arguments: argparse.Namespace) -> None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    studies = "\n".join(f"  {name:<11}{study.TITLE}\n{'':13}{study.DURATION}" for name, study in STUDIES.items())
+    studies = "\n".join(f"  {name:<11}{study.title}\n{'':13}{study.duration}" for name, study in STUDIES.items())
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=page.PROGRAM, description=__doc__, formatter_class=plain,
                                      epilog=f"studies:\n{studies}")  # fmt: skip
@@ -85,7 +87,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def size_of(study: ModuleType, arguments: argparse.Namespace) -> runs.Size:
+def size_of(study: Any, arguments: argparse.Namespace) -> runs.Size:
     seeds = getattr(study, "QUICK_SEEDS", 1) if arguments.quick else getattr(study, "SEEDS", 3)
     iterations, prompts = (6, 16) if arguments.quick else (60, 128)
     fresh = range(1, (arguments.seeds or seeds) + 1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, legend_below, new_figure, tidy, whole_iterations
-from studies.measures import Points
+from studies.measures import OfPoints, Points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,8 +31,8 @@ class Line:
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     title: str
-    of: Callable[[Run], Points]
-    lines: Sequence[Line]
+    of: OfPoints
+    lines: Sequence[Line] = ()
     x: str = "iteration"
     y: str = ""
     mean_only: bool = False

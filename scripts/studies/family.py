@@ -20,8 +20,8 @@ from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import HEADER, Contestant, Grid
 
 PAGE = "docs/family.md"
-TITLE = "the presets of configs/objective/ and TRL's GRPO, tuned alike"
-DURATION = "84 runs: 48 to tune, 36 with the chosen settings, 7 of them TRL's; about 100 minutes of one CPU core"
+title = "the presets of configs/objective/ and TRL's GRPO, tuned alike"
+duration = "84 runs: 48 to tune, 36 with the chosen settings, 7 of them TRL's; about 100 minutes of one CPU core"
 RECIPE = "reviews_apa"
 PRESETS = ("apa", "awr", "ppo", "grpo", "dr_grpo", "rloo", "dro", "pmd_mean", "gvpo", "a_star_po", "qrpo")
 TRL = "TRL's GRPO"

@@ -8,8 +8,8 @@ from pathlib import Path
 from studies.page import table
 from studies.runs import Found, Setting, Size
 
-TITLE = "the README's table and picture: the three built-in recipes as they are"
-DURATION = "3 runs, a few minutes on two CPU cores"
+title = "the README's table and picture: the three built-in recipes as they are"
+duration = "3 runs, a few minutes on two CPU cores"
 PAGE = "README.md"
 SEEDS = 1
 COLUMNS = {"reward": "reward", "separate evaluator": "evaluator", "KL": "kl", "entropy": "entropy",

@@ -21,6 +21,7 @@ HALF = "± is half the width of a 95 % interval over seeds"
 
 Points = list[tuple[float, float]]
 Of = Callable[[Run], float | None]
+OfPoints = Callable[[Run], Points]
 Named = tuple[str, Sequence[Run]]  # what a sentence calls the runs
 Cell = TypeVar("Cell", bound=Hashable)
 

@@ -17,8 +17,8 @@ from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import HEADER, Contestant, Grid, fresh
 
-TITLE = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
-DURATION = "60 runs, 35 to 45 minutes on two CPU cores"
+title = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
+duration = "60 runs, 35 to 45 minutes on two CPU cores"
 PAGE = "docs/results.md"
 SEEDS, QUICK_SEEDS = 5, 2
 KNOBS = {"apa": ("λ", "kl_lambda", (0.1, 0.3, 1.0)), "ppo": ("β", "kl_coef", (0.02, 0.05, 0.2)),

@@ -16,8 +16,8 @@ from studies.runs import Found, Setting, Size, Stages
 from studies.tuning import TUNING_SEED, Contestant, Grid
 
 PAGE = "docs/family.md"
-TITLE = "1 to 16 passes over a rollout, at the settings that family chose for 2"
-DURATION = "63 runs, and 28 that family has; about 3 hours of one CPU core"
+title = "1 to 16 passes over a rollout, at the settings that family chose for 2"
+duration = "63 runs, and 28 that family has; about 3 hours of one CPU core"
 PASSES = (1, 2, 4, 8, 16)
 BOUND = "apa (target_bound 3)"
 OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {

@@ -54,7 +54,9 @@ class Setting:
         config = OmegaConf.create({"defaults": [f"/config/{self.recipe}", *preset, "_self_"]})
         usual = {"training.iterations": size.iterations, "evaluation.every": self.every(size)}
         usual |= {"evaluation.prompts": size.prompts, "checkpoint.every": 0, "tracking.wandb.mode": "disabled"}
-        for key, value in {**usual, **self.keys}.items():
+        if warmup := (keys := dict(self.keys)).get("value.warmup_iterations"):
+            keys["value.warmup_iterations"] = min(warmup, size.iterations // 6)  # for a quick run
+        for key, value in {**usual, **keys}.items():
             OmegaConf.update(config, key, value)
         return "# @package _global_\n" + OmegaConf.to_yaml(config)
 
@@ -143,9 +145,11 @@ def read(settings: Sequence[Setting], seeds: Sequence[int], output: Path) -> Fou
     found, names = Found(), {f"config={setting.name}": setting.name for setting in settings}
     for run in read_all(output):
         name = next((names[word] for word in run.overrides if word in names), None)
+        if name is None:
+            continue
         if run.status != FINISHED:
             found.failures[run.name] = run.reason or run.status
-        elif name is not None and run.seed in seeds:
+        elif run.seed in seeds:
             found[name] = sorted([*found[name], run], key=lambda run: run.seed)
     if not found:
         raise UserError(str(output), "no finished run of this study in it", "run it without --report-only")

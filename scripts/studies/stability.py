@@ -14,8 +14,8 @@ from studies import compare, measures, steer
 from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
-TITLE = "which (λ, learning rate) collapse, without and with a bound or Huber's form"
-DURATION = "90 runs (9 of them shared with steer), about 80 minutes of one CPU core"
+title = "which (λ, learning rate) collapse, without and with a bound or Huber's form"
+duration = "90 runs (9 of them shared with steer), about 80 minutes of one CPU core"
 LAMBDAS = (0.03, 0.1, 0.3, 1.0)
 RATES = (1e-4, 3e-4, 1e-3)
 OPTIONS_BELOW = 1.0  # at this λ and above only the plain form is run: few targets are far

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import Estimate, estimate
@@ -16,8 +17,8 @@ from studies.draw import COLOURS, Line, Panel, curves
 from studies.page import table
 from studies.runs import Found, Setting, Size
 
-TITLE = "KL steered to 2, 5 and 10 nats, and fixed λ to compare with"
-DURATION = "36 runs, about 40 minutes of one CPU core"
+title = "KL steered to 2, 5 and 10 nats, and fixed λ to compare with"
+duration = "36 runs, about 40 minutes of one CPU core"
 RECIPE = "reviews_apa"
 TARGETS = (2.0, 5.0, 10.0)
 STARTS = {"too high": 3.0, "too low": 0.06}
@@ -31,7 +32,11 @@ def steered(target: float, start: float) -> Setting:
 
 
 def fixed(kl_lambda: float) -> Setting:
-    return Setting(name=f"apa_lambda{kl_lambda:g}", recipe=RECIPE, keys={"objective.kl_lambda": kl_lambda})
+    return changed(kl_lambda, f"apa_lambda{kl_lambda:g}", {})
+
+
+def changed(kl_lambda: float, name: str, keys: Mapping[str, Any]) -> Setting:
+    return Setting(name=name, recipe=RECIPE, keys={"objective.kl_lambda": kl_lambda, **keys})
 
 
 def settings(size: Size) -> list[Setting]:
