@@ -1,4 +1,4 @@
-"""Measure apa-train beside TRL's trainers and beside the bare parts, and write docs/performance.md.
+"""Measure apa-train beside TRL's trainers, and write docs/performance.md.
 
     python scripts/bench.py                    everything this machine can run: about 25 minutes on two CPU cores
     python scripts/bench.py --jobs hh          one job: the figures of the others stay as they are
@@ -73,7 +73,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--jobs", help=f"which, with commas between: {', '.join(KNOWN)} (default: all of them)", type=names)
-    add("--only", help="contestants by name, such as ppo-separate,trl-ppo,floor; the page is in --output", type=names)
+    add("--only", help="contestants by name, such as ppo-separate,trl-ppo; the page is in --output", type=names)
     add("--rounds", help="measured rounds of a job, after one to warm up (default: %(default)s)", type=int, default=3)
     add("--data", help="HH dialogues for the job hh, .jsonl or .jsonl.gz", type=Path,
         default=next(p for p in HH if p.exists()))  # fmt: skip

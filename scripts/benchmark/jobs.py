@@ -47,7 +47,7 @@ def read_job(saved: dict[str, Any]) -> Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """One process of a job. `kind`: ours, trl_ppo, trl_grpo or floor; the rest is for ours."""
+    """One process of a job. `kind`: ours, trl_ppo or trl_grpo; the rest is for ours."""
 
     name: str
     kind: str = "ours"
@@ -111,9 +111,7 @@ def contestants(job: Job, *, with_trl: bool) -> list[Contestant]:
     ours.append(Contestant(name="apa-group", objective="apa", value="group"))
     ppo, grpo = Contestant(name="trl-ppo", kind="trl_ppo"), Contestant(name="trl-grpo", kind="trl_grpo")
     rivals = ([grpo] if job.lora else [ppo, grpo]) if with_trl else []
-    floor = [] if job.lora else [Contestant(name="floor", kind="floor")]
-    half = (len(ours) + 1) // 2
-    return [*rivals[:1], *ours[:half], *floor, *ours[half:], *rivals[1:]]
+    return [*rivals[:1], *ours, *rivals[1:]]
 
 
 def overrides(job: Job, contestant: Contestant, folder: str, data: str, device: str, run_dir: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,14 +14,12 @@ from apa_cli.tracking.style import BLUE, GREY, ORANGE, new_figure
 from benchmark.jobs import GROWING, Job
 
 PHASES = ("generate", "score", "forward", "update")
-CRITIC = " value"  # ends the names of the floor's phases that only a critic of its own needs
 COPIES = 3  # of the trained weights: a gradient and AdamW's two moments
 PPO, GRPO = ("PPO", "× TRL PPO", "÷ TRL PPO's"), ("GRPO", "× TRL GRPO", "÷ TRL GRPO's")
 RIVALS = (("ppo-separate", *PPO), ("apa-shared", *PPO), ("apa-group", *GRPO))
 TIME, MEMORY = "ms per response token", "working memory, MiB"  # of a point of growth
 
 Row = dict[str, Any]  # by column; None: nothing to compare with
-Step = Mapping[str, Any]
 
 
 def rows(job: Job, results: Mapping[str, Any]) -> dict[str, Row]:
@@ -30,27 +28,13 @@ def rows(job: Job, results: Mapping[str, Any]) -> dict[str, Row]:
 
 
 def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
-    steps, own = results[name]["steps"], name.endswith("-separate")
+    steps = results[name]["steps"]
     seconds = median(step["seconds"] for step in steps)
-    phases = {p: median(s["phases"].get(p, 0.0) + s["phases"].get(p + CRITIC, 0.0) for s in steps) for p in PHASES}
-    # the floor trains all weights, on other prompts than groups have
-    has_floor = name.startswith(("ppo-", "apa-")) and not name.endswith(("-adapter", "-group"))
+    phases = {p: median(step["phases"].get(p, 0.0) for step in steps) for p in PHASES}
 
-    def ratio(other: str, of: Callable[[Step, Step], float]) -> float | None:
-        against = results.get(other, {}).get("steps") or []
-        return median(of(mine, theirs) for mine, theirs in zip(steps, against, strict=False)) if against else None
-
-    def quicker(mine: Step, theirs: Step) -> float:
-        return float(theirs["seconds"] / mine["seconds"])
-
-    def bare(phase: str, of: Callable[[Step], float]) -> float | None:
-        """Over the seconds of the floor's phases that begin so, with or without a critic of its own."""
-
-        def floor(step: Step) -> float:
-            kept = {name: s for name, s in step["phases"].items() if own or not name.endswith(CRITIC)}
-            return sum(s for name, s in kept.items() if name.startswith(phase))
-
-        return ratio("floor", lambda mine, theirs: of(mine) / floor(theirs)) if has_floor else None
+    def quicker(other: str) -> float | None:
+        pairs = list(zip(steps, results.get(other, {}).get("steps") or [], strict=False))
+        return median(theirs["seconds"] / mine["seconds"] for mine, theirs in pairs) if pairs else None
 
     def memory(other: str) -> float | None:
         return _peak(results[name]) / most if (most := _peak(results.get(other, {}))) > 0 else None
@@ -59,10 +43,8 @@ def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
         "responses/s": job.responses / seconds,
         "seconds": seconds,
         **phases,
-        "÷ floor": bare("", lambda step: step["seconds"]),
-        "update ÷ floor": bare("update", lambda step: step["phases"]["update"]),
-        "× TRL PPO": ratio("trl-ppo", quicker),
-        "× TRL GRPO": ratio("trl-grpo", quicker),
+        "× TRL PPO": quicker("trl-ppo"),
+        "× TRL GRPO": quicker("trl-grpo"),
         "memory, MiB": _peak(results[name]) / 2**20,
         "÷ TRL PPO's": memory("trl-ppo"),
         "÷ TRL GRPO's": memory("trl-grpo"),

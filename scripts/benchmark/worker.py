@@ -43,55 +43,41 @@ class Stepper:
         held = weights()
         for weight in held:  # weights are mapped from their file until something reads them
             weight.sum()
-        self.synchronize()
+        self.now()
         self._loaded = torch.cuda.memory_allocated() if self._cuda else status_bytes("VmRSS")
         sizes = [(weight.untyped_storage().nbytes(), weight.requires_grad) for weight in held]
         trained = sum(size for size, learns in sizes if learns)
-        self._say(event="ready", weight_bytes=sum(size for size, _ in sizes), trained_bytes=trained)
-        self._wait()
+        self._answer(weight_bytes=sum(size for size, _ in sizes), trained_bytes=trained)
 
     def done(self, phases: Mapping[str, float]) -> None:
         """`phases`: seconds of generate, score, forward and update."""
         import torch
 
-        self.synchronize()
-        seconds = time.perf_counter() - self._asked
+        seconds = self.now() - self._asked
         peak = torch.cuda.max_memory_allocated() if self._cuda else status_bytes("VmHWM")
-        self._say(event="step", seconds=seconds, phases=phases, beyond_bytes=peak - self._loaded)
-        self._wait()
+        self._answer(seconds=seconds, phases=phases, beyond_bytes=peak - self._loaded)
 
-    def synchronize(self) -> None:
+    def _answer(self, **message: Any) -> None:
+        """Say it, and go on when the next iteration is wanted; peak memory counts from there."""
+        import torch
+
+        self._answers.write(json.dumps(message) + "\n")
+        self._answers.flush()
+        if not sys.stdin.readline():
+            os._exit(0)  # nothing to save, and no reason to wait for any library's farewell
         if self._cuda:
-            import torch
-
-            torch.cuda.synchronize()
-
-    def reset(self) -> None:
-        """Peak memory counts from here on."""
-        if self._cuda:
-            import torch
-
             torch.cuda.reset_peak_memory_stats()
         else:
             with contextlib.suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-    def _say(self, **message: Any) -> None:
-        self._answers.write(json.dumps(message) + "\n")
-        self._answers.flush()
-
-    def _wait(self) -> None:
-        if not sys.stdin.readline():
-            os._exit(0)  # nothing to save, and no reason to wait for any library's farewell
-        self.reset()
         self._asked = time.perf_counter()
 
     def now(self) -> float:
-        self.synchronize()
-        return time.perf_counter()
+        if self._cuda:
+            import torch
 
-    def add(self, phase: str, seconds: float) -> None:
-        self.phases[phase] = self.phases.get(phase, 0.0) + seconds
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def take(self) -> dict[str, float]:
         """Seconds by phase since the last time."""
@@ -106,7 +92,7 @@ class Stepper:
             try:
                 return function(*args, **kwargs)
             finally:
-                self.add(phase, self.now() - start)
+                self.phases[phase] = self.phases.get(phase, 0.0) + self.now() - start
 
         return call
 
@@ -130,7 +116,7 @@ def status_bytes(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def run_ours(job: Job, contestant: Contestant, folder: Path, data: Path, device: str, stepper: Stepper) -> None:
+def run_ours(job: Job, contestant: Contestant, folder: Path, data: str, device: str, stepper: Stepper) -> None:
     """`train` as the command calls it; only the tracker is a subclass, which waits before the first and after each."""
     from apa_cli.config.compose import compose_train
     from apa_cli.tracking.samples import Sample
@@ -152,14 +138,13 @@ def run_ours(job: Job, contestant: Contestant, folder: Path, data: Path, device:
 
     training.Tracker = SteppedTracker  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as scratch:
-        words = overrides(job, contestant, str(folder), str(data), device, f"{scratch}/run")
+        words = overrides(job, contestant, str(folder), data, device, f"{scratch}/run")
         training.train(compose_train(words), words)
 
 
 def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    job = read_job(spec["job"])
-    contestant = Contestant(**json.loads(sys.argv[2]))
+    job, contestant = read_job(spec["job"]), Contestant(**json.loads(sys.argv[2]))
     folder, device = Path(spec["folder"]), spec["device"]
     stepper = Stepper(device)
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
@@ -167,10 +152,10 @@ def main() -> None:
 
     torch.set_num_threads(spec["threads"])
     if contestant.kind == "ours":
-        return run_ours(job, contestant, folder, Path(spec["data"]), device, stepper)
-    from benchmark import floor, rivals
+        return run_ours(job, contestant, folder, spec["data"], device, stepper)
+    from benchmark import rivals
 
-    run = {"floor": floor.run, "trl_ppo": rivals.run_ppo, "trl_grpo": rivals.run_grpo}[contestant.kind]
+    run = {"trl_ppo": rivals.run_ppo, "trl_grpo": rivals.run_grpo}[contestant.kind]
     run(job, folder, device, stepper)
 
 

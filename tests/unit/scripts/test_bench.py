@@ -13,10 +13,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[3] / "scripts"))
 
 import bench
-from benchmark import floor, jobs, materials, rounds, summary
+from benchmark import jobs, materials, rounds, summary
 
 JOBS = {job.name: job for job in jobs.JOBS}
-BARE = {"generate": 1.0, "score": 0.5, "forward": 0.5, "forward value": 0.5, "update": 2.0, "update value": 1.5}
 
 
 def step(seconds: float, beyond: int = 0, **phases: float) -> dict[str, Any]:
@@ -35,7 +34,6 @@ def measured() -> dict[str, Any]:
         "ppo-separate": result(step(8, 100, update=5), step(16, 150, update=8), step(10, 120, update=7)),
         "apa-shared": result(step(4, 60, update=3), step(8, 60, update=3), step(5, 60, update=2)),
         "ppo-adapter": result(step(4, 60, update=3)),
-        "floor": result(*[step(6, 50, **BARE)] * 3),
         "trl-grpo": {"error": "it broke"},
     }
 
@@ -51,15 +49,6 @@ def test_medians_over_rounds_and_ratios_within_a_round(measured: dict[str, Any])
     assert summary.cells(row)[:2] == ["6.40", "10.00"]
 
 
-def test_the_floor_of_a_shared_critic_has_no_passes_of_a_critic(measured: dict[str, Any]):
-    table = summary.rows(JOBS["hh"], measured)
-    columns = ("÷ floor", "update ÷ floor")
-    assert [table["ppo-separate"][c] for c in columns] == pytest.approx([10 / 6.0, 7 / 3.5])
-    assert [table["apa-shared"][c] for c in columns] == pytest.approx([5 / 4.0, 3 / 2.0])
-    assert table["ppo-adapter"]["÷ floor"] is None
-    assert [table["floor"][phase] for phase in summary.PHASES] == [1.0, 0.5, 1.0, 3.5]
-
-
 def test_growth_counts_by_token_and_beside_the_smaller_size():
     point = summary.point(jobs.grown("batch", 64), 64, {"apa-shared": result(step(3, 150), step(1, 170), step(2, 160))})
     assert list(point.values()) == [64, 64 * 64, 2, 2000 / 64**2, None, (160 - 3 * 40) / 2**20]
@@ -70,11 +59,6 @@ def test_growth_counts_by_token_and_beside_the_smaller_size():
     assert len({jobs.grown(axis, size).name for axis, sizes in jobs.AXES.items() for size in sizes}) == 1 + 3 + 2 + 2
 
 
-def test_groups_fill_a_budget_with_rows_of_like_length():
-    assert floor.groups([3, 10, 3, 9, 3], 20) == [[1, 3], [0, 2, 4]]
-    assert floor.groups([30, 2], 20) == [[0], [1]]
-
-
 def test_every_job_composes_for_every_contestant(tmp_path: Path):
     from apa_cli.config.compose import compose_train
 
@@ -82,7 +66,7 @@ def test_every_job_composes_for_every_contestant(tmp_path: Path):
         people = jobs.contestants(job, with_trl=True)
         names = [person.name for person in people]
         assert len(set(names)) == len(names) and {"apa-shared", "ppo-shared", "trl-grpo"} <= set(names)
-        assert ("ppo-separate" in names) == ("trl-ppo" in names) == ("floor" in names) == (not job.lora)
+        assert ("ppo-separate" in names) == ("trl-ppo" in names) == (not job.lora)
         for person in (person for person in people if person.kind == "ours"):
             words = jobs.overrides(job, person, str(tmp_path), str(tmp_path / "p.jsonl"), "cpu", str(tmp_path))
             config = compose_train(words)
@@ -128,15 +112,15 @@ def test_a_contestant_that_ends_is_left_out_with_its_last_line(tmp_path: Path, m
     (worker / "__init__.py").touch()
     (worker / "worker.py").write_text(
         "import json, sys\n"
-        "if 'floor' in sys.argv[2]: sys.exit('no room')\n"
+        "if 'broken' in sys.argv[2]: sys.exit('no room')\n"
         "print(json.dumps({'weight_bytes': 1, 'trained_bytes': 1}), flush=True)\n"
         "for _ in sys.stdin: print(json.dumps({'seconds': 1, 'phases': {}, 'beyond_bytes': 2}), flush=True)\n",
         "utf-8",
     )
     monkeypatch.setattr(rounds, "SCRIPTS", tmp_path)
-    people = [jobs.Contestant(name="floor", kind="floor"), jobs.GROWING, jobs.Contestant(name="ppo-shared")]
+    people = [jobs.Contestant(name="broken"), jobs.GROWING, jobs.Contestant(name="ppo-shared")]
     found = rounds.measure(jobs.GROWTH, people, folder=tmp_path, data=tmp_path, device="cpu", threads=1, rounds=2)
-    assert found["floor"] == {"error": "no room"}
+    assert found["broken"] == {"error": "no room"}
     assert [len(found[name]["steps"]) for name in ("apa-shared", "ppo-shared")] == [2, 1]  # the lesser leaves
     assert found["apa-shared"]["warm_up"]["beyond_bytes"] == 2
 
