@@ -33,9 +33,9 @@ def test_kills_change_nothing(server, uninterrupted, tmp_path):
     assert kills.at_random_moments > 2
 
 
-@pytest.mark.parametrize("point", range(3, 40, 9))
+@pytest.mark.parametrize("point", [3, 21, 39])
 def test_death_at_a_write_or_a_rename(server, uninterrupted, tmp_path, point):
-    """Settings, the first and the second checkpoint: every ninth of their fault points."""
+    """Settings, the first and the second checkpoint: three of their fault points."""
     folder = tmp_path / "run"
     assert server.run(folder, *SMALL, die_at=point) == -9
     if (folder / "checkpoints" / "latest").exists():  # never at a partial one

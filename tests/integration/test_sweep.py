@@ -55,7 +55,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
     functions = f"reward.function={tmp_path}/my.py:broken_until_mended,{tmp_path}/my.py:short"
     command = ("-m", "sweep=joblib", "reward.kind=function", "reward.path=null", functions, *TINY, "device=cpu")
     own_threads = {"OMP_NUM_THREADS": None, "MKL_NUM_THREADS": None}
-    first = apa_train(sweep, *command, fresh=True, **own_threads)
+    first = apa_train(sweep, *command, **own_threads)
     assert first.code == 2, first.errors
     assert sorted(row["status"] for row in rows(sweep)) == ["failed", "finished"]
     [reason] = [row["reason"] for row in rows(sweep) if row["status"] == "failed"]

@@ -153,9 +153,7 @@ def test_what_is_said_at_the_start(run: Finished):
 
 
 def test_a_run_that_goes_on_gets_there_too(work: Path, run: Finished):
-    short = apa_train(work / "short", f"config={work / 'mine.yaml'}", "training.iterations=2")
-    assert short.code == 0, short.errors
-    longer = apa_train(work / "short", f"config={work / 'mine.yaml'}", "resume=auto")
+    longer = apa_train(work / "longer", f"resume={run.folder}/checkpoints/iter_000002")
     assert longer.code == 0, longer.errors
     for ours, theirs in zip(longer.metrics, run.metrics, strict=True):
         for name in ("reward/mean", "kl/to_init", "objective/policy_loss", "policy/response_length"):

@@ -26,23 +26,21 @@ def train(folder: Path, *overrides: str) -> Finished:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return train(tmp_path_factory.mktemp("group") / "run", "training.iterations=3", "objective=ppo")
+    words = ("training.iterations=3", "checkpoint.every=2", "objective=ppo")
+    return train(tmp_path_factory.mktemp("group") / "run", *words)
 
 
 def test_nothing_of_a_critic(run: Finished):
     assert [line["iteration"] for line in run.metrics] == [1, 2, 3]
     assert all(not CRITIC & set(line) for line in run.metrics)
-    (checkpoint,) = run.folder.glob("checkpoints/iter_*")
+    checkpoint = run.folder / "checkpoints/iter_000003"
     assert sorted(path.name for path in checkpoint.iterdir()) == ["manifest.json", "policy", "trainer_state"]
     assert (run.folder / "plots/losses.png").is_file()
-    assert "none: the responses to a prompt are compared with each" in (run.folder / "run.log").read_text(
-        encoding="utf-8"
-    )
 
 
 def test_resumed_it_is_the_run_that_never_stopped(run: Finished, tmp_path: Path):
-    train(tmp_path / "run", "training.iterations=2", "objective=ppo")
-    resumed = train(tmp_path / "run", "training.iterations=3", "objective=ppo", "resume=auto")
+    resumed = apa_train(tmp_path / "run", f"resume={run.folder}/checkpoints/iter_000002")
+    assert resumed.code == 0, resumed.errors
     names = ("reward/mean", "kl/to_init", "objective/policy_loss", "optim/grad_norm")
     assert [[line[name] for name in names] for line in resumed.metrics] == [
         [line[name] for name in names] for line in run.metrics
