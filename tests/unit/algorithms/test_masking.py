@@ -62,10 +62,6 @@ def test_half_precision_is_summed_in_float32():
     assert masked_mean(ones, torch.ones(1, 5000)).item() == 1.0
 
 
-def test_mean_of_a_condition():
-    exactly(masked_mean(torch.tensor([True, False, True]), torch.tensor([1, 1, 0])), 0.5)
-
-
 @pytest.mark.parametrize("shift_mean", [True, False])
 def test_whiten_matches_a_plain_loop(shift_mean):
     x = torch.tensor([[0.5, -1.0, 2.0, NAN], [3.5, 7.0, INF, -INF]], dtype=torch.float64)
@@ -77,15 +73,6 @@ def test_whiten_matches_a_plain_loop(shift_mean):
     expected[1, 0] = white[3]
     expected[0, :3] = torch.tensor(white[:3], dtype=torch.float64)
     exactly(whiten(x, mask, shift_mean=shift_mean), expected)
-
-
-def test_whitened_has_mean_zero_and_unbiased_variance_one():
-    generator = torch.Generator().manual_seed(0)
-    x = 3 + 5 * torch.randn(6, 7, generator=generator, dtype=torch.float64)
-    mask = torch.rand(6, 7, generator=generator) < 0.6
-    counted = whiten(x, mask)[mask].tolist()
-    assert statistics.mean(counted) == pytest.approx(0.0, abs=1e-9)
-    assert statistics.variance(counted) == pytest.approx(1.0, abs=1e-8)  # eps is 1e-8 beside a variance of 25
 
 
 @pytest.mark.parametrize("counted", [0, 1])

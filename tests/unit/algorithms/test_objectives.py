@@ -120,12 +120,3 @@ def test_bad_coefficients_are_refused(wrong):
         ppo_loss(x, x, x, x, clip_range=wrong)
     with pytest.raises(ValueError, match="clip_range"):
         value_loss(x, x, x, rollout_values=x, clip_range=wrong)
-
-
-def test_apa_and_ppo_pull_the_same_way_at_the_start():
-    # At π_θ = π_ref = π_rollout the gradient of APA is −(2/λ) A / Σ m and that of PPO −A / Σ m: the same direction.
-    policy, advantages = draw(2)
-    start = policy.clone()
-    apa = value_and_gradient(OBJECTIVES["apa"][1], [policy, start, advantages], MASK)[1]
-    ppo = value_and_gradient(OBJECTIVES["ppo"][1], [policy, start, advantages], MASK)[1]
-    assert_close(apa, ppo * 2 / 0.4, rtol=0, atol=1e-12)

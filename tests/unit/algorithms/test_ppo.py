@@ -46,16 +46,6 @@ def test_clip_fraction_counts_tokens_that_lost_their_gradient():
     assert ppo_clip_fraction(policy, rollout, advantages, torch.zeros_like(mask), clip_range=0.2).item() == 0.0
 
 
-def test_at_ratio_one_the_gradient_is_minus_the_advantage():
-    generator = torch.Generator().manual_seed(0)
-    rollout, advantages = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
-    policy = rollout.clone().requires_grad_()
-    loss = ppo_loss(policy, rollout, advantages, torch.ones(3, 4), clip_range=0.2)
-    loss.backward()
-    exactly(loss.detach(), -sum(advantages.flatten().tolist()) / 12)
-    exactly(policy.grad, -advantages / 12)
-
-
 def test_shaped_rewards_by_hand():
     # d = 1, −2, 0.5 and 3; β = 0.1; scores 5 and −1, the first at its second token
     rollout = torch.tensor([[-1.0, -3.0, NAN], [-1.0, -1.5, 1.0]], dtype=torch.float64)

@@ -23,15 +23,6 @@ def test_moments_are_those_of_all_scores_ever_seen():
             assert moments.std == pytest.approx(statistics.stdev(seen), rel=1e-9)
 
 
-def test_by_hand():
-    moments = RunningMoments()
-    moments.update(torch.tensor([1.0, 3.0]))
-    moments.update(torch.tensor([[5.0], [7.0]]))
-    # mean 4, squares 9 + 1 + 1 + 9 = 20 over 3
-    assert (moments.count, moments.mean) == (4, 4.0)
-    assert moments.var == pytest.approx(20 / 3, abs=1e-12)
-
-
 def test_a_large_mean_does_not_drown_the_spread():
     moments = RunningMoments()
     for _ in range(50):
