@@ -14,8 +14,9 @@ import argparse
 import gzip
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -68,61 +69,35 @@ def in_template(tokenizer: PreTrainedTokenizerFast, dialogue: str) -> str:
     return str(tokenizer.apply_chat_template(hh_messages(dialogue), tokenize=False))
 
 
-def batches(
-    rows: list[list[int]], size: int, steps: int, pad: int
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """`steps` random batches: row numbers, ids and mask, (size, longest), right-padded."""
-    for _ in range(steps):
-        chosen = random.sample(range(len(rows)), min(size, len(rows)))
-        yield chosen, *padded([rows[row] for row in chosen], pad)
-
-
-def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
+    """Ids and mask, (rows, longest), right-padded."""
     longest = max(map(len, rows))
-    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids, mask
+    ids = [row + [pad] * (longest - len(row)) for row in rows]
+    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
 
 
-def train_policy(model: GPTNeoXForCausalLM, rows: list[list[int]], steps: int, pad: int) -> None:
+def train(name: str, model: Any, loss_of: Callable[[list[int]], torch.Tensor], rows: int, steps: int) -> None:
+    """Each step on 16 random rows, by number."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for _, ids, mask in track(batches(rows, 16, steps, pad), "policy", total=steps, transient=True):
-        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+    for _ in track(range(steps), name, transient=True):
+        loss = loss_of(random.sample(range(rows), min(16, rows)))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     if steps:
-        print(f"policy: cross-entropy {loss.item():.2f} nats a token after {steps} steps")
-
-
-def train_reward(
-    model: GPTNeoXForSequenceClassification, chosen: list[list[int]], rejected: list[list[int]], steps: int, pad: int
-) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    for rows, ids, mask in track(batches(chosen, 16, steps, pad), "reward", total=steps, transient=True):
-        other_ids, other_mask = padded([rejected[row] for row in rows], pad)
-        margin = (
-            model(input_ids=ids, attention_mask=mask).logits
-            - model(input_ids=other_ids, attention_mask=other_mask).logits
-        )
-        F.softplus(-margin).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    if steps:
-        print(f"reward: {(margin > 0).float().mean():.0%} of the last batch's pairs in order after {steps} steps")
+        print(f"{name}: loss {loss.item():.2f} after {steps} steps")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="HH dialogues, .jsonl or .jsonl.gz")
-    parser.add_argument("--output", type=Path, required=True, help="folder for policy/ and reward/")
-    parser.add_argument("--vocabulary", type=int, default=8192)
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--sft-steps", type=int, default=300)
-    parser.add_argument("--reward-steps", type=int, default=150)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--chat", action="store_true", help="dialogues in a chat template")
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="HH dialogues, .jsonl or .jsonl.gz")
+    add("--output", type=Path, required=True, help="folder for policy/ and reward/")
+    sizes = {"vocabulary": 8192, "hidden": 128, "layers": 2, "sft-steps": 300, "reward-steps": 150, "seed": 0}
+    for name, value in sizes.items():
+        add(f"--{name}", type=int, default=value, help="(default: %(default)s)")
+    add("--chat", action="store_true", help="dialogues in a chat template")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     random.seed(options.seed)
@@ -135,21 +110,25 @@ def main() -> None:
         [[*ids, tokenizer.eos_token_id][-LONGEST:] for ids in tokenizer(list(texts))["input_ids"]]
         for texts in zip(*pairs, strict=True)
     )
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": options.hidden,
-        "num_hidden_layers": options.layers,
-        "num_attention_heads": max(1, options.hidden // 32),
-        "intermediate_size": options.hidden * 4,
-        "max_position_embeddings": 1024,
-        "bos_token_id": tokenizer.eos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    policy = GPTNeoXForCausalLM(GPTNeoXConfig(**sizes))
-    reward = GPTNeoXForSequenceClassification(GPTNeoXConfig(**sizes, num_labels=1))
-    train_policy(policy, chosen, options.sft_steps, tokenizer.pad_token_id)
-    train_reward(reward, chosen, rejected, options.reward_steps, tokenizer.pad_token_id)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    shape = {"vocab_size": len(tokenizer), "hidden_size": options.hidden, "num_hidden_layers": options.layers}
+    shape |= {"num_attention_heads": max(1, options.hidden // 32), "intermediate_size": options.hidden * 4}
+    shape |= {"max_position_embeddings": 1024, "bos_token_id": end, "eos_token_id": end, "pad_token_id": pad}
+    policy = GPTNeoXForCausalLM(GPTNeoXConfig(**shape))
+    reward = GPTNeoXForSequenceClassification(GPTNeoXConfig(**shape, num_labels=1))
+
+    def cross_entropy(rows: list[int]) -> torch.Tensor:
+        """In nats a token."""
+        inputs = padded([chosen[row] for row in rows], pad)
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        return policy(**inputs, labels=labels).loss
+
+    def bradley_terry(rows: list[int]) -> torch.Tensor:
+        better, worse = (reward(**padded([side[row] for row in rows], pad)).logits for side in (chosen, rejected))
+        return F.softplus(worse - better).mean()
+
+    train("policy", policy, cross_entropy, len(chosen), options.sft_steps)
+    train("reward", reward, bradley_terry, len(chosen), options.reward_steps)
     for name, model in (("policy", policy), ("reward", reward)):
         model.save_pretrained(options.output / name)
         tokenizer.save_pretrained(options.output / name)

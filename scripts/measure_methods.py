@@ -22,14 +22,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from studies import beside, family, figures, page, paper, passes, runs, stability, steer, tuning  # noqa: E402
+from studies import beside, family, figures, page, paper, passes, runs, stability, tuning  # noqa: E402
 
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
 
 STUDIES: dict[str, Any] = {  # modules, or alike
-    **{study.__name__.removeprefix("studies."): study for study in (paper, figures, steer, stability)},
-    **{"group": beside.GROUP, "critic": beside.CRITIC, "rewards": beside.REWARDS, "offline": beside.OFFLINE},
+    **{study.__name__.removeprefix("studies."): study for study in (paper, figures, stability)},
+    **{
+        "steer": beside.STEER,
+        "group": beside.GROUP,
+        "critic": beside.CRITIC,
+        "rewards": beside.REWARDS,
+        "offline": beside.OFFLINE,
+    },
     **{"family": family, "passes": passes},
 }
 PAGE = "docs/methods.md"

@@ -46,7 +46,7 @@ def load(arguments: argparse.Namespace) -> Score:
         runtime,
         key="--model",
         shares_tokenizer=arguments.token_ids,
-        microbatch_tokens=arguments.batch_tokens,
+        microbatch_tokens=16_384,
         policy_tokenizer=tokenizer,
     )
     lock = threading.Lock()
@@ -77,28 +77,32 @@ def handler(score: Score, token: str | None, name: str) -> type[BaseHTTPRequestH
             self._answer(200, {"model": name})
 
         def do_POST(self) -> None:
+            self._answer(*self._reply())
+
+        def _reply(self) -> tuple[int, dict[str, Any]]:
+            """Status and content."""
             try:
                 length = int(self.headers.get("Content-Length", ""))
             except ValueError:
-                return self._answer(411, {"error": "send a Content-Length"})
+                return 411, {"error": "send a Content-Length"}
             if length > LARGEST:
                 self.close_connection = True
-                return self._answer(413, {"error": f"more than {LARGEST >> 20} MiB: lower reward.batch_size"})
+                return 413, {"error": f"more than {LARGEST >> 20} MiB: lower reward.batch_size"}
             body = self.rfile.read(length)
             sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
             if token is not None and not hmac.compare_digest(sent.encode(), token.encode()):
-                return self._answer(401, {"error": "another token is needed"})
+                return 401, {"error": "another token is needed"}
             try:
                 request = json.loads(body)
                 prompts, responses = request["prompts"], request["responses"]
                 if len(prompts) != len(responses):
                     raise ValueError(f"{len(prompts)} prompts and {len(responses)} responses")
             except (ValueError, KeyError, TypeError) as error:
-                return self._answer(400, {"error": f"not a request for scores: {type(error).__name__}: {error}"})
+                return 400, {"error": f"not a request for scores: {type(error).__name__}: {error}"}
             try:
-                return self._answer(200, {"scores": score(request)})
+                return 200, {"scores": score(request)}
             except Exception as error:
-                return self._answer(500, {"error": f"{type(error).__name__}: {error}"})
+                return 500, {"error": f"{type(error).__name__}: {error}"}
 
         def _answer(self, status: int, content: dict[str, Any]) -> None:
             body = json.dumps(content).encode()
@@ -107,9 +111,6 @@ def handler(score: Score, token: str | None, name: str) -> type[BaseHTTPRequestH
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            print(f"{self.log_date_time_string()} {format % args}", file=sys.stderr, flush=True)
 
     return Handler
 
@@ -137,19 +138,16 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     described = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="serve_reward.py", description=__doc__, formatter_class=described)
-    parser.add_argument("--model", required=True, help="folder, Hub id, or builtin:reviews/reward")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=5000, help="0 = any that is free (default: %(default)s)")
-    parser.add_argument("--format", choices=("auto", "text", "pair", "chat"), default="auto", help="as reward.format")
-    parser.add_argument("--label", type=int, help="as reward.label")
-    parser.add_argument(
-        "--token-ids",
-        action="store_true",
-        help="the policy has this model's tokenizer: score its token ids, as reward.kind=model does",
-    )
-    parser.add_argument("--batch-tokens", type=int, default=16_384, help="tokens, padding included, in one forward")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    add = parser.add_argument
+    add("--model", required=True, help="folder, Hub id, or builtin:reviews/reward")
+    add("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    add("--port", type=int, default=5000, help="0 = any that is free (default: %(default)s)")
+    add("--format", choices=("auto", "text", "pair", "chat"), default="auto", help="as reward.format")
+    add("--label", type=int, help="as reward.label")
+    add("--token-ids", action="store_true",
+        help="the policy has this model's tokenizer: score its token ids, as reward.kind=model does")  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser.parse_args(argv)
 
 

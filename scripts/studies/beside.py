@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from apa_cli.runs.folders import Run
-from studies import compare, measures, steer
+from studies import compare, measures
 from studies.compare import Column, Judged, Row, mean, third
-from studies.draw import COLOURS, EVALUATOR, KL, Line, Panel, curves
+from studies.draw import EVALUATOR, KL, LOOKS, Line, Panel, curves
 from studies.runs import Found, Setting, Size
 
 
@@ -46,8 +47,8 @@ class Study:
         name, alt = self.picture
         panels = []
         for panel in self.panels:
-            drawn = zip((v for v in there if v.panel in ("", panel.title)), COLOURS, strict=False)
-            lines = [Line(label=v.label or v.name, colour=c, runs=runs[v.setting.name]) for v, c in drawn]
+            drawn = zip((v for v in there if v.panel in ("", panel.title)), LOOKS, strict=False)
+            lines = [Line(label=v.label or v.name, runs=runs[v.setting.name], **look) for v, look in drawn]
             panels.append(replace(panel, lines=lines))
         picture = curves(pictures / f"methods_{name}.png", alt, panels, same_y=len({p.of for p in panels}) == 1)
         return compare.report(rows, self.header, self.columns, self.judged, picture=picture, note=self.note)
@@ -56,6 +57,54 @@ class Study:
 def over_iterations(name: str) -> measures.OfPoints:
     return partial(measures.points, x="iteration", y=name)
 
+
+def fixed(kl_lambda: float) -> Setting:
+    return changed(kl_lambda, f"apa_lambda{kl_lambda:g}", {})
+
+
+def changed(kl_lambda: float, name: str, keys: Mapping[str, Any]) -> Setting:
+    return Setting(name=name, recipe=RECIPE, keys={"objective.kl_lambda": kl_lambda, **keys})
+
+
+# KL on target, from a λ far too high and one far too low, beside the fixed λ that came nearest to it.
+RECIPE = "reviews_apa"
+NEAREST = {2.0: 0.6, 5.0: 0.3, 10.0: 0.1}  # by target
+STEERED = [(target, start) for target in NEAREST for start in (3.0, 0.06)]
+
+
+def over_target(run: Run) -> float | None:
+    held = measures.tail(run, "kl/to_init")
+    return None if held is None else held / run.config.get("objective.kl_target", math.nan)
+
+
+STEER = Study(
+    title="KL steered to 2, 5 and 10 nats, and fixed λ to compare with",
+    duration="27 runs, about 30 minutes of one CPU core",
+    variants=[
+        *(Variant(cells=[f"{target:g} nats, from λ {start:g}"], name=f"{target:g} nats from λ {start:g}",
+                  setting=changed(start, f"apa_target{target:g}_from{start:g}", {"objective.kl_target": target}),
+                  against=f"λ {NEAREST[target]:g}")
+          for target, start in STEERED),
+        *(Variant(cells=[f"λ {kl_lambda:g}, fixed"], name=f"λ {kl_lambda:g}", setting=fixed(kl_lambda), panel="none")
+          for kl_lambda in NEAREST.values()),
+    ],
+    header=["KL"],
+    columns={
+        "KL, last third": third("kl/to_init"),
+        "over its target": mean(over_target),
+        "KL at the end": mean("eval/kl"),
+        "evaluator": mean("eval/evaluator"),
+        **compare.UNIQUE,
+    },
+    judged=lambda ours, theirs: measures.at_common_kl(ours, theirs),
+    panels=[
+        Panel(title="KL from the initial policy", of=over_iterations("kl/to_init"), y="nats per response",
+              levels=list(NEAREST)),
+        Panel(title="λ", of=over_iterations("objective/kl_lambda"), log="y"),
+    ],
+    picture=("steer", "KL and λ over training"),
+    note="Each target is compared with the fixed λ whose KL comes nearest to it, at a KL that all runs of both reach.",
+)  # fmt: skip
 
 # Without a critic: each objective with four responses to a prompt, beside itself with a critic.
 FOUR: dict[str, Any] = {"advantage.name": "group", "value.kind": "none", "rollout.responses_per_prompt": 4}
@@ -116,7 +165,7 @@ CRITIC = Study(
     duration="15 runs (3 of them shared with steer), about 15 minutes of one CPU core",
     variants=[
         Variant(cells=[start], name=start, against=POLICY if start != POLICY else "",
-                setting=steer.changed(0.3, f"apa_critic_{own[0]}", own[1]) if own else steer.fixed(0.3))
+                setting=changed(0.3, f"apa_critic_{own[0]}", own[1]) if own else fixed(0.3))
         for start, own in STARTS.items()
     ],
     header=["critic"],
@@ -145,9 +194,9 @@ REWARDS = Study(
     title="length penalty off, mild and strong, on responses beyond 12 tokens",
     duration="9 runs (3 of them shared with steer), about 10 minutes of one CPU core",
     variants=[
-        Variant(cells=["0"], name=PLAIN, setting=steer.fixed(0.3)),
+        Variant(cells=["0"], name=PLAIN, setting=fixed(0.3)),
         *(Variant(cells=[f"{penalty:g}"], name=f"{penalty:g} a token beyond 12", against=PLAIN,
-                  setting=steer.changed(0.3, f"apa_length12_penalty{penalty:g}",
+                  setting=changed(0.3, f"apa_length12_penalty{penalty:g}",
                                         {"reward.length_target": 12, "reward.length_penalty": penalty}))
           for penalty in (0.05, 0.2)),
     ],

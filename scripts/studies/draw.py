@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = (BLUE, ORANGE, GREEN, "#56B4E9", "#E69F00")
+LOOKS = [{"colour": colour, "style": style} for style in ("-", "--", ":") for colour in COLOURS]
 KL = "KL from the initial policy, nats per response"
 EVALUATOR = "separate evaluator"
 
@@ -37,7 +38,6 @@ class Panel:
     y: str = ""
     mean_only: bool = False
     levels: Sequence[float] = ()  # dashed lines across
-    bands: Sequence[tuple[float, float]] = ()
     log: str = ""  # which axis, x or y
 
 
@@ -51,8 +51,6 @@ def curves(path: Path, alt: str, panels: Sequence[Panel], *, same_y: bool = Fals
             _draw(axes, [found for run in line.runs if (found := panel.of(run))], line, panel.mean_only)
         for level in panel.levels:
             axes.axhline(level, color=GREY, linewidth=0.8, linestyle="--")
-        for low, high in panel.bands:
-            axes.axhspan(low, high, color=GREY, alpha=0.2, linewidth=0)
         if panel.log == "y":
             axes.set_yscale("log")
         elif panel.log == "x":

@@ -25,29 +25,9 @@ KNOBS = {"apa": ("λ", "kl_lambda", (0.1, 0.3, 1.0)), "ppo": ("β", "kl_coef", (
          "awr": ("λ", "kl_lambda", (0.5, 1.0, 2.0))}  # fmt: skip
 RATES, REWARDS = (3e-5, 1e-4, 3e-4), (1.0, 1.5)
 KL_LEVELS = (2.0, 5.0, 10.0)  # nats per response
-CLAIMS = (
-    "(a) at the same KL from the initial policy, APA earns more of the evaluator's reward;",
-    "(b) APA stays closer to the initial policy, and moves away from it more steadily;",
-    "(c) APA keeps more entropy and more different responses;",
-    "(d) APA reaches a higher reward with the same number of sampled responses.",
-)
 NOTE = (
-    "Rule, fixed before the runs: of the tuning grid (one seed, the same learning rates for every objective), the "
-    "setting with the highest evaluator reward at the end that did not collapse. Collapsed means an entropy below "
-    f"{measures.COLLAPSED_ENTROPY:g} of its initial value, or fewer than {measures.COLLAPSED_UNIQUE:.0%} different "
-    "responses. Comparisons are on fresh seeds, paired by seed: significant is a 95 % interval (Student's t) that is "
-    "entirely on one side of zero. KL is the k1 estimate, in nats per response."
-)
-LIMITS = (
-    "One task and one policy: the results say nothing about other models, prompts or rewards.",
-    "The separate evaluator is a proxy too: it does not replace human judgement.",
-    "Each comparison is at 95 %, without correction: if all true differences were zero, one in 20 of them would still "
-    "be called significant.",
-    "Settings were chosen with one seed from a small grid. Fresh seeds keep that luck out of the figures, not out of "
-    "the choice. Knobs of different objectives have no common scale.",
-    "Reward at equal KL is interpolated linearly between two evaluations, at the first crossing. Seeds that do not "
-    "reach a level are left out there, and only pairs in which both reach it are compared.",
-    "Less KL is not better in itself: read (b) together with (a).",
+    f"Collapsed means an entropy below {measures.COLLAPSED_ENTROPY:g} of its initial value, or fewer than "
+    f"{measures.COLLAPSED_UNIQUE:.0%} different responses. KL is the k1 estimate, in nats per response."
 )
 GRID = Grid(rates=RATES, contestants=[
     Contestant(title=objective.upper(), stem=objective, knob=knob, key=f"objective.{key}", values=values,
@@ -115,12 +95,9 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
             "",
             draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end"),
             "",
-            *(f"- {line}" for line in LIMITS),
-            "",
         ],
     )
-    claims = ["The paper claims:", "", *(f"- {claim}" for claim in CLAIMS), "", "These runs, on fresh seeds:", ""]
-    return [*claims, *said, "", *grid(size).table(found)]
+    return [*said, "", *grid(size).table(found)]
 
 
 def _panels(rows: Sequence[tuple[compare.Row, draw.Line]]) -> list[Panel]:

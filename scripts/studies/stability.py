@@ -10,12 +10,12 @@ from typing import Any
 
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.report import format_number
-from studies import compare, measures, steer
+from studies import beside, compare, measures
 from studies.page import DETAILS, table
 from studies.runs import Found, Setting, Size
 
 title = "which (λ, learning rate) collapse, without and with a bound or Huber's form"
-duration = "90 runs (9 of them shared with steer), about 80 minutes of one CPU core"
+duration = "90 runs (6 of them shared with steer), about 80 minutes of one CPU core"
 LAMBDAS = (0.03, 0.1, 0.3, 1.0)
 RATES = (1e-4, 3e-4, 1e-3)
 OPTIONS_BELOW = 1.0  # at this λ and above only the plain form is run: few targets are far
@@ -24,17 +24,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled3": ("target_bound 3", {"objective.target_bound": 3.0}),
     "huber1": ("huber_delta 1", {"objective.huber_delta": 1.0}),
 }
-END = measures.Measure(name="evaluator at the end", of=lambda run: run.last("eval/evaluator"))
 
 Cells = Mapping[tuple[float, float], Sequence[Run]]  # by λ and learning rate
 
 
 def setting(variant: str, kl_lambda: float, rate: float) -> Setting:
-    if variant == "plain" and rate == RATES[0] and kl_lambda in steer.FIXED:
-        return steer.fixed(kl_lambda)
+    if variant == "plain" and rate == RATES[0] and kl_lambda in beside.NEAREST.values():
+        return beside.fixed(kl_lambda)
     keys = {"objective.kl_lambda": kl_lambda, "optimizer.learning_rate": rate, **VARIANTS[variant][1]}
     name = f"apa_{variant}_lambda{kl_lambda:g}_lr{rate:g}"
-    return Setting(name=name, recipe=steer.RECIPE, keys=keys, evaluations=0)
+    return Setting(name=name, recipe=beside.RECIPE, keys=keys, evaluations=0)
 
 
 def settings(size: Size) -> list[Setting]:
@@ -61,17 +60,8 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
     grid = list(itertools.product(LAMBDAS, RATES))
     found = {title: {cell: mine for cell in grid if (mine := runs[setting(variant, *cell).name])}
              for variant, (title, _) in VARIANTS.items()}  # fmt: skip
-    plain = found[VARIANTS["plain"][0]]
     rows = [[title, *(f"{value:g}" for value in cell), *(column(mine) for column in COLUMNS.values())]
             for title, cells in found.items() for cell, mine in cells.items()]  # fmt: skip
-    beside = [
-        measures.compare(
-            (f"{title} (λ {cell[0]:g}, learning rate {cell[1]:g})", mine), ("the squared error", other), END
-        )
-        for title, cells in found.items()
-        for cell, mine in cells.items()
-        if cells is not plain and (other := plain.get(cell)) and not any(map(lost, (*mine, *other)))
-    ]
     short = [[title, f"{kl_lambda:g}", *(_in_cell(cells.get((kl_lambda, rate), [])) for rate in RATES)]
              for title, cells in found.items() for kl_lambda in LAMBDAS
              if any(value == kl_lambda for value, _ in cells)]  # fmt: skip
@@ -87,12 +77,9 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         *table(["loss", "λ", *(f"learning rate {rate:g}" for rate in RATES)], short),
         "",
         DETAILS,
-        f"Evaluator and KL are those at the end of training; {measures.HALF}. Cells are compared where neither form "
-        "loses a seed.",
+        f"Evaluator and KL are those at the end of training; {measures.HALF}.",
         "",
         *table(["loss", "λ", "learning rate", *COLUMNS], rows),
-        "",
-        *(f"- {difference.sentence()}" for difference in beside),
     ]
 
 

@@ -140,25 +140,22 @@ def recorder_of(config: Any, models: Any, scorers: Any, held_out: Any, folder: P
 
     class Recorder(TrainerCallback):
         initial: Any = None
-        reward = seconds = 0.0
-        began = (0.0, 0.0)
+        reward = seconds = cpu = wall = 0.0
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             self.write({"iteration": 0, **self.judge()})
             seed_everything(config.seed)
-            self.began = clocks()
 
         def on_step_end(self, arguments: Any, state: Any, control: Any, **__: Any) -> None:
             if state.global_step % steps:
                 return
-            cpu, wall = (now - then for now, then in zip(clocks(), self.began, strict=True))
             iteration = state.global_step // steps
+            cpu, wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
             self.seconds += wall
             row = {"iteration": iteration, "reward/mean": self.reward, "time/cpu": cpu, "time/iteration": wall}
             if iteration % config.evaluation.every == 0 or iteration == config.training.iterations:
                 row |= self.judge()
             self.write(row)
-            self.began = clocks()
 
         def judge(self) -> dict[str, float]:
             models.policy.model.eval()
@@ -170,13 +167,9 @@ def recorder_of(config: Any, models: Any, scorers: Any, held_out: Any, folder: P
         def write(self, row: dict[str, Any]) -> None:
             with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+            self.cpu, self.wall = time.process_time(), time.perf_counter()  # an iteration begins
 
     return Recorder()
-
-
-def clocks() -> tuple[float, float]:
-    """Seconds of this process's processor time, and of the wall."""
-    return time.process_time(), time.perf_counter()
 
 
 def write_settings(recipe: Path, config: Any, arguments: Any) -> None:

@@ -14,14 +14,13 @@ from typing import Any
 from apa_cli.runs.folders import Run
 from apa_cli.tracking.report import format_number
 from studies.compare import Row
-from studies.draw import COLOURS, Line
+from studies.draw import LOOKS, Line
 from studies.measures import choose, collapsed
 from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
 
 TUNING_SEED = 0
 HEADER = ("", "learning rate", "knob", "at the edge of the grid")  # of what a chosen cell is
-STYLES = ("-", "--", ":")
 EVALUATIONS = 12
 
 Cell = tuple[float, float]  # learning rate, knob
@@ -81,12 +80,11 @@ class Grid:
         """Each contestant at its chosen cell, with fresh seeds, beside the first; and its line of a picture."""
         rows: list[tuple[Row, Line]] = []
         first = self.contestants[0]
-        for number, (each, (cell, free)) in enumerate(self.chosen(found).items()):
+        for (each, (cell, free)), look in zip(self.chosen(found).items(), LOOKS, strict=False):
             edges = (("learning rate", self.rates, cell[0]), ("knob", each.values, cell[1]))
             edge = ", ".join(name for name, values, chosen in edges if chosen in (values[0], values[-1])) or "no"
             said, runs = each.said(cell[1]), fresh(found, each, cell)
             labels = [each.title, f"{cell[0]:g}", f"{said}{'' if free else ', all collapsed'}", edge]
-            look = {"colour": COLOURS[number % len(COLOURS)], "style": STYLES[number // len(COLOURS) % len(STYLES)]}
             line = Line(label=f"{each.title}, {said}", runs=runs, **look)
             against = first.title if each is not first else ""
             rows += [(Row(cells=labels, name=each.title, runs=runs, against=against), line)] if runs else []

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
-from studies import beside, family, figures, page, paper, passes, runs, stability, steer  # noqa: E402
+from studies import beside, family, figures, page, paper, passes, runs, stability  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -46,38 +46,20 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_steering_is_judged_by_the_last_third_and_beside_the_best_fixed_lambda(tmp_path: Path):
+def test_steering_is_shown_over_its_target_and_beside_the_nearest_fixed_lambda(tmp_path: Path):
     found = runs.Found()
     for seed in (1, 2):
-        # Last third: iterations 5 and 6, with 5.2 and 5.6 nats: 5.4, 8 % off. At the end 5 nats for 1.5 (1.7).
-        kls = [0.0, 9.0, 9.0, 9.0, 5.2, 5.6]
-        mine = run(seed, kls, [evaluation(0, 0, 0), evaluation(6, 5.0, 1.5 + 0.2 * (seed - 1))])
-        found[steer.steered(5.0, 3.0).name] = [*found[steer.steered(5.0, 3.0).name], mine]
-        # From too low: 8.0 nats, out.
-        low = run(seed, [8.0] * 6, [evaluation(0, 0, 0), evaluation(6, 20.0, 1.0)])
-        found[steer.steered(5.0, 0.06).name] = [*found[steer.steered(5.0, 0.06).name], low]
-        # λ 0.1 is at 1.0 (1.2) where it first comes to 5 nats, half of the way to 10; λ 0.3 at 1.4 (1.6), all the way.
-        other = run(seed, [], [evaluation(0, 0, 0), evaluation(6, 10.0, 2.0 + 0.4 * (seed - 1))])
-        found[steer.fixed(0.1).name] = [*found[steer.fixed(0.1).name], other]
-        best = run(seed, [], [evaluation(0, 0, 0), evaluation(6, 5.0, 1.4 + 0.2 * (seed - 1))])
-        found[steer.fixed(0.3).name] = [*found[steer.fixed(0.3).name], best]
-    lines = steer.lines(found, SIZE, tmp_path)
-    assert "within ±15% of its target in 1 of 2 settings" in lines[0]
-    assert "in 0 of 1 comparable settings" in lines[0]  # 20 nats no fixed λ reaches
-    high, low = (cells(line) for line in lines if line.startswith("| 5 |"))
-    assert high == ["5", "3, too high", "5.40 ± 0.00", "+8%", "5.00 ± 0.00", "1.60 ± 1.27", "1.50 ± 1.27", "0.3",
-                    "0.10 ± 0.00", "1.00"]  # fmt: skip
-    assert low[3] == "+60% (out)"
-    assert low[6:9] == ["–", "–", "–"]
+        # Last third: iterations 5 and 6, with 5.2 and 5.6 nats: 5.4, 8 % off. At 5 nats 1.5 (1.7) against 1.4 (1.6).
+        mine = run(seed, [0.0, 9.0, 9.0, 9.0, 5.2, 5.6], [evaluation(0, 0, 0), evaluation(6, 5.0, 1.3 + 0.2 * seed)])
+        mine.config["objective.kl_target"] = 5.0  # type: ignore[index]
+        other = run(seed, [], [evaluation(0, 0, 0), evaluation(6, 5.0, 1.2 + 0.2 * seed)])
+        for name, one in (("apa_target5_from3", mine), ("apa_lambda0.3", other)):
+            found[name] = [*found[name], one]
+    lines = beside.STEER.lines(found, SIZE, tmp_path)
+    assert "- evaluator at equal KL: higher than λ 0.3: 5 nats from λ 3." in lines
+    row = next(cells(line) for line in lines if line.startswith("| 5 nats, from λ 3 |"))
+    assert row[1:] == ["5.40 ± 0.00", "1.08 ± 0.00", "5.00 ± 0.00", "1.60 ± 1.27", "1.00"]
     assert (tmp_path / "methods_steer.png").stat().st_size > 5000
-
-
-def test_a_lambda_that_one_seed_does_not_take_so_far_is_not_compared():
-    found = runs.Found()
-    far, near = ([evaluation(0, 0, 0), evaluation(6, kl, 9.0)] for kl in (6.0, 4.0))
-    found[steer.fixed(0.1).name] = [run(1, [], far), run(2, [], near)]
-    assert steer.best_fixed(found, 5.0, (1, 2)) is None
-    assert steer.best_fixed(found, 3.0, (1, 2)) == (0.1, {1: 4.5, 2: 6.75})
 
 
 def test_a_run_is_lost_by_collapse_or_by_an_evaluator_no_better_than_before():
@@ -147,10 +129,9 @@ def test_settings_that_two_studies_share_are_the_same():
     for study in script.STUDIES.values():
         for setting in study.settings(SIZE):
             assert contents.setdefault(setting.name, setting.content(SIZE)) == setting.content(SIZE)
-    assert {s.name for s in stability.settings(SIZE)} & {s.name for s in steer.settings(SIZE)} == {
+    assert {s.name for s in stability.settings(SIZE)} & {s.name for s in beside.STEER.settings(SIZE)} == {
         "apa_lambda0.1",
         "apa_lambda0.3",
-        "apa_lambda1",
     }
 
 
@@ -351,7 +332,7 @@ def leave(folder: Path, name: str, **files: Any) -> Path:
 
 
 def test_runs_are_read_by_setting_and_their_weights_dropped(tmp_path: Path):
-    setting = steer.fixed(0.1)
+    setting = beside.fixed(0.1)
     done = leave(tmp_path / "runs" / "done", setting.name, summary='{"iterations": 6}')
     going = leave(tmp_path / "runs" / "going", setting.name)
     leave(tmp_path / "runs" / "stopped", setting.name, failed='{"error": "loss is NaN"}')
@@ -364,4 +345,4 @@ def test_runs_are_read_by_setting_and_their_weights_dropped(tmp_path: Path):
     assert not (done / "checkpoints").exists() and (going / "checkpoints").exists()
     runs.write_recipes(tmp_path, {setting.name: setting.content(SIZE)})
     with pytest.raises(UserError, match="holds other runs named"):
-        runs.write_recipes(tmp_path, {setting.name: steer.fixed(0.2).content(SIZE)})
+        runs.write_recipes(tmp_path, {setting.name: beside.fixed(0.2).content(SIZE)})
