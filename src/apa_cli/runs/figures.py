@@ -9,17 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from apa_cli.runs.settings import Setting, estimate
 from apa_cli.tracking.plots import PLOTS_FOLDER
-from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, drawable, legend_below, new_figure, tidy, whole_iterations
+from apa_cli.tracking.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    drawable,
+    legend_below,
+    new_figure,
+    over_iterations,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
     from matplotlib.text import Annotation
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MARKERS = "osD^vPX"
-CROWD = 4  # points that lie together far from the start are shown without it
 _PLACES = ((6, -14), (6, 6), (-6, 6), (-6, -14))  # points from the marker; a frontier leaves the first free
 _PANELS = (("eval/reward", "Reward"), ("eval/evaluator", "Separate evaluator"))
 _CURVES = (
@@ -33,12 +41,10 @@ def draw_all(settings: Sequence[Setting], folder: Path) -> list[Path]:
     """Write plots/frontier.png and plots/iterations.png in `folder`; [] where nothing was measured yet."""
     if not settings:
         return []
-    plots = folder / PLOTS_FOLDER
-    plots.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for name, figure in (("frontier", frontier(settings)), ("iterations", iterations(settings))):
-        paths.append(plots / f"{name}.png")
-        figure.savefig(paths[-1])
+    paths = [folder / PLOTS_FOLDER / f"{name}.png" for name in ("frontier", "iterations")]
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path, draw in zip(paths, (frontier, iterations), strict=True):
+        draw(settings).savefig(path)
     return paths
 
 
@@ -46,26 +52,18 @@ def frontier(settings: Sequence[Setting]) -> Figure:
     """Reward against KL at the end of each run: a line through the means of its settings, a small point for a seed."""
     panels = [panel for panel in _PANELS if any(setting.final(panel[0]) for setting in settings)] or [_PANELS[0]]
     figure = new_figure(6.4 * len(panels), 5.2)
+    held_out = [run.evaluated for setting in settings for run in setting.counted]
+    measured_on = [name for name, on in (("held-out prompts", True), ("last rollout", False)) if on in held_out]
     labels: list[Annotation] = []
-    lines: dict[str, Any] = {}
     for axes, (name, title) in zip(_row(figure, len(panels)), panels, strict=True):
-        axes.set_xlabel("KL from the initial policy, nats per response")
         labels += _draw_frontier(axes, settings, name)
-        axes.set_title(f"{title}, {_measured_on(settings)}", loc="left", fontsize=11, fontweight="bold")
+        axes.set_xlabel("KL from the initial policy, nats per response")
         axes.set_ylabel("per response, mean over prompts")
         axes.margins(x=0.08, y=0.12)
-        tidy(axes, legend=False)
-        lines |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    legend_below(figure, list(lines.values()), list(lines))
+        tidy(axes, f"{title}, {' or '.join(measured_on)}", legend=False)
+    _shared_legend(figure)
     _keep_apart(figure, labels)
     return figure
-
-
-def _measured_on(settings: Sequence[Setting]) -> str:
-    held_out = [run.evaluated for setting in settings for run in setting.counted]
-    if all(held_out):
-        return "held-out prompts"
-    return "held-out prompts or last rollout" if any(held_out) else "last rollout"
 
 
 def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> list[Annotation]:
@@ -80,21 +78,18 @@ def _draw_frontier(axes: Axes, settings: Sequence[Setting], name: str) -> list[A
                 continue
             points.append((kl.mean, reward.mean, reward.lowest, reward.highest, setting.knob))
             seeds = [(run.last("eval/kl"), run.last(name)) for run in setting.counted]
-            known = [(x, y) for x, y in seeds if x is not None and y is not None]
+            known = [seed for seed in seeds if None not in seed]
             if len(known) > 1:
-                axes.plot(
-                    [x for x, _ in known], [y for _, y in known],
-                    linestyle="", marker=marker, markersize=3.5, color=colour, alpha=0.5,
-                )  # fmt: skip
-        if not points:
-            continue
-        points.sort()
-        x, mean, low, high, knobs = (list(column) for column in zip(*points, strict=True))
-        if low != high and len(points) > 1:
-            axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
-        axes.plot(x, mean, color=colour, marker=marker, markersize=6.5, label=line)
-        labels += [_label(axes, *point, colour) for point in zip(x, mean, knobs, strict=True)]
-    _mark_start(axes, settings, name)
+                axes.plot(*zip(*known, strict=True), marker, markersize=3.5, color=colour, alpha=0.5)
+        if points:
+            x, mean, low, high, knobs = (list(column) for column in zip(*sorted(points), strict=True))
+            if low != high and len(points) > 1:
+                axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
+            axes.plot(x, mean, color=colour, marker=marker, markersize=6.5, label=line)
+            labels += [_label(axes, *point, colour) for point in zip(x, mean, knobs, strict=True)]
+    start = estimate(run.first(name) for setting in settings for run in setting.counted)
+    if start is not None:
+        axes.plot([0], [start.mean], "*", markersize=12, color=GREY, label="before training")
     return labels
 
 
@@ -111,53 +106,32 @@ def _label(axes: Axes, x: float, y: float, knob: str, colour: str) -> Annotation
 
 def _keep_apart(figure: Figure, labels: Sequence[Annotation]) -> None:
     """Each label to the first of its places where it lies on no marker and no other label; away where there is none."""
-    from matplotlib.axes import Axes
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # settles where the axes are
-    taken = {
-        axes: [
-            Bbox.from_extents(x - 7, y - 7, x + 7, y + 7)
-            for line in axes.lines
-            if line.get_marker() not in ("", "None")
-            for x, y in axes.transData.transform(_points(line))
-        ]
+    taken = [
+        Bbox.from_extents(x - 7, y - 7, x + 7, y + 7)
         for axes in figure.axes
-    }
+        for line in axes.lines
+        for x, y in axes.transData.transform(line.get_xydata())  # type: ignore[arg-type]
+    ]
     for label in labels:
-        axes = label.axes
-        assert isinstance(axes, Axes)
-        boxes = taken[axes]
         for place in _PLACES:
             label.set_position(place)
             label.set_horizontalalignment("left" if place[0] > 0 else "right")
             box = label.get_window_extent()
-            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and axes.bbox.y0 <= box.y0
-            if inside and not any(box.overlaps(other) for other in boxes):
-                boxes.append(box)
+            inside = figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.axes[0].bbox.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in taken):
+                taken.append(box)
                 break
         else:
             label.remove()
 
 
-def _mark_start(axes: Axes, settings: Sequence[Setting], name: str) -> None:
-    start = estimate(run.first(name) for setting in settings for run in setting.counted)
-    if start is None:
-        return
-    points = [(x, y) for line in axes.lines for x, y in _points(line)]
-    spans = [max(values) - min(values) for values in zip(*points, strict=True)] if len(points) >= CROWD else []
-    far = [abs(points[0][0]), abs(points[0][1] - start.mean)] if spans else []
-    if spans and all(span < distance / 8 for span, distance in zip(spans, far, strict=True)):
-        axes.set_xlabel(f"{axes.get_xlabel()}\n(before training: {start.mean:.4g} at KL 0, outside the picture)")
-        return
-    axes.plot([0], [start.mean], linestyle="", marker="*", markersize=12, color=GREY, label="before training")
-
-
 def iterations(settings: Sequence[Setting]) -> Figure:
     """Over the rollouts of training: the mean over seeds, and a band from the lowest seed to the highest."""
     figure = new_figure(13.5, 5.2)
-    panels = _row(figure, len(_CURVES))
-    for axes, (name, title, unit) in zip(panels, _CURVES, strict=True):
+    for axes, (name, title, unit) in zip(_row(figure, len(_CURVES)), _CURVES, strict=True):
         for place, setting in enumerate(settings):
             x, mean, low, high = curve(setting, name)
             if not x:
@@ -166,23 +140,16 @@ def iterations(settings: Sequence[Setting]) -> Figure:
             if len(setting.counted) > 1:
                 axes.fill_between(x, low, high, color=colour, alpha=0.13, linewidth=0)
             axes.plot(x, mean, color=colour, linewidth=1.5, marker="o" if len(x) == 1 else "", label=setting.label)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
-        axes.set_ylabel(unit)
-        axes.set_xlabel("iteration")
         axes.margins(x=0.08, y=0.12)
-        tidy(axes, legend=False)
-        whole_iterations(axes)
-    found = {label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    legend_below(figure, list(found.values()), list(found))
+        over_iterations(axes, title, unit, legend=False)
+    _shared_legend(figure)
     return figure
 
 
 def curve(setting: Setting, name: str) -> tuple[list[float], list[float], list[float], list[float]]:
     """Iterations, mean, lowest and highest over the seeds, at iterations that every seed has."""
-    series = []
-    for run in setting.counted:
-        points = {row["iteration"]: row.get(name) for row in run.rows}
-        series.append({x: y for x, y in points.items() if x is not None and y is not None and math.isfinite(y)})
+    of_runs = [{row["iteration"]: row.get(name) for row in run.rows} for run in setting.counted]
+    series = [{x: y for x, y in points.items() if x is not None and y is not None} for points in of_runs]
     series = [points for points in series if points]
     common = sorted(set.intersection(*(set(points) for points in series))) if series else []
     columns = [[points[x] for points in series] for x in common]
@@ -198,10 +165,12 @@ def _colour(place: int, count: int) -> object:
     return colormaps["viridis"](0.05 + 0.85 * place / (count - 1))
 
 
-def _points(line: Line2D) -> Any:
-    """[points, 2], an array."""
-    return line.get_xydata()
-
-
 def _row(figure: Figure, count: int) -> list[Axes]:
     return list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _shared_legend(figure: Figure) -> None:
+    handles: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    legend_below(figure, list(handles.values()), list(handles))

@@ -82,38 +82,39 @@ class Run:
 
     def first(self, name: str) -> float | None:
         """An eval/* metric before training; None where it was not measured then."""
-        return _finite(self.rows[0].get(name)) if self.rows and self.rows[0].get("iteration") == 0 else None
+        return self.rows[0].get(name) if self.rows and self.rows[0]["iteration"] == 0 else None
 
     def last(self, name: str) -> float | None:
         """An eval/* metric of the newest evaluation, or its stand-in of the newest rollout where there was none."""
         if self.evaluated:
-            newest = next(row for row in reversed(self.rows) if row.get("eval/kl") is not None)
-            return _finite(newest.get(name))
-        return _finite(self.rows[-1].get(_STAND_IN.get(name, name))) if self.rows else None
-
-    def evaluation_names(self) -> list[str]:
-        return [name for name in dict.fromkeys(key for row in self.rows for key in row) if name.startswith("eval/")]
+            return next(row for row in reversed(self.rows) if row.get("eval/kl") is not None).get(name)
+        return self.rows[-1].get(_STAND_IN.get(name, name)) if self.rows else None
 
     def pairs(self, count: int = 2) -> list[SamplePair]:
         """The first prompts that were answered both before training and at the newest evaluation."""
         answers: dict[str, list[Mapping[str, Any]]] = {}
-        for sample in _lenient_lines(self.folder / SAMPLES_FILE):
+        try:
+            samples = read_json_lines(self.folder / SAMPLES_FILE)
+        except ValueError:
+            samples = []
+        for sample in samples:
             if sample.get("source") == "evaluation":
                 answers.setdefault(str(sample.get("prompt")), []).append(sample)
         return [
             SamplePair(
                 prompt=prompt,
-                before=str(first["response"]),
-                after=str(last["response"]),
-                score_before=_number(first),
-                score_after=_number(last),
+                before=str(found[0]["response"]),
+                after=str(found[-1]["response"]),
+                score_before=_score(found[0]),
+                score_after=_score(found[-1]),
             )
-            for prompt, (first, *_, last) in ((p, a) for p, a in answers.items() if len(a) > 1)
+            for prompt, found in answers.items()
+            if len(found) > 1
         ][:count]
 
 
-def _number(sample: Mapping[str, Any]) -> float:
-    """The score; NaN where it was not finite, which JSON has no word for."""
+def _score(sample: Mapping[str, Any]) -> float:
+    """NaN where it was not finite, which JSON has no word for."""
     return math.nan if sample["score"] is None else float(sample["score"])
 
 
@@ -123,41 +124,41 @@ def is_run(folder: Path) -> bool:
 
 def is_finished(folder: Path) -> bool:
     """There is a whole summary.json. One that a crash tore does not count."""
-    return "iterations" in _read_json(folder / SUMMARY_FILE)
+    return "iterations" in read_json(folder / SUMMARY_FILE)
 
 
 def read_run(folder: Path) -> Run:
     """Raises UserError where a file of the run cannot be understood."""
-    failure = _read_json(folder / FAILURE_FILE)
-    summary = _read_json(folder / SUMMARY_FILE)
+    failure, summary = read_json(folder / FAILURE_FILE), read_json(folder / SUMMARY_FILE)
     status = FINISHED if "iterations" in summary else FAILED if failure else UNFINISHED
     overrides = failure.get("overrides") or _read_yaml(folder / "overrides.yaml") or ()
+    config = _read_yaml(folder / CONFIG_FILE) or failure.get("config") or {}
+    if not isinstance(config, dict):
+        problem = "not a mapping of keys to values"
+        raise UserError(str(folder / CONFIG_FILE), problem, "fix it, or leave this run out")
     try:
-        rows = [row for row in read_metrics(folder) if isinstance(row, dict) and "iteration" in row]
+        lines = [row for row in read_metrics(folder) if isinstance(row, dict) and "iteration" in row]
+        rows = [{name: _measured(name, value) for name, value in row.items()} for row in lines]
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(str(folder), str(error), "fix the line, or leave this run out") from error
-    if wrong := next((row["iteration"] for row in rows if not isinstance(row["iteration"], int)), None):
-        problem = f"{METRICS_FILE} has the iteration {wrong!r}, which is no whole number"
-        raise UserError(str(folder), problem, "fix the line, or leave this run out")
-    rows = [{name: _measured(folder, name, value) for name, value in row.items()} for row in rows]
     return Run(
         folder=folder,
         status=status,
         reason=str(failure.get("error", "")) if status == FAILED else "",
-        config=flat(_read_config(folder) or failure.get("config") or {}),
+        config=flat(config),
         overrides=tuple(map(str, overrides)),
         rows=rows,
         summary=summary,
     )
 
 
-def _measured(folder: Path, name: str, value: Any) -> float | None:
-    """A metric as a number; None where it is not finite, or too large to be drawn. Raises UserError."""
+def _measured(name: str, value: Any) -> float | None:
+    """A metric as a number; None where it is not finite, or too large to be drawn. Raises ValueError."""
+    if name == "iteration" and not isinstance(value, int):
+        raise ValueError(f"{METRICS_FILE} has the iteration {value!r}, which is no whole number")
     if value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)):
         return value if value is not None and abs(value) < LARGEST else None
-    shown_value = repr(value) if len(repr(value)) < 40 else f"{repr(value)[:40]}…"
-    problem = f"{METRICS_FILE} has {shown_value} as {name}, which is no number"
-    raise UserError(str(folder), problem, "fix the line, or leave this run out")
+    raise ValueError(f"{METRICS_FILE} has {value!r:.40} as {name}, which is no number")
 
 
 def find_runs(places: Sequence[str]) -> list[Path]:
@@ -168,12 +169,12 @@ def find_runs(places: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for place in places:
         matches = [Path(place)] if Path(place).exists() else [Path(match) for match in sorted(glob(place))]
+        of_place = [folder for match in matches for folder in members(match)]
         if not matches:
             raise UserError(place, "no such folder", "name folders that apa-train wrote")
-        of_place = [folder for match in matches for folder in members(match)]
+        if not of_place and Path(place).is_file():
+            raise UserError(place, "a file, not a run's folder", "name the folder that it lies in")
         if not of_place:
-            if len(matches) == 1 and not matches[0].is_dir():
-                raise UserError(place, "a file, not a run's folder", "name the folder that it lies in")
             raise UserError(place, "no run in it", "name folders that apa-train wrote, or a folder of such folders")
         for folder in of_place:
             found.setdefault(folder.resolve(), folder)
@@ -182,11 +183,9 @@ def find_runs(places: Sequence[str]) -> list[Path]:
 
 def members(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
     """The folder itself where it is a run, otherwise the runs below it; attempts moved aside are left out."""
-    if not folder.is_dir():
-        return
-    if is_run(folder):
+    if folder.is_dir() and is_run(folder):
         yield folder
-    elif depth:
+    elif folder.is_dir() and depth:
         for child in sorted(folder.iterdir(), key=lambda path: path.name):
             if ASIDE not in child.name and not child.name.startswith("."):
                 yield from members(child, depth - 1)
@@ -201,25 +200,13 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """{} where there is no such file or a crash tore it."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = _read_yaml(folder / CONFIG_FILE) or {}
-    if not isinstance(config, dict):
-        problem = "not a mapping of keys to values"
-        raise UserError(str(folder / CONFIG_FILE), problem, "fix it, or leave this run out")
-    return config
 
 
 def _read_yaml(path: Path) -> Any:
@@ -237,13 +224,6 @@ def _read_yaml(path: Path) -> Any:
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         problem = str(error).splitlines()[0]
         raise UserError(str(path), f"cannot be read: {problem}", "fix it, or leave this run out") from error
-
-
-def _lenient_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return read_json_lines(path)
-    except ValueError:
-        return []
 
 
 def learnt(run_dir: Path) -> bool:

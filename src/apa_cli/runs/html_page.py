@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apa_cli.runs.folders import Run
-from apa_cli.runs.settings import setting_text
 from apa_cli.runs.tables import Overview, notes, runs_table, settings_table
 from apa_cli.tracking.pages import html_page, html_pair, html_table, html_text
 from apa_cli.tracking.plots import overview_figure
@@ -65,28 +64,22 @@ _FILTER = '<p><input type="search" placeholder="Filter runs" aria-label="Filter 
 
 
 def write_page(overview: Overview, pictures: Sequence[Path], path: Path) -> None:
-    path.write_text(page(overview, pictures), "utf-8", "backslashreplace")
-
-
-def page(overview: Overview, pictures: Sequence[Path]) -> str:
     parts = []
     if overview.failures:
-        reasons = "".join(
-            f"<li><b>{html_text(name)}</b>: {html_text(reason)}</li>" for name, reason in overview.failures
-        )
-        parts.append(f'<h2>Failed</h2><ul class="bad">{reasons}</ul>')
+        failed = (f"<li><b>{html_text(name)}</b>: {html_text(reason)}</li>" for name, reason in overview.failures)
+        parts.append(f'<h2>Failed</h2><ul class="bad">{"".join(failed)}</ul>')
     if overview.settings:
         parts += ["<h2>Settings</h2>", html_table(*settings_table(overview.settings), name="settings")]
         parts.append(f'<p class="soft">{html_text(" ".join(notes(overview)))}</p>')
     for picture, (title, caption) in zip(pictures, _CAPTIONS, strict=False):
-        figure = _figure(picture.read_bytes(), title, caption)
-        parts.append(f"<h2>{title}</h2>{figure}")
+        parts.append(f"<h2>{title}</h2>{_figure(picture.read_bytes(), title, caption)}")
     parts += ["<h2>Runs</h2>", _FILTER, html_table(*runs_table(overview), name="runs"), "<h2>Each run</h2>"]
     pictured = len(overview.runs) <= PICTURED
     if not pictured:
         parts.append(f'<p class="soft">More than {PICTURED} runs: pictures of single runs are in their folders.</p>')
     parts += [_details(run, overview.label(run), pictured=pictured) for run in overview.runs]
-    return html_page(overview.title, f"{overview.counts()}.", "\n".join(parts), script=_SCRIPT)
+    page = html_page(overview.title, f"{overview.counts()}.", "\n".join(parts), script=_SCRIPT)
+    path.write_text(page, "utf-8", "backslashreplace")
 
 
 def _details(run: Run, label: str, *, pictured: bool) -> str:
@@ -94,17 +87,12 @@ def _details(run: Run, label: str, *, pictured: bool) -> str:
     if run.reason:
         parts.append(f'<p class="bad">{html_text(run.reason)}</p>')
     if pictured and run.rows:
-        image = io.BytesIO()
-        overview_figure([dict(row) for row in run.rows]).savefig(image, dpi=80)
-        parts.append(_figure(image.getvalue(), f"Reward, KL and entropy of {label}"))
-    parts += [
-        html_pair(
-            pair.prompt,
-            (f"before, score {pair.score_before:.3f}", pair.before),
-            (f"after, score {pair.score_after:.3f}", pair.after),
-        )
-        for pair in run.pairs()
-    ]
+        png = io.BytesIO()
+        overview_figure(run.rows).savefig(png, dpi=80)
+        parts.append(_figure(png.getvalue(), f"Reward, KL and entropy of {label}"))
+    for pair in run.pairs():
+        before, after = f"before, score {pair.score_before:.3f}", f"after, score {pair.score_after:.3f}"
+        parts.append(html_pair(pair.prompt, (before, pair.before), (after, pair.after)))
     facts = [
         ("policy", run.config.get("policy.path")),
         ("reward", run.config.get("reward.path") or run.config.get("reward.function")),
@@ -113,7 +101,7 @@ def _details(run: Run, label: str, *, pictured: bool) -> str:
         ("overrides", " ".join(run.overrides)),
         ("folder", run.folder),
     ]
-    rows = "".join(f"<dt>{name}</dt><dd>{html_text(setting_text(value))}</dd>" for name, value in facts if value)
+    rows = "".join(f"<dt>{name}</dt><dd>{html_text(value)}</dd>" for name, value in facts if value)
     return "\n".join([*parts, f"<dl>{rows}</dl></details>"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +17,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 from apa_cli.files import write_text
-from apa_cli.runs.folders import ASIDE, FAILURE_FILE, flat, is_finished, learnt, read_run
+from apa_cli.runs.folders import ASIDE, FAILURE_FILE, flat, is_finished, learnt, read_json, read_run
 from apa_cli.secrets import redact, redact_text
 
 CONFLICTS = ".conflicts"  # notes of members whose folder holds another finished run
@@ -34,23 +34,18 @@ def done_before(folder: Path, config: TrainConfig) -> bool:
         if config.resume is None and is_run(folder) and learnt(folder):
             config.resume = AUTO
         return False
-    different = _differences(read_run(folder).config, config)
+    # Keys that an older version did not know cannot differ: set on the command line they name another member.
+    old, new = read_run(folder).config, flat(redact(config))
+    different = [key for key in new if key.split(".")[0] not in ELSEWHERE and key in old and old[key] != new[key]]
     if different:
-        key, before, now = different[0]
+        key = different[0]
         more = f" and {len(different) - 1} more" if len(different) > 1 else ""
         raise UserError(
             "output_dir",
-            f"holds this run, finished with another configuration: {key}={before}, now {now}{more}",
+            f"holds this run, finished with another configuration: {key}={old[key]}, now {new[key]}{more}",
             "choose another output_dir, or remove that folder",
         )
     return True
-
-
-def _differences(before: Mapping[str, Any], config: TrainConfig) -> list[tuple[str, Any, Any]]:
-    """Keys that an older version did not know cannot differ: set on the command line they name another member."""
-    now = flat(redact(config))
-    names = [name for name in now if name.split(".")[0] not in ELSEWHERE and name in before]
-    return [(name, before[name], now[name]) for name in names if before[name] != now[name]]
 
 
 @contextmanager
@@ -91,10 +86,7 @@ def note_failure(folder: Path, error: str, *, code: int, sweep: str, overrides: 
 
 def _is_note(file: Path) -> bool:
     """Whether `note_failure` has written it."""
-    try:
-        return not file.is_symlink() and {"error", "code", "sweep"} <= json.loads(file.read_text("utf-8")).keys()
-    except (OSError, ValueError, AttributeError):
-        return False
+    return not file.is_symlink() and {"error", "code", "sweep"} <= read_json(file).keys()
 
 
 def failures_of(sweep_dir: Path, sweep: str) -> list[tuple[str, str, int]]:
@@ -102,10 +94,7 @@ def failures_of(sweep_dir: Path, sweep: str) -> list[tuple[str, str, int]]:
     failed = []
     for file in sorted([*sweep_dir.glob(f"*/{FAILURE_FILE}"), *sweep_dir.glob(f"{CONFLICTS}/*.json")]):
         name = file.stem if file.parent.name == CONFLICTS else file.parent.name
-        try:
-            record = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
+        record = read_json(file)
         if record.get("sweep") == sweep and ASIDE not in name:
             failed.append((name, str(record.get("error")), int(record.get("code", 1))))
     return failed

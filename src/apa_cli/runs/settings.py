@@ -7,7 +7,6 @@ deviations wide on either side, and which one seed does not have.
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 from apa_cli.config.members import short_name
 from apa_cli.config.objectives import knob_of, unread
 from apa_cli.runs.folders import FINISHED, Run
-from apa_cli.tracking.pages import shortened
 
 FOOTNOTE = "± is half of a 95 % interval over seeds by Student's t; a setting with one seed has none."
 
@@ -26,9 +24,8 @@ _STUDENT = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 
-NAMED = 3  # differences named on a line
-LONGEST = 32  # characters of a value
-_NOT_PART = ("seed", "output_dir", "resume", "device")
+_TARGET = "objective.kl_target"
+_NOT_PART = ("seed", "output_dir", "resume", "device", "objective.name", _TARGET)
 
 
 @dataclass(frozen=True)
@@ -85,51 +82,47 @@ class Setting:
 def group(runs: Sequence[Run]) -> list[Setting]:
     """Settings of the runs that have a configuration and figures; by objective, what else differs, and knob."""
     with_figures = [run for run in runs if run.config and run.rows]
-    found: dict[tuple[Any, ...], list[Run]] = {}
+    found: dict[tuple[str, float, str], list[Run]] = {}
     for method in dict.fromkeys(run.method for run in with_figures):
         alike = [run for run in with_figures if run.method == method]
         keys = differing(alike)
         words = {key: _words(key, keys, [run.config.get(key) for run in alike]) for key in keys}
-        starts = {_first(run.config) for run in alike if _steered(run)}
+        starts = {first_knob(run.config) for run in alike if run.config.get(_TARGET) is not None}
         for run in alike:
-            differences = [(words[key][str(run.config.get(key))], str(run.config.get(key))) for key in keys]
-            if _steered(run) and len(starts) > 1:
-                first, sign = _first(run.config)
-                differences.append((f"from {sign} {setting_text(first)}", str(first)))
-            line = _line(method, differences)
-            found.setdefault((line, *knob(run.config)), []).append(run)
-    settings = [Setting(line=line, knob=text, runs=tuple(runs)) for (line, _, text), runs in found.items()]
-    values = {(line, text): value for line, value, text in found}
-    lines = list(dict.fromkeys(setting.line for setting in settings))
-    return sorted(settings, key=lambda s: (lines.index(s.line), values[s.line, s.knob]))
+            parts = [method.upper(), *(words[key][str(run.config.get(key))] for key in keys)]
+            if run.config.get(_TARGET) is not None and len(starts) > 1:
+                parts.append(f"from {first_knob(run.config)}")
+            found.setdefault((", ".join(parts), *knob(run.config)), []).append(run)
+    lines = list(dict.fromkeys(line for line, *_ in found))
+    order = sorted(found, key=lambda setting: (lines.index(setting[0]), setting[1]))
+    return [Setting(line=line, knob=text, runs=tuple(found[line, value, text])) for line, value, text in order]
 
 
-def _line(method: str, differences: Sequence[tuple[str, str]]) -> str:
-    """Of many differences, words and values, the first few, and a number that keeps the rest apart."""
-    words = [word for word, _ in differences]
-    if len(words) > NAMED or any("…" in word for word in words):
-        words = [*words[:NAMED], f"… #{zlib.crc32(repr(differences).encode('utf-8', 'replace')) % 10_000:04d}"]
-    return ", ".join([method.upper(), *words])
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Keys with more than one value among runs of one objective, besides seed and knob.
+
+    A key that only some runs have, of an older or newer version, does not count by itself.
+    """
+    objective = runs[0].objective if runs else ""
+    left_out = {*_NOT_PART, f"objective.{knob_of(objective)[0]}", *unread(objective)}
+    return [
+        key
+        for key in dict.fromkeys(key for run in runs for key in run.config)
+        if key not in left_out
+        and not key.startswith("tracking.")
+        and len({str(run.config[key]) for run in runs if key in run.config}) > 1
+    ]
 
 
 def _words(key: str, keys: Sequence[str], values: Sequence[Any]) -> dict[str, str]:
-    """`name=value` for each value of a key: of a path the last parts, as many as tell the paths apart.
-
-    Two values that would read alike are written with `…`, which `_line` follows with a number.
-    """
-    texts = {str(value): " ".join(setting_text(value).split()) for value in values}
-    if key.endswith("path"):
-        texts = dict(zip(texts, _tails(list(texts)), strict=True))
-    texts = {value: shortened(text, LONGEST) for value, text in texts.items()}
-    name, names = _name(key), [_name(other) for other in keys]
+    """`name=value` for each value of a key: of a path the last parts, as many as tell the paths apart."""
+    texts = list(dict.fromkeys(map(str, values)))
+    names = [short_name(other.removesuffix(".path")) for other in keys]
+    name = short_name(key.removesuffix(".path"))
     name = key if names.count(name) > 1 else name
-    alike = {text for text in texts.values() if list(texts.values()).count(text) > 1}
-    return {value: f"{name}={text}{'…' if text in alike and '…' not in text else ''}" for value, text in texts.items()}
-
-
-def _name(key: str) -> str:
-    """`policy` of policy.path, else the last part."""
-    return short_name(key.removesuffix(".path"))
+    shown = _tails(texts) if key.endswith("path") else texts
+    pairs = zip(texts, shown, strict=True)
+    return {text: f"{name}={part if part == ' '.join(part.split()) else repr(part)}" for text, part in pairs}
 
 
 def _tails(paths: Sequence[str]) -> list[str]:
@@ -141,47 +134,16 @@ def _tails(paths: Sequence[str]) -> list[str]:
     return list(paths)
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """Keys with more than one value among runs of one objective, besides seed and knob.
-
-    A key that only some runs have, of an older or newer version, does not count by itself.
-    """
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    objective = runs[0].objective if runs else ""
-    other = unread(objective)
-    return [
-        key
-        for key in keys
-        if key not in (*_NOT_PART, "objective.name", *_knob_keys(objective))
-        and not key.startswith("tracking.")
-        and key not in other
-        and len({str(run.config[key]) for run in runs if key in run.config}) > 1
-    ]
-
-
 def knob(config: Mapping[str, Any]) -> tuple[float, str]:
     """How far the policy may go: the KL that it is steered to, or else λ of APA and AWR, β of PPO."""
-    first, sign = _first(config)
-    target = config.get("objective.kl_target")
-    value, sign = (first, sign) if target is None else (target, "KL target")
-    return (float(value) if isinstance(value, (int, float)) else math.inf), f"{sign} {setting_text(value)}"
-
-
-def setting_text(value: Any) -> str:
-    if value is None:
-        return "null"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _first(config: Mapping[str, Any]) -> tuple[Any, str]:
-    """λ or β as configured: fixed, or what steering begins from."""
     key, symbol = knob_of(str(config.get("objective.name")))
-    return config.get(f"objective.{key}"), symbol
+    target = config.get(_TARGET)
+    value = config.get(f"objective.{key}") if target is None else target
+    if not isinstance(value, (int, float)):
+        return math.inf, f"{symbol} {value}"
+    return float(value), f"{symbol if target is None else 'KL target'} {value:g}"
 
 
-def _steered(run: Run) -> bool:
-    return run.config.get("objective.kl_target") is not None
-
-
-def _knob_keys(objective: str) -> tuple[str, ...]:
-    return f"objective.{knob_of(objective)[0]}", "objective.kl_target"
+def first_knob(config: Mapping[str, Any]) -> str:
+    """λ or β as configured: fixed, or what steering begins from."""
+    return knob({**config, _TARGET: None})[1]

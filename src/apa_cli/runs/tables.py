@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from apa_cli.runs.figures import draw_all
 from apa_cli.runs.folders import FAILED, FINISHED, UNFINISHED, Run
 from apa_cli.runs.settings import FOOTNOTE, Estimate, Setting, group
 from apa_cli.secrets import printable, redact_text
-from apa_cli.tracking.pages import cell, format_number, markdown_table
+from apa_cli.tracking.pages import cell, format_number, image, markdown_table, relative
 
 # Metric, title, unit, digits.
 MEASURES = (
@@ -54,10 +53,6 @@ class Overview:
     def failures(self) -> list[Failure]:
         return [(self.label(run), run.reason) for run in self.runs if run.status == FAILED] + list(self.conflicts)
 
-    @property
-    def unfinished(self) -> list[Run]:
-        return [run for run in self.runs if run.status == UNFINISHED]
-
     def label(self, run: Run) -> str:
         """What sets a run apart: its overrides that not all have; the folder's name where that says too little."""
         return self._labels[run.folder]
@@ -65,17 +60,16 @@ class Overview:
     @cached_property
     def _labels(self) -> dict[Path, str]:
         common = set.intersection(*(set(run.overrides) for run in self.runs)) if len(self.runs) > 1 else set()
-        labels = {run.folder: " ".join(o for o in run.overrides if o not in common) for run in self.runs}
-        counts = Counter(labels.values())
-        return {
-            run.folder: label if (label := labels[run.folder]) and counts[label] == 1 else run.name for run in self.runs
-        }
+        labels = [" ".join(o for o in run.overrides if o not in common) for run in self.runs]
+        pairs = zip(self.runs, labels, strict=True)
+        return {run.folder: label if label and labels.count(label) == 1 else run.name for run, label in pairs}
 
     def counts(self) -> str:
         """`9 finished, 1 failed`."""
-        found = [(sum(run.status == status for run in self.runs), status) for status in (FINISHED, UNFINISHED)]
-        found.append((len(self.failures), FAILED))
-        return ", ".join(f"{count} {status}" for count, status in found if count) or "no runs"
+        found = Counter(run.status for run in self.runs)
+        found[FAILED] = len(self.failures)
+        order = (FINISHED, UNFINISHED, FAILED)
+        return ", ".join(f"{found[status]} {status}" for status in order if found[status]) or "no runs"
 
 
 def write_tables(overview: Overview, stem: str) -> tuple[list[Path], list[Path]]:
@@ -91,9 +85,8 @@ def write_tables(overview: Overview, stem: str) -> tuple[list[Path], list[Path]]
 
 def write_csv(runs: Sequence[Run], path: Path) -> None:
     """One row a run. The eval/* columns are of the newest evaluation, or of the last rollout where there was none."""
-    metrics = [name for name, *_ in MEASURES]
-    metrics += [name for run in runs for name in run.evaluation_names()]
-    metrics = list(dict.fromkeys(metrics))
+    others = [name for run in runs for row in run.rows for name in row if name.startswith("eval/")]
+    metrics = list(dict.fromkeys([*(name for name, *_ in MEASURES), *others]))
     with path.open("w", encoding="utf-8", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         header = ["run", "status", "reason", "iterations", "seconds", "measured_on"]
@@ -102,8 +95,7 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
             about = [run.name, run.status, redact_text(run.reason), run.iterations, run.summary.get("seconds")]
             measured = ("held-out prompts" if run.evaluated else "last rollout") if run.rows else None
             settings = [run.config.get(key) for key in _SETTINGS]
-            values = [run.last(name) for name in metrics]
-            row = [*about, measured, *settings, *values, redact_text(" ".join(run.overrides))]
+            row = [*about, measured, *settings, *map(run.last, metrics), redact_text(" ".join(run.overrides))]
             writer.writerow(["" if value is None else value for value in row])
 
 
@@ -130,16 +122,11 @@ def runs_table(overview: Overview) -> tuple[list[str], list[list[str]]]:
     runs = overview.runs
     measured = [measure for measure in MEASURES if any(run.last(measure[0]) is not None for run in runs)]
     header = ["run", "status", "iterations", *(title for _, title, _, _ in measured)]
-    rows = [
-        [
-            overview.label(run),
-            run.status,
-            str(run.iterations),
-            *(format_number(run.last(n), d) for n, _, _, d in measured),
-        ]
+    return header, [
+        [overview.label(run), run.status, str(run.iterations)]
+        + [format_number(run.last(name), digits) for name, *_, digits in measured]
         for run in runs
     ]
-    return header, rows
 
 
 def notes(overview: Overview) -> list[str]:
@@ -159,39 +146,31 @@ def markdown(overview: Overview, pictures: Sequence[Path]) -> list[str]:
         header, rows = settings_table(overview.settings)
         lines += [*markdown_table(header, (map(cell, row) for row in rows)), "", *notes(overview), ""]
     for path in pictures:
-        lines += [f"![{path.stem}]({_link(path, overview.folder)})", ""]
+        lines += [image(path, overview.folder), ""]
     if overview.settings:
-        lines += [
-            "Lines: means over seeds. Small points: single runs. Bands: from the lowest seed to the highest.",
-            "",
-        ]
+        lines += ["Lines: means over seeds. Small points: single runs. Bands: from the lowest seed to the highest.", ""]
     if overview.failures:
         lines += ["## Failed", "", *(f"- `{name}`: {cell(reason)}" for name, reason in overview.failures), ""]
-    lines += ["## Runs", ""]
     header, rows = runs_table(overview)
-    linked = [
-        [f"[{cell(row[0])}](<{_link(run.folder, overview.folder)}>)", *map(cell, row[1:])]
-        for row, run in zip(rows, overview.runs, strict=True)
-    ]
-    return [*lines, *markdown_table(header, linked), ""]
+    links = [f"[{cell(overview.label(run))}](<{relative(run.folder, overview.folder)}>)" for run in overview.runs]
+    linked = [[link, *map(cell, row[1:])] for link, row in zip(links, rows, strict=True)]
+    return [*lines, "## Runs", "", *markdown_table(header, linked), ""]
 
 
 def terminal_lines(overview: Overview, files: Iterable[Path], *, page: Path | None = None) -> list[str]:
     """The table by setting, what failed and why, and where everything is. With a page, of any runs; else of a sweep."""
     lines = [f"{overview.title}: {overview.counts()}"]
     header, rows = settings_table(overview.settings)
-    header = [title.split(",")[0] for title in header]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)] if rows else []
-    for row in [header, *rows] if rows else []:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  " + "  ".join(cells))
+    if rows:
+        table = [[title.split(",")[0] for title in header], *rows]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for first, *rest in table:
+            cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]
+            lines.append("  " + "  ".join(cells))
+    unfinished = [run for run in overview.runs if run.status == UNFINISHED]
     lines += [f"  failed: {name}: {reason}" for name, reason in overview.failures]
-    lines += [f"  not finished: {overview.label(run)}, {run.iterations} iterations" for run in overview.unfinished]
-    if page is None and (overview.failures or overview.unfinished):
+    lines += [f"  not finished: {overview.label(run)}, {run.iterations} iterations" for run in unfinished]
+    if page is None and (overview.failures or unfinished):
         lines.append("The same command again runs only what is not finished.")
     lines += [f"Folder    {shown(str(overview.folder))}", f"Files     {', '.join(path.name for path in files)}"]
     return lines if page is None else [*lines, f"Page      {shown(str(page))}"]
-
-
-def _link(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from html import escape
+from pathlib import Path
 from string import Template
 
 from apa_cli.secrets import printable
@@ -41,6 +43,16 @@ def markdown_table(header: Sequence[str], rows: Iterable[Iterable[object]], *, n
 def cell(text: object) -> str:
     """Any text as a cell of a Markdown table."""
     return " ".join(str(text).split()).replace("|", "\\|")
+
+
+def relative(path: Path, folder: Path) -> str:
+    """For a link from a page in `folder`."""
+    return Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix()
+
+
+def image(path: Path, folder: Path) -> str:
+    """A picture in a Markdown page in `folder`."""
+    return f"![{path.stem}]({relative(path, folder)})"
 
 
 def html_text(value: object) -> str:

@@ -40,27 +40,30 @@ def tidy(axes: Axes, title: str | None = None, *, legend: bool = True) -> None:
         axes.legend(frameon=False, fontsize=8.5)
 
 
+def over_iterations(axes: Axes, title: str | None, unit: str, *, legend: bool = True) -> None:
+    """Finish a panel whose lines run over iterations."""
+    tidy(axes, title, legend=legend)
+    axes.set_xlabel("iteration")
+    axes.set_ylabel(unit)
+    low, high = axes.get_xlim()
+    if high - low < 1:  # a single iteration: nothing between whole ones
+        axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
+    whole_iterations(axes)
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """Under all panels, at most `LEGEND_ROWS` high: what does not fit is cut in the middle, and then counted."""
     if not labels:
         return
     from matplotlib.lines import Line2D
 
-    texts = [drawable(label) for label in labels]
     room = int(figure.get_figwidth() / 0.07)  # characters
-    most = max(1, min(4, room // 24))
-    columns = max(1, min(most, room // (max(map(len, texts)) + 8)))
-    if columns * LEGEND_ROWS < len(texts):
-        columns = min(most, math.ceil(len(texts) / LEGEND_ROWS))
-    cut = [shortened(text, room // columns - 8) for text in texts]
-    while columns > 1 and len(set(cut)) < len(set(texts)):  # until labels differ
-        columns -= 1
-        cut = [shortened(text, room // columns - 8) for text in texts]
-    texts = cut
-    shown = list(handles)
+    widest = max(map(len, labels)) + 8
+    columns = max(1, min(4, max(room // widest, math.ceil(len(labels) / LEGEND_ROWS))))
+    texts, shown = [shortened(drawable(label), room // columns - 8) for label in labels], list(handles)
     if (left := len(texts) - columns * LEGEND_ROWS) > 0:
-        texts = [*texts[: -left - 1], f"… and {left + 1} more (see the table)"]
-        shown = [*shown[: -left - 1], Line2D([], [], linestyle="")]
+        texts[-left - 1 :] = [f"… and {left + 1} more (see the table)"]
+        shown[-left - 1 :] = [Line2D([], [], linestyle="")]
     legend = figure.legend(shown, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     for text in legend.get_texts():
         text.set_parse_math(False)  # $ is literal

@@ -94,14 +94,12 @@ def test_runs_of_an_older_version_are_no_line_of_their_own(tmp_path: Path):
     assert [(setting.label, len(setting.runs)) for setting in group(runs_in(tmp_path))] == [("APA, λ 0.3", 2)]
 
 
-def test_many_differences_stay_apart_and_short(tmp_path: Path):
+def test_many_differences_stay_apart(tmp_path: Path):
     rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
     for i in range(2):
         write_run(tmp_path / f"{i}", rows, a=i, b=i, c=i, d=i)
         write_run(tmp_path / f"x{i}", rows, a=0, b=0, c=0, d=5, e="y" * 300)
-    lines = {setting.line for setting in group(runs_in(tmp_path))}
-    assert len(lines) == 3
-    assert max(map(len, lines)) < 40
+    assert len({setting.line for setting in group(runs_in(tmp_path))}) == 3
 
 
 def test_a_knob_that_the_objective_does_not_read_is_no_difference(tmp_path: Path):
