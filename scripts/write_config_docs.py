@@ -45,8 +45,10 @@ def tables() -> str:
     text = [*_table([key for key in all_keys().values() if "." not in key.name])]
     for group, default in {**default_files(), SWEEP: ROOT / "configs" / SWEEP / "local.yaml"}.items():
         text += ["", f"## {group}", ""]
-        files = sorted(default.parent.glob("*.yaml"), key=lambda file: (file != default, file.stem))
-        text += [f"- `{group}={file.stem}`{' (default)' * (file == default)}: {_title(file)}" for file in files]
+        for file in sorted(default.parent.glob("*.yaml"), key=lambda file: (file != default, file.stem)):
+            lines = file.read_text(encoding="utf-8").splitlines()
+            title = next(line for line in lines if line.startswith("# ") and not line.startswith("# @"))
+            text.append(f"- `{group}={file.stem}`{' (default)' * (file == default)}: {title.removeprefix('# ')}")
         if keys := [key for key in all_keys().values() if key.name.startswith(f"{group}.")]:
             text += ["", *_table(keys)]
     return "\n".join(text) + "\n"
@@ -55,11 +57,6 @@ def tables() -> str:
 def _table(keys: list[Key]) -> list[str]:
     rows = [f"| `{key.name}` | `{shown(key.default)}` | {help_of(key)} |".replace(f"`{MISSING}`", "–") for key in keys]
     return ["| key | default | meaning |", "|---|---|---|", *rows]
-
-
-def _title(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return next(line for line in lines if line.startswith("# ") and not line.startswith("# @")).removeprefix("# ")
 
 
 def default_files() -> dict[str, Path]:

@@ -38,6 +38,7 @@ class Job:
     minibatch: int = 16
     precision: str = "fp32"
     cuda: bool = False  # measured on a GPU only
+    alone: bool = False  # APA with a shared critic alone
     lora: int = 0  # rank of the policy's adapter, for every contestant; 0 = all weights
 
 
@@ -82,29 +83,23 @@ JOBS = (
     _on_gpu("llama-7b-lora", "Llama 7B shape with LoRA", LLAMA_7B, LORA_RANK),
 )  # fmt: skip
 
-# Growth: the smallest size of each axis is the same job; the others change one size of it.
-GROWTH = Job(name="growth-base", title="growth", shape=replace(SMALL, vocabulary=8192), responses=16)
-AXES: dict[str, tuple[int, ...]] = {
-    "response": (64, 128, 256, 512),
-    "batch": (16, 64, 256),
-    "vocabulary": (8192, 32768, 131072),
-}
-GROWING = Contestant(name="apa-shared", objective="apa", value="shared")
-
-
-def grown(axis: str, size: int) -> Job:
-    if size == AXES[axis][0]:
-        return GROWTH
-    changed = {
-        "response": {"response_tokens": size},
-        "batch": {"responses": size},
-        "vocabulary": {"shape": replace(GROWTH.shape, vocabulary=size)},
-    }
-    return replace(GROWTH, name=f"growth-{axis}-{size}", **changed[axis])  # type: ignore[arg-type]
+# Growth: one size of the first is changed in each of the others.
+GROWTH = Job(name="growth-base", title="16 responses of 64 + 64 tokens, vocabulary 8,192", responses=16, alone=True,
+             shape=replace(SMALL, vocabulary=8192))  # fmt: skip
+JOBS += (
+    GROWTH,
+    *(replace(GROWTH, name=f"growth-response-{n}", title=f"64 + {n} tokens", response_tokens=n)
+      for n in (128, 256, 512)),
+    *(replace(GROWTH, name=f"growth-batch-{n}", title=f"{n} responses", responses=n) for n in (64, 256)),
+    *(replace(GROWTH, name=f"growth-vocabulary-{n}", title=f"vocabulary {n:,}", shape=replace(SMALL, vocabulary=n))
+      for n in (32768, 131072)),
+)  # fmt: skip
 
 
 def contestants(job: Job, *, with_trl: bool) -> list[Contestant]:
     """Who takes part, in the order of a round: rivals between ours, so that a machine that drifts drifts for all."""
+    if job.alone:
+        return [Contestant(name="apa-shared", objective="apa", value="shared")]
     # with LoRA no second network, all of it trained, which is what LoRA is chosen to avoid; TRL's critic is one
     kinds = ("shared", "adapter") if job.lora else ("separate", "shared", "adapter")
     ours = [Contestant(name=f"{o}-{kind}", objective=o, value=kind) for kind in kinds for o in ("ppo", "apa")]

@@ -1,9 +1,9 @@
-"""From the seconds of every iteration to medians, ratios and growth, and the page's overview. Imports no torch."""
+"""From the seconds of every iteration to medians and ratios, and the page's overview. Imports no torch."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,13 +11,11 @@ from typing import Any
 from studies.draw import save
 
 from apa_cli.tracking.style import BLUE, GREY, ORANGE, new_figure
-from benchmark.jobs import GROWING, Job
+from benchmark.jobs import Job
 
 PHASES = ("generate", "score", "forward", "update")
-COPIES = 3  # of the trained weights: a gradient and AdamW's two moments
 PPO, GRPO = ("PPO", "× TRL PPO", "÷ TRL PPO's"), ("GRPO", "× TRL GRPO", "÷ TRL GRPO's")
 RIVALS = (("ppo-separate", *PPO), ("apa-shared", *PPO), ("apa-group", *GRPO))
-TIME, MEMORY = "ms per response token", "working memory, MiB"  # of a point of growth
 
 Row = dict[str, Any]  # by column; None: nothing to compare with
 
@@ -56,27 +54,14 @@ def _peak(result: Mapping[str, Any]) -> int:
 
 
 def cells(row: Row) -> list[str]:
-    wide = ("memory, MiB", MEMORY, "response tokens", "size")
     return [
-        "–" if value is None else f"{value:,.0f}" if name in wide else f"{value:.{2 + name.startswith('ms')}f}"
+        "–" if value is None else f"{value:,.0f}" if name == "memory, MiB" else f"{value:.2f}"
         for name, value in row.items()
     ]
 
 
-def point(job: Job, size: int, results: Mapping[str, Any], before: Row | None = None) -> Row:
-    """A size along an axis of growth: working memory is the peak beyond weights, gradients and optimizer states, of
-    the median round. `before`: the next smaller size."""
-    result, tokens = results[GROWING.name], job.responses * job.response_tokens
-    seconds = median(step["seconds"] for step in result["steps"])
-    working = median(step["beyond_bytes"] for step in result["steps"]) - COPIES * result["trained_bytes"]
-    more = tokens - before["response tokens"] if before else 0
-    further = 1000 * (seconds - before["seconds"]) / more if before and more else None
-    return {"size": size, "response tokens": tokens, "seconds": seconds, TIME: 1000 * seconds / tokens,
-            "ms per further one": further, MEMORY: working / 2**20}  # fmt: skip
-
-
-def overview(tables: Mapping[Job, Mapping[str, Row]], points: Mapping[str, Sequence[Row]]) -> list[str]:
-    """Ours relative to TRL's trainers, and growth."""
+def overview(tables: Mapping[Job, Mapping[str, Row]]) -> list[str]:
+    """Ours relative to TRL's trainers."""
     said = []
     for job, table in tables.items():
         found = [
@@ -86,13 +71,7 @@ def overview(tables: Mapping[Job, Mapping[str, Row]], points: Mapping[str, Seque
         ]
         relative = f"responses per second relative to TRL: {', '.join(found)}" if found else "TRL was not measured"
         said.append(f"- {job.title}: {relative}.")
-    growth = [
-        f"{last[TIME] / first[TIME]:.2f} × and {last[MEMORY] / max(1e-9, first[MEMORY]):.2f} × with {axis} × "
-        f"{last['size'] / first['size']:g}"
-        for axis, (first, *_, last) in ((axis, along) for axis, along in points.items() if len(along) > 1)
-    ]
-    start = "- Relative to the smallest size, seconds per response token and working memory are"
-    return [*said, *([f"{start} {', '.join(growth)}."] if growth else [])]
+    return said
 
 
 def draw(tables: Mapping[Job, Mapping[str, Row]], path: Path) -> str:

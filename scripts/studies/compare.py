@@ -53,9 +53,8 @@ def report(
     *,
     picture: str,
     note: str,
-    more: Sequence[str] = (),
 ) -> list[str]:
-    """In short, the picture, the table if it is not a long one, and `more`; every comparison in the details."""
+    """In short, the picture and the table if it is not a long one; every comparison in the details."""
     there = {row.name: row for row in rows if row.runs}
     differences = [
         measures.compare((row.name, row.runs), (row.against, there[row.against].runs), each)
@@ -74,7 +73,6 @@ def report(
         *(figures if short else []),
         f"{note} {measures.HALF}.",
         "",
-        *more,
         DETAILS,
         *([] if short else figures),
         *(f"- {difference.sentence()}" for difference in differences),

@@ -145,10 +145,6 @@ CPU = Measure(name="CPU seconds per iteration", of=partial(typical, name="time/c
 OVER_TRAINING = Measure(name="evaluator, mean over training", of=over_training)
 
 
-def at_kl(level: float, short: str = "") -> Measure:
-    return Measure(name=f"evaluator at {level:g} nats", of=partial(reward_at_kl, level=level), short=short)
-
-
 def common_level(*groups: Sequence[Run]) -> float | None:
     """The highest half nat of KL that an evaluation of every run comes to; None where there is no such."""
     highest = [max((kl for kl, _ in reward_over_kl(run)), default=0.0) for runs in groups for run in runs]
@@ -158,9 +154,13 @@ def common_level(*groups: Sequence[Run]) -> float | None:
 
 def at_common_kl(*groups: Sequence[Run], low: float = 0.0) -> list[Measure]:
     """The evaluator at the highest level in common; before it at `low` nats, which every run passes early."""
-    level = common_level(*groups)
-    early = [at_kl(low)] if level and 0 < low < level else []
-    return [*early, at_kl(level, "evaluator at equal KL")] if level else []
+
+    def at(level: float, short: str) -> Measure:
+        return Measure(name=f"evaluator at {level:g} nats", of=partial(reward_at_kl, level=level), short=short)
+
+    level = common_level(*groups) or 0.0
+    early = [at(low, "")] if 0 < low < level else []
+    return [*early, at(level, "evaluator at equal KL")] if level else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,17 +185,17 @@ class Difference:
         return 1 if self.value.mean > 0 else -1
 
     def sentence(self) -> str:
-        measure, value = self.measure, self.value
+        value, digits, ours, theirs = self.value, self.measure.digits, self.ours, self.theirs
         if value is None or value.half is None:
-            return f"{measure.name}: fewer than two seeds in which {self.ours} and {self.theirs} both reach it."
-        pairs = f"over {value.count} pairs of seeds"
-        if value.lowest == value.highest == 0:
-            return f"{measure.name}: the same for {self.ours} and {self.theirs} {pairs}."
-        half = f"{value.half:.{measure.digits}f}"
-        if not self.sign:
-            return f"{measure.name}: {self.ours} − {self.theirs} = {value.mean:+.{measure.digits}f} ± {half} {pairs}."
-        than = f"{'higher' if self.sign > 0 else 'lower'} than {self.theirs}"
-        return f"{measure.name}: {self.ours} is {than} by {abs(value.mean):.{measure.digits}f} ± {half} {pairs}."
+            said = f"fewer than two seeds in which {ours} and {theirs} both reach it"
+        elif value.lowest == value.highest == 0:
+            said = f"the same for {ours} and {theirs} over {value.count} pairs of seeds"
+        else:
+            half = f"{value.half:.{digits}f} over {value.count} pairs of seeds"
+            way = "higher" if self.sign > 0 else "lower"
+            said = f"{ours} is {way} than {theirs} by {abs(value.mean):.{digits}f} ± {half}"
+            said = said if self.sign else f"{ours} − {theirs} = {value.mean:+.{digits}f} ± {half}"
+        return f"{self.measure.name}: {said}."
 
 
 def compare(ours: Named, theirs: Named, measure: Measure) -> Difference:

@@ -7,18 +7,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from apa_cli.runs.figures import frontier
-from apa_cli.runs.settings import Setting as End
 from studies import compare, draw, measures
-from studies.compare import count, mean
+from studies.compare import mean
 from studies.draw import Panel
 from studies.measures import Measure
-from studies.page import table
 from studies.runs import Found, Setting, Size, Stages
-from studies.tuning import HEADER, Contestant, Grid, fresh
+from studies.tuning import HEADER, Contestant, Grid
 
 title = "APA beside PPO and AWR, tuned alike: the paper's four claims (docs/results.md)"
-duration = "60 runs, 35 to 45 minutes on two CPU cores"
+duration = "42 runs, about 30 minutes on two CPU cores"
 PAGE = "docs/results.md"
 SEEDS, QUICK_SEEDS = 5, 2
 KNOBS = {"apa": ("λ", "kl_lambda", (0.1, 0.3, 1.0)), "ppo": ("β", "kl_coef", (0.02, 0.05, 0.2)),
@@ -46,11 +43,7 @@ def settings(size: Size) -> list[Setting]:
 
 
 def stages(size: Size, read: Callable[[], Found]) -> Stages:
-    """Tuned as the others are; then the knobs that were not chosen with fewer seeds: they show the trade-off alone."""
-    yield from grid(size).stages(size, read)
-    cells = grid(size).chosen(read())
-    others = [each.setting((rate, v)) for each, ((rate, value), _) in cells.items() for v in each.values if v != value]
-    yield others, size.seeds[: max(2, len(size.seeds) - 2)]
+    return grid(size).stages(size, read)
 
 
 def last(name: str) -> measures.Of:
@@ -68,19 +61,10 @@ MEASURES = [
     *(Measure(name=f"(d) responses sampled until evaluator {level:g}", digits=0,
               of=partial(measures.cost_until, level=level)) for level in REWARDS),
 ]  # fmt: skip
-COLUMNS = {
-    **{title: mean(f"eval/{title.lower()}") for title in ("evaluator", "reward", "KL")},
-    "collapsed": count(measures.collapsed),
-    "seeds": lambda runs: ", ".join(str(run.seed) for run in runs),
-}
 
 
 def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     rows = grid(size).rows(found)
-    knobs = [(each.title, each.said(value), runs) for each, ((rate, _), _) in grid(size).chosen(found).items()
-             for value in each.values if (runs := fresh(found, each, (rate, value)))]  # fmt: skip
-    ends = [End(line=title, knob=knob, runs=tuple(runs)) for title, knob, runs in knobs]
-    cells = [[*names, *(of(runs) for of in COLUMNS.values())] for *names, runs in knobs]
     said = compare.report(
         [row for row, _ in rows],
         HEADER,
@@ -88,14 +72,6 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         lambda ours, theirs: MEASURES,
         picture=draw.curves(pictures / "results_paper.png", "The four claims over training", _panels(rows)),
         note=NOTE,
-        more=[
-            "At the end of training, for each KL knob at the chosen learning rate:",
-            "",
-            *table(["", "knob", *COLUMNS], cells),
-            "",
-            draw.save(frontier(ends), pictures / "results_frontier.png", "Reward against KL at the end"),
-            "",
-        ],
     )
     return [*said, "", *grid(size).table(found)]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,10 +17,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+import apa_cli
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 from apa_cli.runs.folders import FINISHED, Run, is_finished, members, read_run
-from studies import trl_grpo
 
 RUNS, TRL, SETTINGS = "runs", "trl", "settings"  # folders of the output: of apa-train's runs, of TRL's, of the recipes
 EVALUATIONS = 6  # over a run, besides the one before it
@@ -93,7 +95,27 @@ def make(stages: Stages, size: Size, output: Path, *, jobs: int) -> None:
         if theirs and find_spec("trl") is None:
             print("TRL's GRPO is left out: trl is not installed here", flush=True)
         elif theirs:
-            trl_grpo.make([(setting, seed) for seed in seeds for setting in theirs], size, output / TRL, jobs=jobs)
+            with ThreadPoolExecutor(jobs) as pool:
+                for line in pool.map(lambda job: trl_run(*job, size, output), itertools.product(theirs, seeds)):
+                    print(line, flush=True)
+
+
+def trl_run(setting: Setting, seed: int, size: Size, output: Path) -> str:
+    """One run of TRL's GRPO, if it is missing; what became of it. A run that fails is left to the page."""
+    folder = (output / TRL / f"config={setting.name},seed={seed}").absolute()
+    if is_finished(folder):
+        return f"{folder.name}: finished before"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    recipe = folder / f"{setting.name}.yaml"
+    recipe.write_text(setting.content(size), "utf-8")
+    places = (Path(__file__).parents[1], Path(apa_cli.__file__).parents[1], os.environ.get("PYTHONPATH"))
+    path = os.pathsep.join(str(place) for place in places if place)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
+    with (folder / "run.log").open("w", encoding="utf-8") as log:
+        command = [sys.executable, "-m", "studies.trl_grpo", str(recipe), str(seed)]
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=folder).returncode
+    return f"{folder.name}: {'finished' if is_finished(folder) else f'failed ({code}), see its run.log'}"
 
 
 def write_recipes(output: Path, recipes: Mapping[str, str]) -> None:

@@ -83,7 +83,7 @@ class Grid:
         for (each, (cell, free)), look in zip(self.chosen(found).items(), LOOKS, strict=False):
             edges = (("learning rate", self.rates, cell[0]), ("knob", each.values, cell[1]))
             edge = ", ".join(name for name, values, chosen in edges if chosen in (values[0], values[-1])) or "no"
-            said, runs = each.said(cell[1]), fresh(found, each, cell)
+            said, runs = each.said(cell[1]), [r for r in found[each.setting(cell).name] if r.seed != TUNING_SEED]
             labels = [each.title, f"{cell[0]:g}", f"{said}{'' if free else ', all collapsed'}", edge]
             line = Line(label=f"{each.title}, {said}", runs=runs, **look)
             against = first.title if each is not first else ""
@@ -105,7 +105,3 @@ class Grid:
                     row.append(f"**{text}**" if cell == chosen else text)
                 rows.append(row)
         return table(["tuning, seed 0: evaluator (KL) at the end", *(f"learning rate {r:g}" for r in self.rates)], rows)
-
-
-def fresh(found: Found, contestant: Contestant, cell: Cell) -> list[Run]:
-    return [run for run in found[contestant.setting(cell).name] if run.seed != TUNING_SEED]

@@ -226,16 +226,15 @@ def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_pa
     assert (
         "| APA | 0.0001 | λ 0.1 | learning rate, knob |" in text and "| AWR | 0.0001 | λ 0.5, all collapsed |" in text
     )
-    assert "| APA | λ 0.1 | 2.03 ± 0.13 | 2.03 ± 0.13 | 4.00 ± 0.00 | 0 of 2 | 1, 2 |" in text
     assert "| AWR, λ 0.5 | **0.20 (4.00) collapsed** |" in text
-    assert len(list((tmp_path / "images").glob("results_*.png"))) == 2
+    assert (tmp_path / "images" / "results_paper.png").stat().st_size > 5000
 
 
-def test_the_paper_runs_its_grid_then_the_chosen_and_then_their_other_knobs():
+def test_the_paper_runs_its_grid_and_then_the_chosen():
     whole = runs.Size(quick=False, seeds=range(1, 6), iterations=60, prompts=128)
     assert len(paper.settings(whole)) == 27
     stages = [(len(settings), list(seeds)) for settings, seeds in paper.stages(QUICK, paper_runs)]
-    assert stages == [(6, [0]), (3, [1, 2]), (3, [1, 2])]
+    assert stages == [(6, [0]), (3, [1, 2])]
 
 
 def put(found: runs.Found, name: str, ends: list[float], **more: float) -> None:
