@@ -100,7 +100,7 @@ ROWS = [
     any_of("an empty folder", "policy.path=empty", "policy.path: empty has no config.json; give a folder in Hugging Face format", folder("empty")),
     policy("no config.json", "policy.path: policy has no config.json; give a folder in Hugging Face format", without("config.json")),
     policy("fewer layers than weights", "policy.path: policy has weights of more layers than its config.json (1 more, first layers.1); give …", set_json("config.json", "num_hidden_layers", 1)),
-    policy("config.json that is not JSON", "policy.path: policy/config.json is not a JSON object; save the model again, or copy it again", put("config.json", "{'model_type':")),
+    policy("config.json that is not JSON", "policy.path: cannot load policy (…", put("config.json", "{'model_type':")),
     policy("config.json with an unknown model_type", "policy.path: cannot load policy (…`nonesuch`…); save the model again, copy it again, or update transformers", set_json("config.json", "model_type", "nonesuch")),
     policy("config.json without model_type", "policy.path: cannot load policy (…`model_type`…); save the model again, copy it again, or update transformers", drop_json("config.json", "model_type")),
     policy("config.json with text for a size", "policy.path: cannot load policy (…'hidden_size'…); save the model again, copy it again, or update transformers", set_json("config.json", "hidden_size", "wide")),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from apa_cli.models.weight_files import ADAPTER_CONFIG, refuse_pickles
 OWN_NOISE = "own_noise"
 NOISE = ("drop", "jitter")  # as they appear in names of configuration fields
 MASKED = ("ForMaskedLM", "ForPreTraining")  # bidirectional architectures, unless is_decoder is set
-_LAYER = re.compile(r"(.+?)\.(\d+)\.")
+_LAYER = re.compile(r"(.+?)\.(\d+)\.")  # the name of a list of layers, and a number in it
 MOST_LAYERS = 1000  # several times the deepest transformer
 LONGEST_REASON = 240  # characters of a library's error message
 MERGE = "merge it into its base once: peft's AutoPeftModel….from_pretrained(…).merge_and_unload().save_pretrained(…)"
@@ -77,26 +76,20 @@ def _check_weights(key: str, path: str, model: Any, info: dict[str, Any]) -> Non
     if missing := sorted(info["missing_keys"]):
         problem = f"{path} lacks weights of this model ({len(missing)} missing, first {missing[0]})"
         raise UserError(key, problem, "give a folder saved from the same kind of model")
-    if spare := _spare_layers(model, info["unexpected_keys"]):
-        problem = f"{path} has weights of more layers than its config.json ({len(spare)} more, first {spare[0]})"
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    layers = [
+        {(found[1], int(found[2])) for found in (_LAYER.match(name.removeprefix(prefix)) for name in names) if found}
+        for names in (info["unexpected_keys"], [name for name, _ in model.named_parameters()])
+    ]
+    lists = {name for name, _ in layers[1]}
+    if spare := sorted(layer for layer in layers[0] - layers[1] if layer[0] in lists):
+        first = "{}.{}".format(*spare[0])
+        problem = f"{path} has weights of more layers than its config.json ({len(spare)} more, first {first})"
         raise UserError(key, problem, "give a folder saved in one piece, or correct num_hidden_layers")
     for name, weights in model.named_parameters():
         # minimum and maximum show NaN and infinity without a mask of the tensor's size
         if weights.is_floating_point() and not all(end.isfinite() for end in weights.detach().aminmax()):
             raise UserError(key, f"{path} holds numbers that are not finite, in {name}", "give another copy of it")
-
-
-def _spare_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
-    """Names of layers in the weights that extend one of the model's lists of layers."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-
-    def layers(names: Iterable[str]) -> set[tuple[str, int]]:
-        found = (_LAYER.match(name.removeprefix(prefix)) for name in names)
-        return {(match[1], int(match[2])) for match in found if match}
-
-    ours = layers(name for name, _ in model.named_parameters())
-    lists = {name for name, _ in ours}
-    return [f"{name}.{number}" for name, number in sorted(layers(unexpected) - ours) if name in lists]
 
 
 def load_tokenizer(key: str, path: str, **options: Any) -> Any:
@@ -250,15 +243,6 @@ def _check_folder(key: str, folder: Path) -> None:
         raise UserError(key, f"{folder} holds a PEFT adapter, not a model", remedy)
     if not file.is_file():
         raise UserError(key, f"{folder} has no config.json", "give a folder in Hugging Face format")
-    try:
-        whole = isinstance(json.loads(file.read_text(encoding="utf-8")), dict)
-    except OSError as error:
-        problem = f"{file} cannot be read: {error.strerror or error}"
-        raise UserError(key, problem, "check its permissions") from error
-    except (ValueError, RecursionError):
-        whole = False
-    if not whole:
-        raise UserError(key, f"{file} is not a JSON object", "save the model again, or copy it again")
     refuse_pickles(key, folder)
 
 

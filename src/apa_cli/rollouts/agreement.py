@@ -9,28 +9,33 @@ the initial policy for the same reason: nothing has been trained yet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count, islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from apa_cli.algorithms import masked_mean
+from apa_cli.algorithms import masked_mean, response_logits
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
-from apa_cli.models.loading import NOISE, first_line
+from apa_cli.models.loading import first_line
 from apa_cli.models.policy import Policy, base_of
 from apa_cli.models.reference import Reference
 from apa_cli.models.value import SeparateValue, SharedValue, Value
 from apa_cli.rollouts.backends.cached import DecodingBatch, DynamicBatch
 from apa_cli.rollouts.backends.static import Kept, padded_batch
 from apa_cli.rollouts.trajectory import Trajectory
-from apa_cli.rollouts.trial import B, Batch, T, each_alone, mean_gap, precision_of, size, trial_batch
 
+PROMPTS, RESPONSES = (7, 3, 3, 5), (5, 5, 4, 2)  # tokens of each row; rows 1 and 2 share a prompt
+B, P, T = len(PROMPTS), max(PROMPTS), max(RESPONSES)
 STAY = (0, 3)  # rows that remain after the third token
 # Mean |difference|, in nats for log-probs, relative for hidden states. Measured on a CPU with tiny models of 157
 # architectures: equivalent computations differ by at most 0.0003 in fp32 and 0.07 in bf16, others by at least 0.09.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 SAME_SHAPES = 0.1  # of the tolerance, if operations and shapes are the same
 FIRST_ROLLOUT = {"fp32": 1e-3, "bf16": 0.2}  # mean |log π_rollout − log π_ref| per token, nats
+
+Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -47,13 +52,13 @@ def check_agreement(
 
     key: names the policy in errors. training: also check training mode. Keeps the random state. Raises UserError.
     """
-    device = policy.runtime.device
+    device, backend = policy.runtime.device, config.generation.backend
     samples = not config.rollout.offline or config.evaluation.prompts > 0
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         batch = trial_batch(policy)
         expected, tolerance = _check_passes(key, policy, batch)
-        if samples and config.generation.backend in DECODERS:
-            _check_decoding(key, config.generation.backend, policy, batch, expected, tolerance)
+        if samples and backend in DECODERS:
+            _check_decoding(backend, policy, batch, expected, tolerance)
         if reference.frozen is not None:
             _check_passes("reference.path" if config.reference.path else "policy.path", reference.frozen, batch)
         if isinstance(value, SeparateValue):
@@ -89,56 +94,91 @@ def check_first_rollout(
     )
 
 
-def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float]:
-    """Compare the training pass with each row alone. Returns the rows' log-probs (B, T, V) and the tolerance."""
-    family, mask = type(base_of(policy.model)).__name__, batch[3]
+def trial_batch(policy: Policy) -> Batch:
+    """Rows of different lengths with ordinary tokens from the whole vocabulary, padded as in training."""
+    device, tokenizer, base = policy.runtime.device, policy.tokenizer, base_of(policy.model)
+    known = min(policy.known_ids, base.config.get_text_config().vocab_size)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder, *policy.eos_token_ids, policy.pad_token_id}
+    spread = (int(known * (0.618034 * i % 1)) for i in islice(count(1), 10 * B * (P + T)))
+    ordinary = [i for i in spread if i not in special] or [known - 1]
+    ids = torch.tensor([ordinary[i % len(ordinary)] for i in range(B * (P + T))], device=device).view(B, P + T)
+    ids[2, :P] = ids[1, :P]
+    prompt_mask = torch.arange(-P, 0, device=device) >= -torch.tensor(PROMPTS, device=device)[:, None]
+    response_mask = torch.arange(T, device=device) < torch.tensor(RESPONSES, device=device)[:, None]
+    return torch.where(prompt_mask, ids[:, :P], policy.pad_token_id), prompt_mask, ids[:, P:], response_mask
+
+
+def _each_alone(key: str, policy: Policy, model: Any, output: str, batch: Batch, tolerance: float) -> Tensor:
+    """The model's `output` for each unpadded row at the positions that predict response tokens: (B, T, ·) float32.
+
+    Raises UserError if that fails, or if the output at a position changes with the tokens after it.
+    """
+    family = type(base_of(model)).__name__
+    rows = [torch.cat([ids[mask], response]) for ids, mask, response in zip(*batch[:3], strict=True)]
+    other = rows[0].clone()
+    other[-1] = rows[1][-1]
 
     def forward(ids: Tensor) -> Tensor:
         with policy.runtime.autocast():
-            logits: Tensor = policy.model(input_ids=ids, use_cache=False).logits
-        return logits
+            found: Tensor = model(input_ids=ids[None], use_cache=False)[output]
+        return found.float()
 
+    try:
+        outputs = [forward(row) for row in rows]
+        before, changed = outputs[0][:, :-1], forward(other)[:, :-1]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # architectures fail in different ways
+        problem = f"{family} does not run on token ids ({type(error).__name__}: {first_line(error)})"
+        raise UserError(key, problem, "give a causal language model") from error
+    if before.isnan().any():
+        raise UserError(key, f"{family} gives NaN for ordinary tokens", "use precision=fp32, or another model")
+    if not mean_gap(changed, before) <= tolerance * size(before):
+        problem = f"{family} reads the tokens that follow, as a masked language model does"
+        raise UserError(key, problem, "give a causal language model")
+    return torch.cat([response_logits(found, T) for found in outputs])
+
+
+def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float]:
+    """Compare the training pass with each row alone. Returns the rows' log-probs (B, T, V) and the tolerance."""
     precision = precision_of(policy)
-    logits = each_alone(key, family, forward, batch, SAME_SHAPES * TOLERANCE[precision])
+    logits = _each_alone(key, policy, policy.model, "logits", batch, SAME_SHAPES * TOLERANCE[precision])
     # large logits, as GPT-2 has, have larger rounding errors
     step = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
     tolerance = TOLERANCE[precision] + step / 2 * size(logits)
     expected = logits.log_softmax(-1)
     of_tokens = expected.gather(-1, batch[2][..., None]).squeeze(-1)  # (B, T)
-    gap = mean_gap(_logprobs(policy, batch), of_tokens, mask)
-    if gap <= tolerance:
-        return expected, tolerance
-    one_by_one = [_logprobs(policy, tuple(part[row : row + 1] for part in batch)) for row in range(B)]  # type: ignore[arg-type]
-    if mean_gap(torch.cat(one_by_one), of_tokens, mask) <= tolerance:
-        problem = f"log-probs of {family} depend on the other rows of a batch: {gap:.2g} nats a token"
-        raise UserError(key, problem, "choose a model that computes each row by itself")
-    problem = f"log-probs of {family} depend on the padding to their left: {gap:.2g} nats a token"
-    raise UserError(key, problem, "choose a model that masks padding, as models of attention layers do")
+    gap = mean_gap(_logprobs(policy, batch), of_tokens, batch[3])
+    if not gap <= tolerance:
+        raise _depends(key, policy.model, f"log-probs by {gap:.2g} nats a token")
+    return expected, tolerance
 
 
-def _check_decoding(key: str, backend: str, policy: Policy, batch: Batch, expected: Tensor, tolerance: float) -> None:
-    """Check prefill and steps on the backend's cache. Suggests the other backend only if that works."""
-    problem = _decoding_problem(backend, policy, batch, expected, tolerance)
-    if problem is None:
-        return
-    family, other = type(base_of(policy.model)).__name__, "hf" if backend == "static" else "static"
-    if _decoding_problem(other, policy, batch, expected, tolerance) is None:
-        problem = f"{backend} does not sample from {family}: {problem}"
-        raise UserError("generation.backend", problem, f"use generation.backend={other}")
-    problem = f"hf and static do not sample from {family}: with {backend}, {problem}"
-    raise UserError(key, problem, "choose another model")
+def _check_critic(key: str, value: SeparateValue, policy: Policy, batch: Batch) -> None:
+    """Compare the hidden states of the critic's trunk with each row alone, as a new head gives 0 for any."""
+    tolerance = TOLERANCE[precision_of(policy)]
+    expected = _each_alone(key, policy, value.trunk, "last_hidden_state", batch, SAME_SHAPES * tolerance)  # (B, T, H)
+    gap = mean_gap(value.hidden_states(*batch), expected, batch[3]) / size(expected)
+    if not gap <= tolerance:
+        raise _depends(key, value.trunk, f"hidden states by {gap:.0%}")
 
 
-def _decoding_problem(backend: str, policy: Policy, batch: Batch, expected: Tensor, tolerance: float) -> str | None:
+def _depends(key: str, model: Any, gap: str) -> UserError:
+    problem = f"outputs of {type(base_of(model)).__name__} depend on padding or on the other rows of a batch: {gap}"
+    return UserError(key, problem, "choose a model that masks padding and computes each row by itself")
+
+
+def _check_decoding(backend: str, policy: Policy, batch: Batch, expected: Tensor, tolerance: float) -> None:
+    """Check prefill and steps on the backend's cache."""
     prompt_ids, prompt_mask, ids, _ = batch
     rows, stay = (torch.tensor(which, device=ids.device) for which in (range(B), STAY))
-    gaps = []
+    gap = 0.0
     try:
         with policy.runtime.autocast():
             decoding = DECODERS[backend](policy, prompt_ids, prompt_mask)
             logits = decoding.prefill()
             for t in range(T):
-                gaps.append(mean_gap(logits.float().log_softmax(-1), expected[rows, t]))
+                gap += mean_gap(logits.float().log_softmax(-1), expected[rows, t]) / T
                 if t == 2 and decoding.keep(stay):
                     rows = stay
                 if t < T - 1:
@@ -146,9 +186,14 @@ def _decoding_problem(backend: str, policy: Policy, batch: Batch, expected: Tens
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # architectures fail in different ways
-        return f"{type(error).__name__} ({first_line(error)})"
-    gap = sum(gaps) / T
-    return None if gap <= tolerance else f"log-probs are {gap:.2g} nats off those of a plain forward"
+        problem = f"{type(error).__name__} ({first_line(error)})"
+    else:
+        problem = f"log-probs are {gap:.2g} nats off those of a plain forward"
+        if gap <= tolerance:
+            return
+    problem = f"{backend} does not sample from {type(base_of(policy.model)).__name__}: {problem}"
+    other = "hf" if backend == "static" else "static"
+    raise UserError("generation.backend", problem, f"try generation.backend={other}, or choose another model")
 
 
 def _dynamic(policy: Policy, ids: Tensor, mask: Tensor) -> DecodingBatch:
@@ -161,22 +206,6 @@ def _static(policy: Policy, ids: Tensor, mask: Tensor) -> DecodingBatch:
 
 
 DECODERS: dict[str, Callable[[Policy, Tensor, Tensor], DecodingBatch]] = {"hf": _dynamic, "static": _static}
-
-
-def _check_critic(key: str, value: SeparateValue, policy: Policy, batch: Batch) -> None:
-    """Compare the hidden states of the critic's trunk with each row alone, as a new head gives 0 for any."""
-    family, tolerance = type(value.trunk).__name__, TOLERANCE[precision_of(policy)]
-
-    def forward(ids: Tensor) -> Tensor:
-        with policy.runtime.autocast():
-            hidden: Tensor = value.trunk(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden
-
-    expected = each_alone(key, family, forward, batch, SAME_SHAPES * tolerance)  # (B, T, H)
-    gap = mean_gap(value.hidden_states(*batch), expected, batch[3]) / size(expected)
-    if not gap <= tolerance:
-        problem = f"values of {family} depend on padding or on the other rows of a batch: hidden states by {gap:.0%}"
-        raise UserError(key, problem, "choose a critic that masks padding and computes each row by itself")
 
 
 def _check_training_mode(key: str, policy: Policy, value: Value | None, batch: Batch, *, dropout: bool) -> None:
@@ -194,24 +223,30 @@ def _check_training_mode(key: str, policy: Policy, value: Value | None, batch: B
             if dropout and ".lora_dropout." in name:
                 module.eval()
         found = passes()
-        owners = [policy.model, *([] if value is None else [value])]
-        noisy = [name for owner in owners for name, module in owner.named_modules() if _is_noisy(module)]
         if value is not None:
             value.eval()
     gap = max(mean_gap(a, b, batch[3]) for a, b in zip(found, expected, strict=True))
     if not gap <= SAME_SHAPES * TOLERANCE[precision_of(policy)]:
-        names = f"{', '.join(noisy[:3]) or 'no module known as dropout'}{', …' if noisy[3:] else ''}"
-        problem = f"log-probs or values in training and evaluation mode differ by {gap:.2g}, due to noise in {names}"
+        problem = f"log-probs or values in training and evaluation mode differ by {gap:.2g}, as with dropout"
         raise UserError(key, problem, "set the dropout to 0 in the config.json of the model or adapter")
-
-
-def _is_noisy(module: nn.Module) -> bool:
-    """Whether a module in training mode is a dropout layer, or has a dropout attribute, above 0."""
-    numbers = [value for name, value in vars(module).items() if any(part in name for part in NOISE)]
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        numbers.append(module.p)
-    return module.training and any(isinstance(number, float) and number > 0 for number in numbers)
 
 
 def _logprobs(policy: Policy, batch: Batch) -> Tensor:
     return policy.logprobs(*batch, temperature=1.0)[0]
+
+
+def size(outputs: Tensor) -> float:
+    """Mean magnitude of the finite outputs."""
+    return outputs[outputs.isfinite()].abs().mean().item()
+
+
+def mean_gap(a: Tensor, b: Tensor, mask: Tensor | None = None) -> float:
+    """Mean |a − b|, of (B, T, ...) where `mask` (B, T) is True. Equal infinities differ by 0."""
+    difference = torch.where(a == b, 0.0, (a - b).abs().float())
+    return (difference if mask is None else difference[mask]).mean().item()
+
+
+def precision_of(policy: Policy) -> str:
+    """The precision of the arithmetic, which half-precision weights lower too."""
+    half = policy.runtime.bf16 or any(p.dtype in (torch.bfloat16, torch.float16) for p in policy.model.parameters())
+    return "bf16" if half else "fp32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import time
@@ -21,7 +20,6 @@ from apa_cli.data.prompts import Prompt
 from apa_cli.files import new_file
 
 KIND = "apa-cli reference log-probs 1"
-PARTIAL_SECONDS = 24 * 3600.0  # age at which an unfinished file is abandoned
 DISK_ERRORS = (OSError, SafetensorError)
 
 
@@ -68,50 +66,29 @@ def reference_logprobs(
 
     A damaged file is replaced with a warning; a file that cannot be written is a warning.
     """
-    lengths = [len(row.logged.token_ids) for row in rows if row.logged is not None]
-    starts = [0, *accumulate(lengths)]
+    starts = [0, *accumulate(len(row.logged.token_ids) for row in rows if row.logged is not None)]
     file = folder / f"reference_{key[:32]}.safetensors"
     if file.is_file():
-        flat, fault = _read(file, key, starts[-1])
-        if flat is not None:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                facts, flat = opened.metadata() or {}, opened.get_tensor("logprobs")
+            if (facts.get("key"), facts.get("sha256"), len(flat)) != (key, _checksum(flat), starts[-1]):
+                raise OSError("it is of other data, or its checksum is wrong")
             note(f"reference log-probs of {len(rows):,} logged responses, from {file}")
             return ReferenceLogprobs(flat=flat, starts=starts)
-        warn(f"{file} is damaged ({fault}), and is made again")
+        except DISK_ERRORS as error:
+            warn(f"{file} is damaged ({' '.join(str(error).split())[:200]}), and is made again")
     began = time.perf_counter()
     flat = torch.cat(compute(rows)).float().cpu().contiguous()
     note(f"reference log-probs of {len(rows):,} logged responses, made in {time.perf_counter() - began:.1f} s")
     try:
-        _write(file, flat, key)
+        folder.mkdir(parents=True, exist_ok=True)
+        with new_file(file) as beside:
+            save_file({"logprobs": flat}, beside, {"key": key, "sha256": _checksum(flat)})
         note(f"kept in {file}")
     except DISK_ERRORS as error:
         warn(f"reference log-probs could not be kept ({error}): the next run makes them again")
     return ReferenceLogprobs(flat=flat, starts=starts)
-
-
-def _read(file: Path, key: str, tokens: int) -> tuple[Tensor | None, str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            facts, flat = opened.metadata() or {}, opened.get_tensor("logprobs")
-    except DISK_ERRORS as error:
-        return None, " ".join(str(error).split())[:200]
-    if facts.get("key") != key:
-        return None, "it is of other data or another model"
-    if flat.shape != (tokens,) or flat.dtype != torch.float32:
-        return None, f"{tuple(flat.shape)} {flat.dtype} for {tokens} tokens"
-    if facts.get("sha256") != _checksum(flat):
-        return None, "its checksum is wrong"
-    return flat, ""
-
-
-def _write(file: Path, flat: Tensor, key: str) -> None:
-    """Write the file, whether or not another run writes it too, and remove abandoned temporary files."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    for left in file.parent.glob(".reference_*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # another run has just finished it
-            if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
-                left.unlink()
-    with new_file(file) as beside:
-        save_file({"logprobs": flat}, beside, {"key": key, "sha256": _checksum(flat)})
 
 
 def _checksum(flat: Tensor) -> str:

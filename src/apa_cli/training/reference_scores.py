@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -42,18 +43,14 @@ class ReferenceScores:
     def __init__(self, config: TrainConfig, reference: Reference, scorers: Scorers, rows: Sequence[Prompt]) -> None:
         self.config, self.rows = config, rows
         self.keys = [_key(row) for row in rows]
-        rewards = {name: found for name, found in digests(config, [], []).items() if name.startswith("reward.")}
+        models = {name: model for name, model in scorers.models().items() if name.startswith("reward")}
         circumstances = {
             "reference": reference_fingerprint(reference),
             "samples": config.advantage.reference_samples,
             "generation": asdict(replace(config.generation, backend="hf", rows=None)),
             "reward": asdict(config.reward),
-            "files": rewards,
-            "commits": {
-                name: getattr(getattr(model, "config", None), "_commit_hash", None)  # of the Hub
-                for name, model in scorers.models().items()
-                if name.startswith("reward")
-            },
+            "files": {name: found for name, found in digests(config, [], []).items() if name.startswith("reward.")},
+            "commits": {name: getattr(getattr(m, "config", None), "_commit_hash", None) for name, m in models.items()},
             "shape": [config.objective.missing_eos_penalty, config.objective.score_clip],
             "precision": config.precision,
             "seed": config.seed,
@@ -127,17 +124,13 @@ def _key(row: Prompt) -> str:
 
 def _read(file: Path) -> dict[str, list[float]]:
     """What the file holds; a line that is torn or damaged is left out, and drawn again."""
-    if not file.is_file():
-        return {}
     found: dict[str, list[float]] = {}
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
             record = json.loads(line)
-            key, scores, checksum = record["prompt"], record["scores"], record["sha256"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if checksum == _checksum(key, scores):
-            found.setdefault(key, [float("nan") if score is None else score for score in scores])
+            if record["sha256"] == _checksum(record["prompt"], record["scores"]):
+                scores = [float("nan") if score is None else score for score in record["scores"]]
+                found.setdefault(record["prompt"], scores)
     return found
 
 
@@ -146,20 +139,13 @@ def _append(file: Path, made: dict[str, list[float]]) -> None:
     lines = []
     for key, scores in made.items():
         kept = [score if score == score else None for score in scores]  # JSON has no NaN
-        lines.append(json.dumps({"prompt": key, "scores": kept, "sha256": _checksum(key, kept)}))
+        lines.append(json.dumps({"prompt": key, "scores": kept, "sha256": _checksum(key, kept)}) + "\n")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as opened:
-            torn = opened.tell() > 0 and not _ends_with_newline(file)
-            opened.write(("\n" if torn else "") + "\n".join(lines) + "\n")
+            opened.write("\n" + "".join(lines))  # the line before may be torn
     except OSError as error:
         _log.warning("reference scores could not be kept (%s): the next run draws them again", error)
-
-
-def _ends_with_newline(file: Path) -> bool:
-    with file.open("rb") as opened:
-        opened.seek(-1, 2)
-        return opened.read(1) == b"\n"
 
 
 def _checksum(key: str, scores: list[float | None]) -> str:

