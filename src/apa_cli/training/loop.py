@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from apa_cli.checkpoints.store import CheckpointStore
 from apa_cli.config.schema import TrainConfig
@@ -79,22 +79,14 @@ def save_if_due(run: Run, state: TrainingState, after: Judgement | None) -> None
             checkpoints.mark_best(saved, after.metrics)
 
 
-def judge_initial_again(run: Run, state: TrainingState) -> None:
-    """For a run that goes on without a judgement of its initial policy, or with one of another time's prompts."""
-    known = state.initial
-    if not run.held_out or (state.iteration == 0 and state.work is None):
+def check_initial(run: Run, state: TrainingState) -> None:
+    """Drop a resumed judgement of the initial policy on other prompts, with which nothing can be compared."""
+    known, begins = state.initial, state.iteration == 0 and state.work is None
+    if begins or not run.held_out:
         return
-    if known is not None and known.opponents and [r.prompt for r in known.responses] == [p.text for p in run.held_out]:
-        return
-    if run.config.reference.path is not None:
+    if known is None or not known.opponents or [r.prompt for r in known.responses] != [p.text for p in run.held_out]:
         state.initial = None
         run.tracker.warn("the checkpoint has no evaluation of the initial policy on these prompts: no win rates")
-        return
-    with run.learner.models.reference.active() as start:
-        run.tracker.note("evaluating the initial policy again: the checkpoint has no such evaluation on these prompts")
-        models = replace(run.learner.models, policy=start)
-        again = replace(run, learner=replace(run.learner, models=models))
-        state.initial = judge(again, state, 0, initial=True, log=False)
 
 
 def judge(

@@ -116,7 +116,14 @@ def announce_models(config: TrainConfig, runtime: Runtime, note: Say) -> Plan | 
     for name, weights, *counts, parameters, gradients, states in plan.roles.values():
         sizes = [gib(number) if number else "–" for number in (parameters, gradients, states)]
         note(row.format(name, *(f"{number:,}" if number else "–" for number in counts), *sizes, weights))
-    check_fits(plan)
+    if plan.available_bytes is not None and plan.certain_bytes > plan.available_bytes:
+        largest = max(plan.roles.values(), key=lambda role: role.bytes)
+        problem = (
+            f"weights, gradients and optimizer states take {gib(plan.certain_bytes)}, and {gib(plan.available_bytes)} "
+            f"are free on {plan.device}; the largest part is the {largest.name} with {gib(largest.bytes)}"
+        )
+        remedy = "add policy=lora, value=shared, optimizer.name=adamw_8bit, precision=bf16, or take a smaller model"
+        raise UserError("policy.path", problem, remedy)
     return plan
 
 
@@ -136,24 +143,10 @@ def announce_estimates(
     total = f"models {gib(plan.certain_bytes)}, at most about {gib(plan.process_bytes + expected)}{libraries}"
     note(f"{'memory':<10} {total}; {plan.device}: {free}")
     if plan.estimates and available is not None and expected > available:
-        most = max(plan.estimates, key=lambda estimate: estimate.bytes)
         warn(
-            f"about {gib(expected)} may be needed, most of it beyond the models for {most.name}, and {gib(available)} "
-            f"are free on {plan.device}: if memory runs out, lower training.microbatch_tokens or rollout.batch_size, "
-            "or set policy.gradient_checkpointing=true"
+            f"about {gib(expected)} may be needed, and {gib(available)} are free on {plan.device}: if memory runs out, "
+            "lower training.microbatch_tokens or rollout.batch_size, or set policy.gradient_checkpointing=true"
         )
-
-
-def check_fits(plan: Plan) -> None:
-    """Raise UserError if weights, gradients and optimizer states alone exceed the free memory."""
-    if plan.available_bytes is not None and plan.certain_bytes > plan.available_bytes:
-        largest = max(plan.roles.values(), key=lambda role: role.bytes)
-        problem = (
-            f"weights, gradients and optimizer states take {gib(plan.certain_bytes)}, and {gib(plan.available_bytes)} "
-            f"are free on {plan.device}; the largest part is the {largest.name} with {gib(largest.bytes)}"
-        )
-        remedy = "add policy=lora, value=shared, optimizer.name=adamw_8bit, precision=bf16, or take a smaller model"
-        raise UserError("policy.path", problem, remedy)
 
 
 def gib(number: float) -> str:
@@ -241,13 +234,13 @@ def with_estimates(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: S
     """The plan with what sampling and the update need for prompts and logged responses of these lengths."""
     for model in plan.models:
         model.float().eval()  # the meta device has no autocast
-    estimates = [_generation(plan.models[0], config, runtime, prompts), _update(plan, config, runtime, prompts)]
+    estimates = [part(plan, config, runtime, prompts) for part in (_generation, _update)]
     return replace(plan, estimates=[estimate for estimate in estimates if estimate.bytes])
 
 
-def _generation(model: Any, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
+def _generation(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
     """The KV cache, and beside it a step's logits."""
-    T, device = config.generation.max_new_tokens, runtime.device.type
+    model, T, device = plan.models[0], config.generation.max_new_tokens, runtime.device.type
     rows = config.evaluation.prompts if config.rollout.offline else config.rollout.batch_size
     if config.generation.backend == "hf":
         rows = rows_at_once(config.generation.rows, rows, device)
@@ -260,26 +253,23 @@ def _generation(model: Any, config: TrainConfig, runtime: Runtime, prompts: Sequ
     return Estimate("generation", int((token * rows * (P + T) + logits) * HEAP[device]), of)
 
 
-def largest_microbatch(prompts: Sequence[Prompt], config: TrainConfig, device: str) -> tuple[int, int, int, bool]:
-    """Rows, longest prompt and response of the update's largest micro-batch, and whether a minibatch has several."""
+def largest_microbatch(prompts: Sequence[Prompt], config: TrainConfig, device: str) -> tuple[int, int, int]:
+    """Rows, longest prompt and longest response of the update's largest micro-batch, in batches drawn at random."""
     T, k, draw = config.generation.max_new_tokens, config.rollout.responses_per_prompt, random.Random(0)
-    largest, several = (0, 0, 0, 0), False
+    found = []
     for _ in range(DRAWS):
-        rows = [row for row in draw.choices(prompts, k=config.rollout.prompts) for _ in range(k)]
-        rows = draw.sample(rows, config.training.minibatch_size)
+        rows = draw.sample(draw.choices(prompts, k=config.rollout.prompts) * k, config.training.minibatch_size)
         asked = [len(row.token_ids) for row in rows]
         answers = [T if row.logged is None else len(row.logged.token_ids) for row in rows]
-        pieces = plan_microbatches(asked, answers, config.training.microbatch_tokens, device_type=device)
-        several |= len(pieces) > 1
-        for part in pieces:
+        for part in plan_microbatches(asked, answers, config.training.microbatch_tokens, device_type=device):
             P, R = max(asked[i] for i in part), max(answers[i] for i in part)
-            largest = max(largest, (len(part) * (P + R), len(part), P, R))
-    return *largest[1:], several
+            found.append((len(part) * (P + R), len(part), P, R))
+    return max(found)[1:]
 
 
 def _update(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
     """The largest of the policy's backward, a separate critic's backward after it, and the optimizer step."""
-    rows, prompt, response, several = largest_microbatch(prompts, config, runtime.device.type)
+    rows, prompt, response = largest_microbatch(prompts, config, runtime.device.type)
     kept = []
     for model in plan.models:
         layers, tokens = model.config.get_text_config().num_hidden_layers, rows * (prompt + response)
@@ -293,7 +283,7 @@ def _update(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence
     logits, hidden = (4 * rows * response * size for size in weight.shape)  # bytes of the scored positions
     head = min(logits, KEEP_BYTES[runtime.device.type]) + weight.nbytes if weight.requires_grad else hidden
     policy, critic = plan.roles["policy"].gradient_bytes, plan.roles["value"].gradient_bytes
-    before = policy + critic if several else 0  # gradients of earlier micro-batches
+    before = policy + critic if rows < config.training.minibatch_size else 0  # gradients of earlier micro-batches
     moments = [policy + critic, before + kept[0] + head]
     if config.value.kind in ("separate", "adapter"):
         moments.append((before or policy) + kept[-1])

@@ -47,7 +47,7 @@ from apa_cli.training.ending import conclude, save_what_there_is, write_summary
 from apa_cli.training.inputs import VERSIONS_FILE, versions_of
 from apa_cli.training.iteration import Learner
 from apa_cli.training.logged_data import read_logged, view_of_reference
-from apa_cli.training.loop import Run, judge_initial_again, training_loop
+from apa_cli.training.loop import Run, check_initial, training_loop
 from apa_cli.training.memory_plan import announce_estimates, announce_models, show_plan
 from apa_cli.training.optimizer import check_optimizer, lost_share
 from apa_cli.training.reference_scores import ReferenceScores
@@ -248,7 +248,7 @@ def _train(run: Run, state: TrainingState, started: float) -> Judgement | None:
     """The loop. An early end saves what was learnt."""
     earlier = state.seconds
     try:
-        judge_initial_again(run, state)
+        check_initial(run, state)
         if run.reference_scores is not None:
             left = run.config.training.iterations - state.iteration
             with run.steward.interrupts.immediate():

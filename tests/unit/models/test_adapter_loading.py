@@ -105,23 +105,6 @@ def test_an_adapter_that_changed_its_base_is_refused(policy_dir, tmp_path, start
         load_models(make_config(base, policy__adapter__path=str(folder)), CPU)
 
 
-def test_a_converted_adapter_is_taken(policy_dir, tmp_path):
-    base = policy_dir(kind="llama")
-    torch.manual_seed(1)
-    settings = LoraConfig(r=2, init_lora_weights="pissa", **LAYERS)
-    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), settings).eval()
-    settings.init_lora_weights = True
-    model.save_pretrained(tmp_path / "start")
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data += 0.05 * torch.randn_like(weight)
-    settings.init_lora_weights = "pissa"
-    model.save_pretrained(tmp_path / "plain", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
-    policy = load_models(make_config(base, policy__adapter__path=str(tmp_path / "plain")), CPU).policy
-    ids = torch.arange(1, 9)[None]
-    assert_close(policy.model(ids).logits, model(ids).logits, atol=2e-6, rtol=0)
-
-
 @pytest.mark.parametrize("kind", NEW)
 def test_lora_finds_its_layers(tmp_path, plain_tokenizer, kind):
     """It trains, its reference stays the base, and what is saved loads again in plain PEFT."""

@@ -11,7 +11,7 @@ import fake_vllm
 import pytest
 import torch
 from scipy import stats
-from tiny_models import CPU, FAMILIES, make_chat_tokenizer, make_config, save_adapter, save_policy, uneven_batch
+from tiny_models import CPU, FAMILIES, make_config, uneven_batch
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -67,18 +67,6 @@ def test_logprobs_are_those_of_a_plain_forward(policy_dir, kind, backend, many_b
     rollout = sample(policy, uneven_batch(policy, 16), generation)
     assert rollout.response_mask.sum() > 100
     check_logprobs(policy, rollout, 0.7)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_with_an_adapter(policy_dir, backend, tmp_path):
-    """Of the policy with its adapter; neither it nor the base is changed by being handed over."""
-    adapter = {"policy__adapter__path": str(save_adapter(tmp_path, policy_dir(kind="llama")))}
-    policy, generation = load(policy_dir(kind="llama"), **adapter, generation__backend=backend)
-    before = {name: parameter.clone() for name, parameter in policy.model.named_parameters()}
-    torch.manual_seed(1)
-    check_logprobs(policy, sample(policy, uneven_batch(policy, 8), generation))
-    for name, parameter in policy.model.named_parameters():
-        assert torch.equal(parameter, before[name])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -160,17 +148,6 @@ def test_no_more_rows_than_asked_for_hold_a_cache(policy_dir, monkeypatch):
     policy.model.register_forward_pre_hook(count)
     sample(policy, uneven_batch(policy, 48), generation)
     assert max(most) == 10
-
-
-def test_groups_hold_rows_of_like_length_and_no_prompt_in_two():
-    lengths = torch.tensor([5, 2, 2, 2, 5, 5, 3, 3])
-    mask = torch.arange(5) >= 5 - lengths[:, None]
-    ids = torch.where(mask, torch.tensor([7, 1, 1, 1, 8, 8, 9, 9])[:, None], 0)
-    plan = [rows.tolist() for rows in hf.plan_groups(ids, mask, 4)]
-    assert plan == [[0, 4, 5], [6, 7], [1, 2, 3]]
-    assert [rows.tolist() for rows in hf.plan_groups(ids, mask, 8)] == [list(range(8))]
-    alone = [rows.tolist() for rows in hf.plan_groups(ids, mask, 2)]  # three rows of one prompt are too many for two
-    assert alone == [[0], [4, 5], [6, 7], [1, 2], [3]]
 
 
 def test_a_choice_in_blocks_of_rows_is_the_choice_of_all(monkeypatch):
@@ -374,29 +351,6 @@ def test_a_prompt_that_is_repeated_is_read_once(policy_dir, kind, monkeypatch):
     assert rollout.response_mask.sum() > 100
     check_logprobs(policy, rollout)
     assert len({tuple(row.tolist()) for row in rollout.response_ids[:4]}) > 1
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_templates_end_of_turn_ends_a_response(tmp_path, backend):
-    """It is not EOS, and counts as one: in the mask, as an end, and not in the text."""
-    tokenizer = make_chat_tokenizer("chatml")
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    save_policy(tmp_path, tokenizer, kind="llama")
-    model = LlamaForCausalLM.from_pretrained(tmp_path)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[tokenizer.eos_token_id] = -model.model.embed_tokens.weight[end]  # tied
-    model.save_pretrained(tmp_path)
-    policy, generation = load(tmp_path, generation__backend=backend, generation__max_new_tokens=40)
-    assert policy.eos_token_ids == [tokenizer.eos_token_id, end]
-    torch.manual_seed(1)
-    rollout = sample(policy, uneven_batch(policy, 64), generation)
-    last = torch.tensor([ids[mask][-1] for ids, mask in zip(rollout.response_ids, rollout.response_mask, strict=True)])
-    assert (last == end).sum() >= 3
-    for ids, mask, ended in zip(rollout.response_ids, rollout.response_mask, rollout.ended, strict=True):
-        inside = ids[mask]
-        assert not set(inside[:-1].tolist()) & {tokenizer.eos_token_id, end}
-        assert bool(ended) == (inside[-1] in (tokenizer.eos_token_id, end))
-    assert not any("<|im_end|>" in text for text in decode(policy, rollout, []))
 
 
 def test_an_end_that_is_an_ordinary_token_is_not_part_of_the_text(policy_dir, plain_tokenizer):

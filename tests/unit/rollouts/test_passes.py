@@ -90,23 +90,3 @@ def test_rows_of_each_network_in_an_iteration(policy_dir, objective, value, monk
     plainly(models, rollout, targets, config)
     expected = {"policy": EPOCHS * ROWS, **({"value": EPOCHS * ROWS} if value == "separate" else {})}
     assert rows(watched.take()) == expected
-
-
-@pytest.mark.parametrize("objective", ["apa", "ppo"])
-def test_every_micro_batch_is_trimmed_to_its_own_longest(policy_dir, objective):
-    config, models, watched = setting(policy_dir, objective, "separate")
-    rollout = sample(models.policy, uneven_batch(models.policy, ROWS), config.generation)
-    watched.take()
-    budget = 40
-    with_passes(rollout, models, objective, budget)
-    plan = rollout.microbatches(budget)
-    assert len(plan) > 3
-    wanted = []
-    for batch in plan:
-        prompts = [int(rollout.prompt_mask[row].sum()) for row in batch]
-        responses = [int(rollout.response_mask[row].sum()) for row in batch]
-        wanted.append((len(batch), max(prompts) + max(responses)))
-    padded = rollout.prompt_mask.shape[1] + rollout.response_mask.shape[1]
-    assert any(width < padded for _, width in wanted)
-    for name, batches in watched.take().items():
-        assert batches == wanted, name

@@ -17,33 +17,24 @@ from apa_cli.training.optimizer import (
     set_learning_rate,
 )
 
+ROOT = 0.5**0.5 / 2
 
-def factors(iterations, **settings):
+
+@pytest.mark.parametrize(
+    ("iterations", "settings", "factors"),
+    [
+        (4, {}, [1.0] * 5),
+        (6, {"warmup_iterations": 4}, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]),
+        (4, {"schedule": "linear"}, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        (6, {"schedule": "linear", "warmup_iterations": 2}, [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]),
+        (4, {"schedule": "cosine"}, [1.0, 0.5 + ROOT, 0.5, 0.5 - ROOT, 0.0]),
+        (4, {"schedule": "cosine", "warmup_iterations": 2}, [0.5, 1.0, 1.0, 0.5, 0.0]),
+        (2, {"schedule": "cosine", "warmup_iterations": 2}, [0.5, 1.0]),
+    ],
+)
+def test_the_schedule_by_hand(iterations, settings, factors):
     config = OptimizerConfig(**settings)
-    return [learning_rate_factor(i, iterations, config) for i in range(iterations + 1)]
-
-
-def test_constant():
-    assert factors(4) == [1.0] * 5
-
-
-def test_warmup_is_linear_and_never_zero():
-    assert factors(6, warmup_iterations=4) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
-
-
-def test_linear():
-    assert factors(4, schedule="linear") == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert factors(6, schedule="linear", warmup_iterations=2) == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
-
-
-def test_cosine():
-    root = 0.5**0.5 / 2
-    assert factors(4, schedule="cosine") == pytest.approx([1.0, 0.5 + root, 0.5, 0.5 - root, 0.0])
-    assert factors(4, schedule="cosine", warmup_iterations=2) == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.0])
-
-
-def test_warmup_over_the_whole_run():
-    assert factors(2, schedule="cosine", warmup_iterations=2)[:2] == [0.5, 1.0]
+    assert [learning_rate_factor(i, iterations, config) for i in range(len(factors))] == pytest.approx(factors)
 
 
 def test_policy_and_critic_have_rates_of_their_own(policy_dir):
