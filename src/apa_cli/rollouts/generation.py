@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from importlib import import_module
 
 import torch
 
@@ -10,7 +10,6 @@ from apa_cli.config import schema
 from apa_cli.data.prompts import PromptBatch
 from apa_cli.data.tokenization import tokens_after
 from apa_cli.models.policy import Policy
-from apa_cli.rollouts.backends import hf, static
 from apa_cli.rollouts.trajectory import Trajectory
 
 
@@ -19,18 +18,10 @@ def sample(
     policy: Policy, prompts: PromptBatch, config: schema.GenerationConfig, *, greedy: bool = False
 ) -> Trajectory:
     """One response per prompt, drawn from π_θ at `config.temperature` with the global random state."""
-    generate = _backend(config.backend)
+    generate = import_module(f"apa_cli.rollouts.backends.{config.backend}").generate  # vLLM is imported on demand
     with policy.runtime.autocast():
-        return generate(policy, prompts.prompt_ids, prompts.prompt_mask, config, greedy=greedy)
-
-
-def _backend(name: str) -> Callable[..., Trajectory]:
-    """vLLM is imported on demand."""
-    if name == "vllm":
-        from apa_cli.rollouts.backends import vllm
-
-        return vllm.generate
-    return {"hf": hf.generate, "static": static.generate}[name]
+        trajectory: Trajectory = generate(policy, prompts.prompt_ids, prompts.prompt_mask, config, greedy=greedy)
+    return trajectory
 
 
 def decode(policy: Policy, rollout: Trajectory, stop: list[str]) -> list[str]:

@@ -98,11 +98,11 @@ def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) ->
                 _begin(resumption, tracker, overrides, versions)
                 after = _train(run, state, started)
                 summary = conclude(run, state, after, started)
-            except KeyboardInterrupt as interruption:
-                logging.getLogger(LOGGER).info("stopped by %s", interruption or "an interrupt", extra=QUIETLY)
-                raise
-            except (UserError, RunError) as error:  # with the traceback of the user's code only
-                logging.getLogger(LOGGER).error("stopped: %s", error, exc_info=error.__cause__, extra=QUIETLY)
+            except (KeyboardInterrupt, UserError, RunError) as error:  # with the traceback of the user's code only
+                said = f"stopped: {error}"
+                if isinstance(error, KeyboardInterrupt):
+                    said = f"stopped by {error or 'an interrupt'}"
+                logging.getLogger(LOGGER).error("%s", said, exc_info=error.__cause__, extra=QUIETLY)
                 raise
             except Exception as error:
                 logging.getLogger(LOGGER).error("stopped by %s", type(error).__name__, exc_info=True, extra=QUIETLY)
@@ -128,7 +128,15 @@ def _prepare(
     models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
     scorers = load_scorers(config, models.policy, runtime, modules=modules)
     check_agreement(models.policy, models.reference, models.value, config)
-    _warn(config, models, tracker)
+    if config.generation.top_k or config.generation.top_p < 1:
+        tracker.warn(
+            "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "
+            "KL and ratios are those of a distribution that was not sampled from"
+        )
+    if (caution := objective_of(config.objective).caution()) is not None:
+        tracker.warn(caution)
+    if not models.policy.eos_token_ids and not config.generation.stop:
+        tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")
     if config.training.compile:
         tracker.note("compiling the update's transformers")
         compile_trunks(models.policy, models.value)
@@ -168,14 +176,9 @@ def _prepare(
     if config.advantage.name == "reference":
         initial = ReferenceScores(config, models.reference, scorers, rows)
         stream.skip = initial.unsolved if config.advantage.drop_unsolved else stream.skip
+    scored = initial.of if initial is not None else None
     run = Run(
-        learner=Learner(
-            config=config,
-            models=models,
-            source=source,
-            scorers=scorers,
-            reference_scores=initial.of if initial is not None else None,
-        ),
+        learner=Learner(config=config, models=models, source=source, scorers=scorers, reference_scores=scored),
         reference_scores=initial,
         steward=steward,
         held_out=held_out.prompts,
@@ -209,15 +212,10 @@ def _read_prompts(
     tracker.phase("")
     if (seconds := time.perf_counter() - started) > 1:
         tracker.note(f"{len(rows) + len(held_out.prompts):,} prompts read and tokenized in {seconds:.1f} s")
+    T, tokenizer = config.generation.max_new_tokens, models.policy.tokenizer
     for name, (room, known) in models.limits().items():
-        check_room(
-            [*rows, *held_out.prompts],
-            max_new_tokens=config.generation.max_new_tokens,
-            room=room,
-            known=known,
-            tokenizer=models.policy.tokenizer,
-            model=name,
-        )
+        everything = [*rows, *held_out.prompts]
+        check_room(everything, max_new_tokens=T, room=room, known=known, tokenizer=tokenizer, model=name)
     asked = config.training.iterations * config.rollout.prompts
     if prompts.drawn and asked > len(rows):
         tracker.warn(f"{prompts.drawn}, and the run asks for {asked:,} prompts: raise data.max_rows, or prompts repeat")
@@ -265,19 +263,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-
-
-def _warn(config: TrainConfig, models: Models, tracker: Tracker) -> None:
-    generation = config.generation
-    if generation.top_k or generation.top_p < 1:
-        tracker.warn(
-            "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "
-            "KL and ratios are those of a distribution that was not sampled from"
-        )
-    if (caution := objective_of(config.objective).caution()) is not None:
-        tracker.warn(caution)
-    if not models.policy.eos_token_ids and not generation.stop:
-        tracker.warn("the policy has no EOS token: every response will be max_new_tokens long")
 
 
 def _log_readings(models: Models, rewards: Scorers, prompts: PromptSet, shown: Prompt, tracker: Tracker) -> None:

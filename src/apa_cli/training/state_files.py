@@ -66,7 +66,7 @@ def save_training_state(state: TrainingState, folder: Path) -> None:
     """Write iteration, data position, moments, steered λ or β, optimizer, random states and unfinished work."""
     folder.mkdir(parents=True, exist_ok=True)
     random = state.random_states()
-    numbers = {**state.scalars(), "random": random.numbers, "work": _work_numbers(state.work)}
+    numbers = {**state.scalars(), "random": random.numbers, "work": state.work and _work_numbers(state.work)}
     (folder / STATE_FILE).write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     fault_point()
     save_file(_optimizer_tensors(state.optimizer), folder / OPTIMIZER_FILE)
@@ -148,42 +148,38 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _work_numbers(work: Work | None) -> dict[str, Any] | None:
-    if work is None:
-        return None
-    progress = work.progress
+def _work_numbers(work: Work) -> dict[str, Any]:
     return {
         "metrics": work.metrics,
         "samples": [asdict(sample) for sample in work.samples],
-        "epochs": progress.epochs,
-        "rows": progress.rows,
-        "means": {name: [float(mean.total), float(mean.count)] for name, mean in progress.means.items()},
+        "epochs": work.progress.epochs,
+        "rows": work.progress.rows,
+        "means": {name: [float(mean.total), float(mean.count)] for name, mean in work.progress.means.items()},
         "skipped": work.skipped,
         "seconds": work.seconds,
     }
 
 
 def _work_tensors(work: Work) -> dict[str, Tensor]:
-    trajectory, targets = work.trajectory, work.targets
-    tensors: dict[str, Any] = {f"trajectory.{own.name}": getattr(trajectory, own.name) for own in fields(Trajectory)}
-    tensors |= {f"targets.{own.name}": getattr(targets, own.name) for own in fields(Targets)}
-    tensors["order"] = work.progress.order
-    return {name: tensor.contiguous() for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    records: dict[str, Any] = {"trajectory": work.trajectory, "targets": work.targets}
+    found = {f"{name}.{own.name}": getattr(part, own.name) for name, part in records.items() for own in fields(part)}
+    found["order"] = work.progress.order
+    return {name: tensor.contiguous() for name, tensor in found.items() if isinstance(tensor, Tensor)}
 
 
 def _work(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Work:
-    """Raises KeyError for the work of an earlier version, whose records were others."""
-
-    def part(name: str) -> dict[str, Any]:
-        return {key.removeprefix(name): value for key, value in tensors.items() if key.startswith(name)}
-
-    order = tensors.get("order")
+    """Raises KeyError or TypeError for the work of an earlier version, whose records were others."""
+    parts: dict[str, dict[str, Any]] = {"trajectory": {}, "targets": {}, "order": {}}
+    for key, tensor in tensors.items():
+        record, _, name = key.partition(".")
+        parts[record][name] = tensor
+    order = parts["order"].get("")
     progress = Progress(epochs=numbers["epochs"], order=None if order is None else order.cpu(), rows=numbers["rows"])
     for name, (total, count) in numbers["means"].items():
         progress.means[name].add(total, count)
     return Work(
-        trajectory=Trajectory(**part("trajectory.")),
-        targets=Targets(**part("targets.")),
+        trajectory=Trajectory(**parts["trajectory"]),
+        targets=Targets(**parts["targets"]),
         metrics=numbers["metrics"],
         samples=[Sample(**sample) for sample in numbers["samples"]],
         progress=progress,
@@ -193,8 +189,11 @@ def _work(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> Work:
 
 
 def _judgement(saved: dict[str, Any]) -> Judgement:
-    drawn = [
-        [JudgedResponse(**{**response, "token_ids": tuple(response["token_ids"])}) for response in saved.get(name, [])]
-        for name in ("responses", "opponents")  # checkpoints of before have no opponents
-    ]
-    return Judgement(metrics=saved["metrics"], responses=drawn[0], opponents=drawn[1])
+    drawn = {
+        name: [
+            JudgedResponse(**{**response, "token_ids": tuple(response["token_ids"])})
+            for response in saved.get(name, [])
+        ]
+        for name in ("responses", "opponents")
+    }
+    return Judgement(metrics=saved["metrics"], **drawn)

@@ -9,8 +9,9 @@ from tiny_models import UNEVEN, iterate, make_config, make_prompts, make_store, 
 from apa_cli.evaluation.judge import evaluate
 from apa_cli.models.device import select_runtime
 from apa_cli.models.roles import load_models
+from apa_cli.rewards.scorers import load_scorers
 from apa_cli.training.state import initial_state
-from apa_cli.training.state_files import load_training_state
+from apa_cli.training.state_files import Snapshot, load_training_state
 
 pytestmark = pytest.mark.cuda
 
@@ -49,7 +50,7 @@ def test_goes_on_from_a_checkpoint(policy_dir, tmp_path):
     models, state = begin(config)
     torch.manual_seed(0)
     iterate(config, models, state)
-    saved = make_store(tmp_path, config.checkpoint).save(models, state)
+    saved = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     expected = iterate(config, models, state)
     models, state = begin(config, saved)
     load_training_state(state, saved / "trainer_state")
@@ -60,5 +61,6 @@ def test_judging_leaves_the_gpus_random_state_alone(policy_dir):
     config = make_config(policy_dir(), device="cuda")
     models, _ = begin(config)
     before = torch.cuda.get_rng_state()
-    evaluate(models, make_prompts(models.policy.tokenizer, UNEVEN), config)
+    scorers = load_scorers(config, models.policy, models.runtime)
+    evaluate(models, scorers, make_prompts(models.policy.tokenizer, UNEVEN), config)
     assert torch.equal(torch.cuda.get_rng_state(), before)

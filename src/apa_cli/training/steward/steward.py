@@ -67,7 +67,10 @@ class Steward(Attendant):
         self.tracker.phase(name)
         start = time.perf_counter()
         try:
-            with self._one_piece() if name in ("generate", "read") else nullcontext():
+            sampling = f"sampling {self.config.rollout.batch_size} responses at once does"
+            lower = "lower it, generation.max_new_tokens or data.max_prompt_tokens"
+            whole = name in ("generate", "read")  # cannot be done in smaller pieces
+            with enough_memory("rollout.batch_size", sampling, lower) if whole else nullcontext():
                 yield
             self.models.runtime.synchronize()
         finally:
@@ -176,13 +179,6 @@ class Steward(Attendant):
         self.state.health.skipped = 0
         work.stepping = False
         return None
-
-    @contextmanager
-    def _one_piece(self) -> Iterator[None]:
-        sampling = f"sampling {self.config.rollout.batch_size} responses at once does"
-        lower = "lower it, generation.max_new_tokens or data.max_prompt_tokens"
-        with enough_memory("rollout.batch_size", sampling, lower):
-            yield
 
     def _setting(self, work: Work) -> str:
         """For diagnosis: iteration 12, λ 0.3, scores from −1.2 to 3.4."""
