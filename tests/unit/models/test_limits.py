@@ -22,19 +22,11 @@ GPT = {"vocab_size": 300, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions"
 BART = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")}
 KINDS = {  # class of the configuration: its settings, and the room that there is
     "RobertaConfig": (PLAIN, Room(32, True)),
-    "XLMRobertaConfig": (PLAIN, Room(32, True)),
-    "CamembertConfig": (PLAIN, Room(32, True)),
-    "MPNetConfig": (PLAIN, Room(32, True)),
-    "IBertConfig": (PLAIN, Room(32, True)),
-    "LongformerConfig": ({**PLAIN, "attention_window": [4]}, Room(32, True)),
-    "EsmConfig": ({**PLAIN, "position_embedding_type": "absolute"}, Room(32, True)),
     "BigBirdConfig": (PLAIN, Room(34, True)),
     "BertConfig": (PLAIN, Room(34, True)),
     "NystromformerConfig": (PLAIN, Room(34, True)),
-    "DebertaV2Config": (PLAIN, Room(34, True)),
     "ModernBertConfig": ({**PLAIN, "pad_token_id": 0}, Room(34, False)),
     "GPT2Config": (GPT, Room(34, True)),
-    "OpenAIGPTConfig": (GPT, Room(34, True)),
     "GPTJConfig": ({**GPT, "rotary_dim": 4}, Room(34, True)),
     "GPTNeoXConfig": (PLAIN, Room(34, False)),
     "LlamaConfig": (PLAIN, Room(34, False)),
@@ -42,7 +34,6 @@ KINDS = {  # class of the configuration: its settings, and the room that there i
     "MptConfig": ({"vocab_size": 300, "d_model": 16, "n_layers": 1, "n_heads": 2, "max_seq_len": 34}, Room(34, True)),
     "FalconConfig": (PLAIN, Room(34, False)),
     "BloomConfig": ({"vocab_size": 300, "hidden_size": 16, "n_layer": 1, "n_head": 2}, None),
-    "XLNetConfig": ({"vocab_size": 300, "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16}, None),
     "BartConfig": ({"vocab_size": 300, "d_model": 16, **BART, "max_position_embeddings": 34}, Room(34, True)),
 }
 

@@ -56,14 +56,6 @@ def test_hidden_states_narrower_than_the_model(tmp_path, plain_tokenizer, critic
     make_rollout(models, config, uneven_batch(models.policy))
 
 
-def test_the_critic_has_weights_of_its_own(policy_dir):
-    models = load_models(make_config(policy_dir()), CPU)
-    mine = {p.data_ptr() for p in models.value.parameters()}
-    assert mine.isdisjoint(p.data_ptr() for p in models.policy.model.parameters())
-    with models.reference.active() as reference:
-        assert mine.isdisjoint(p.data_ptr() for p in reference.model.parameters())
-
-
 def adapter_config(folder, adapter_dir=None, **changes):
     start = {"policy__adapter__path": str(adapter_dir)} if adapter_dir else {"policy__adapter__r": 2}
     return make_config(folder, value__kind="adapter", **start, **changes)

@@ -112,20 +112,6 @@ def test_a_minibatch_with_a_spoilt_row_changes_nothing(policy_dir, monkeypatch, 
         assert entry["step"] == other_optimizer.state_dict()["state"][index]["step"] == 2
 
 
-def test_an_order_kept_with_rows_that_have_no_score_goes_on_without_them(policy_dir):
-    """As a checkpoint of an earlier version holds it: row 1 is done, and row 3 is still to come."""
-    config, models, rollout, targets = setting(policy_dir(), training__epochs_per_rollout=1, training__minibatch_size=2)
-    usable = torch.ones(12, dtype=torch.bool)
-    usable[1] = usable[3] = False
-    seen = []
-    attended(
-        models, rollout, replace(targets, usable=usable), config, progress=Progress(order=torch.arange(12), rows=2),
-        after=lambda work: seen.append(work.progress.order[: work.progress.rows].tolist()),
-    )  # fmt: skip
-    assert seen[0] == [0, 1, 2, 4]
-    assert seen[-1] == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11]
-
-
 def test_without_any_score_there_is_no_step(policy_dir):
     config, models, rollout, targets = setting(policy_dir())
     before, optimizer = weights(models), make_optimizer(models, config.optimizer)
