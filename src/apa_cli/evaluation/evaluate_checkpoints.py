@@ -94,7 +94,7 @@ def evaluate_checkpoints(
     for checkpoint in checkpoints:
         progress(f"loading {checkpoint.name}", 0, 0)
         policy, reference = _load(checkpoint, config, runtime, frozen)
-        check_agreement(policy, reference, None, config, key=KEY, training=False)
+        check_agreement(policy, reference, None, config, key=KEY)
         frozen = None if reference.shares_weights else reference
         if not policies:
             held_out, scorers = _prepare(config, policy, runtime, progress, modules)

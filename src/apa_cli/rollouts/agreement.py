@@ -2,7 +2,7 @@
 
 After loading, a trial on a few short rows compares each way with a plain forward pass of one row, without padding and
 cache. It catches errors that raise no exception: recurrent layers that read padding, caches that the decode loop does
-not fill, experts with a capacity, masked language models, and dropout that stays on. The first rollout is compared with
+not fill, experts with a capacity, and masked language models. The first rollout is compared with
 the initial policy for the same reason: nothing has been trained yet.
 """
 
@@ -21,7 +21,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.loading import first_line
 from apa_cli.models.policy import Policy, base_of
 from apa_cli.models.reference import Reference
-from apa_cli.models.value import SeparateValue, SharedValue, Value
+from apa_cli.models.value import SeparateValue, Value
 from apa_cli.rollouts.backends.cached import DecodingBatch, DynamicBatch
 from apa_cli.rollouts.backends.static import Kept, padded_batch
 from apa_cli.rollouts.trajectory import Trajectory
@@ -46,11 +46,10 @@ def check_agreement(
     config: TrainConfig,
     *,
     key: str = "policy.path",
-    training: bool = True,
 ) -> None:
     """Check the policy's passes and its decoding with the configured backend, the reference and the critic.
 
-    key: names the policy in errors. training: also check training mode. Keeps the random state. Raises UserError.
+    key: names the policy in errors. Keeps the random state. Raises UserError.
     """
     device, backend = policy.runtime.device, config.generation.backend
     samples = not config.rollout.offline or config.evaluation.prompts > 0
@@ -63,8 +62,6 @@ def check_agreement(
             _check_passes("reference.path" if config.reference.path else "policy.path", reference.frozen, batch)
         if isinstance(value, SeparateValue):
             _check_critic("value.path" if config.value.path else key, value, policy, batch)
-        if training:
-            _check_training_mode(key, policy, value, batch, dropout=config.policy.adapter.dropout > 0)
 
 
 def check_first_rollout(
@@ -148,7 +145,7 @@ def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float
     tolerance = TOLERANCE[precision] + step / 2 * size(logits)
     expected = logits.log_softmax(-1)
     of_tokens = expected.gather(-1, batch[2][..., None]).squeeze(-1)  # (B, T)
-    gap = mean_gap(_logprobs(policy, batch), of_tokens, batch[3])
+    gap = mean_gap(policy.logprobs(*batch, temperature=1.0)[0], of_tokens, batch[3])
     if not gap <= tolerance:
         raise _depends(key, policy.model, f"log-probs by {gap:.2g} nats a token")
     return expected, tolerance
@@ -206,33 +203,6 @@ def _static(policy: Policy, ids: Tensor, mask: Tensor) -> DecodingBatch:
 
 
 DECODERS: dict[str, Callable[[Policy, Tensor, Tensor], DecodingBatch]] = {"hf": _dynamic, "static": _static}
-
-
-def _check_training_mode(key: str, policy: Policy, value: Value | None, batch: Batch, *, dropout: bool) -> None:
-    """Compare the update's passes in training and evaluation mode. `dropout`: allow the adapter's."""
-
-    def passes() -> list[Tensor]:
-        states = [] if value is None or isinstance(value, SharedValue) else [value.hidden_states(*batch).float()]
-        return [_logprobs(policy, batch), *(hidden / hidden.abs().mean() for hidden in states)]
-
-    expected = passes()
-    with policy.training():
-        if value is not None:
-            value.train()
-        for name, module in policy.model.named_modules():
-            if dropout and ".lora_dropout." in name:
-                module.eval()
-        found = passes()
-        if value is not None:
-            value.eval()
-    gap = max(mean_gap(a, b, batch[3]) for a, b in zip(found, expected, strict=True))
-    if not gap <= SAME_SHAPES * TOLERANCE[precision_of(policy)]:
-        problem = f"log-probs or values in training and evaluation mode differ by {gap:.2g}, as with dropout"
-        raise UserError(key, problem, "set the dropout to 0 in the config.json of the model or adapter")
-
-
-def _logprobs(policy: Policy, batch: Batch) -> Tensor:
-    return policy.logprobs(*batch, temperature=1.0)[0]
 
 
 def size(outputs: Tensor) -> float:

@@ -130,32 +130,6 @@ def test_rows_that_depend_on_each_other(policy_dir):
     assert "GPTNeoXForCausalLM depend on padding or on the other rows of a batch: log-probs" in error.problem
 
 
-@pytest.mark.parametrize("role", ["policy", "critic"])
-def test_noise_in_training_mode(policy_dir, role):
-    """Of a layer that draws it by itself, in a run that needs training mode."""
-    models, config = loaded(policy_dir(), policy__gradient_checkpointing=True)
-    check(models, config)
-    trunk = models.value.trunk if role == "critic" else models.policy.model.base_model
-    trunk.layers[1].own_dropout = 0.1
-    trunk.layers[1].register_forward_hook(
-        lambda layer, _, out: nn.functional.dropout(out, layer.own_dropout, layer.training)
-    )
-    error = refused(models, config)
-    assert error.where == "policy.path" and "in training and evaluation mode differ" in error.problem
-    assert not models.policy.model.training and not models.value.training
-    check(models, config, training=False)  # evaluated, it is off
-
-
-def test_an_adapters_dropout_may_be_asked_for(policy_dir):
-    models, config = loaded(policy_dir(), policy__adapter__r=2, policy__adapter__dropout=0.5)
-    for name, parameter in models.policy.model.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter)
-    check(models, config)
-    config.policy.adapter.dropout = 0.0
-    assert "in training and evaluation mode differ" in refused(models, config).problem
-
-
 @pytest.mark.parametrize(
     ("kind", "runtime", "changes"),
     [
