@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from apa_cli.errors import UserError
-from apa_cli.models.device import Runtime
 from apa_cli.models.loading import first_line
 from apa_cli.models.policy import Policy, trial_batch
 from apa_cli.models.value import SeparateValue, Value
 
-KEY, REMEDY = "training.compile", "set it to false"
-
-
-def check_compiler(runtime: Runtime) -> None:
-    """Raise UserError if torch has no compiler for this device. Called before any model is loaded."""
-    if runtime.device.type == "cuda":
-        if find_spec("triton") is None:
-            problem = "torch compiles for a GPU with triton, which is not installed"
-            raise UserError(KEY, problem, f"pip install triton, or {REMEDY}")
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except (InvalidCxxCompiler, OSError):
-        raise UserError(KEY, "there is no C++ compiler", f"install g++ (or set CXX), or {REMEDY}") from None
+KEY, REMEDY = "training.compile", "set it to false; torch compiles with g++ on a CPU, and with triton on a GPU"
 
 
 def compile_trunks(policy: Policy, value: Value | None) -> None:

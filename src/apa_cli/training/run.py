@@ -27,7 +27,7 @@ from apa_cli.errors import RunError, UserError
 from apa_cli.evaluation.judge import Judgement
 from apa_cli.evaluation.measures import check_best_metric
 from apa_cli.files import write_text
-from apa_cli.models.compiled import check_compiler, compile_trunks
+from apa_cli.models.compiled import compile_trunks
 from apa_cli.models.device import Runtime, select_runtime
 from apa_cli.models.roles import Models, load_models
 from apa_cli.rewards.function import check_functions
@@ -77,8 +77,6 @@ def train(config: TrainConfig, overrides: list[str], *, signals: bool = True) ->
         show_plan(config, runtime)
         return
     check_optimizer(config.optimizer)
-    if config.training.compile:
-        check_compiler(runtime)
     check_run_folder(config)
     with Interrupts(config.checkpoint.grace_seconds, listen=signals) as interrupts, run_lock(run_dir):
         if is_run(run_dir):

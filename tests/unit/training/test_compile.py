@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from update_setting import setting
 
 from apa_cli.errors import UserError
-from apa_cli.models.compiled import check_compiler, compile_trunks
+from apa_cli.models.compiled import compile_trunks
 from apa_cli.models.roles import load_models
 from apa_cli.training.state import objective_of
 from apa_cli.training.update import accumulate_gradients
@@ -75,14 +75,6 @@ def test_a_compiled_update_has_the_gradient_of_the_plain_one(policy_dir, monkeyp
         if changes["value__kind"] == "separate":
             models.value(*rollout.batch)
     assert calls == before
-
-
-def test_without_a_compiler_nothing_is_begun(monkeypatch):
-    from torch._inductor import config
-
-    monkeypatch.setattr(config.cpp, "cxx", ("/no/such/compiler",))
-    with pytest.raises(UserError, match=r"training\.compile: there is no C\+\+ compiler; install g\+\+"):
-        check_compiler(CPU)
 
 
 def test_a_model_that_does_not_compile_is_said_in_a_line(policy_dir, monkeypatch):
