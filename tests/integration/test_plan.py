@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def test_plan_only_reads_no_weights_and_leaves_nothing(tmp_path: Path):
     assert names[6:] == ["data", "policy", "reward", "evaluator", "generation", "update", "memory"]
     assert run.output.splitlines()[8].endswith(" <eos>")  # behind the response
     assert run.output.splitlines()[1].split()[1:5] == ["473,088", "473,088", "1.8", "MiB"]
+    assert re.search(r"at most about \d{3} MiB, \d{3} MiB of it Python and libraries", run.output)
     assert "64 × up to 18 + 32 tokens" in run.output  # the longest prompts that the data hold
     assert not run.folder.exists()
 

@@ -82,11 +82,7 @@ def learning_rate_factor(iteration: int, iterations: int, config: OptimizerConfi
 
 def schedule_learning_rate(optimizer: torch.optim.Optimizer, iteration: int, config: TrainConfig) -> float:
     """Set the learning rates of iteration 0, 1, … and return the policy's."""
-    return set_learning_rate(optimizer, learning_rate_factor(iteration, config.training.iterations, config.optimizer))
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Scale the groups' initial learning rates and return the policy's."""
+    factor = learning_rate_factor(iteration, config.training.iterations, config.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     return float(optimizer.param_groups[0]["lr"])

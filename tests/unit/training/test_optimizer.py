@@ -14,7 +14,7 @@ from apa_cli.training.optimizer import (
     learning_rate_factor,
     lost_share,
     make_optimizer,
-    set_learning_rate,
+    schedule_learning_rate,
 )
 
 ROOT = 0.5**0.5 / 2
@@ -39,13 +39,17 @@ def test_the_schedule_by_hand(iterations, settings, factors):
 
 def test_policy_and_critic_have_rates_of_their_own(policy_dir):
     config = make_config(
-        policy_dir(), optimizer__learning_rate=0.25, optimizer__value_learning_rate=0.5, policy__adapter__r=2
+        policy_dir(),
+        optimizer__learning_rate=0.25,
+        optimizer__value_learning_rate=0.5,
+        optimizer__warmup_iterations=2,
+        policy__adapter__r=2,
     )
     models = load_models(config, CPU)
     optimizer = make_optimizer(models, config.optimizer)
-    assert set_learning_rate(optimizer, 0.5) == 0.125
+    assert schedule_learning_rate(optimizer, 0, config) == 0.125
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.25]
-    assert set_learning_rate(optimizer, 1.0) == 0.25  # of the initial rates, not of the last ones
+    assert schedule_learning_rate(optimizer, 1, config) == 0.25  # of the initial rates, not of the last ones
     policy, critic = ({id(p) for p in group["params"]} for group in optimizer.param_groups)
     assert policy == {id(p) for name, p in models.policy.model.named_parameters() if "lora_" in name}
     assert critic == {id(p) for p in models.value.parameters()}
