@@ -120,19 +120,16 @@ def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumpt
             remedy = f"add {KEY}={AUTO} to resume it, or choose another folder"
             raise UserError("output_dir", f"{run_dir} already holds a run", remedy)
         return None
-    source, checkpoint = run_dir, None
-    if config.resume == AUTO:
-        if not is_run(run_dir) or not learnt(run_dir):
-            return None
-    else:
-        source, checkpoint = locate(config.resume)
-        elsewhere = source.resolve() != run_dir.resolve()
-        if elsewhere and is_run(run_dir) and learnt(run_dir):
-            raise UserError("output_dir", f"{run_dir} already holds another run", "choose a new folder for the branch")
-        if not elsewhere and not learnt(run_dir):
-            return None
-        if checkpoint is not None and not elsewhere:
-            _check_newest(checkpoint)
+    source, checkpoint = (run_dir, None) if config.resume == AUTO else locate(config.resume)
+    here = source.resolve() == run_dir.resolve()
+    if not here and is_run(run_dir) and learnt(run_dir):
+        raise UserError("output_dir", f"{run_dir} already holds another run", "choose a new folder for the branch")
+    if here and not (learnt(run_dir) and (config.resume != AUTO or is_run(run_dir))):
+        return None
+    if here and checkpoint is not None and checkpoint != (newest := checkpoints_in(checkpoint.parent)[-1]):
+        problem = f"{checkpoint.name} is not the run's newest checkpoint ({newest.name} is)"
+        remedy = f"branch off from it with output_dir=NEW, or resume from the newest: {KEY}={shown(str(source))}"
+        raise UserError(KEY, problem, remedy)
     if checkpoint is None:
         refused: list[str] = []
         checkpoint = newest_whole(source / "checkpoints", refused.append)
@@ -148,12 +145,15 @@ def find_resumption(config: TrainConfig, warn: Callable[[str], None]) -> Resumpt
     if iteration > config.training.iterations:
         remedy = "raise it, or branch off from an earlier checkpoint: resume=CHECKPOINT output_dir=NEW"
         raise UserError(_ITERATIONS, f"{config.training.iterations}, but the run has done {iteration}", remedy)
+    done = iteration >= config.training.iterations
+    if config.resume == AUTO and not done and is_finished(source):
+        done = read_run(source).summary.get("stopped") is not None  # ended early
     return Resumption(
         source=source,
         checkpoint=checkpoint,
         iteration=iteration,
         changed=_check_changes(source, config),
-        finished=source.resolve() == run_dir.resolve() and _finished(source, config, iteration),
+        finished=here and done and is_finished(source),
     )
 
 
@@ -169,23 +169,6 @@ def _check_can_begin_again(source: Path, refused: Sequence[str]) -> None:
         problem = f"{shown(str(source))} has no complete checkpoint to resume from"
         problem += f": {'; '.join(refused)}" if refused else f", only {' and '.join(traces)}"
         raise UserError(KEY, problem, "to start over, choose another folder: output_dir=NEW, without resume")
-
-
-def _finished(source: Path, config: TrainConfig, iteration: int) -> bool:
-    if not is_finished(source):
-        return False
-    ended_early = read_run(source).summary.get("stopped") is not None
-    return iteration >= config.training.iterations or (config.resume == AUTO and ended_early)
-
-
-def _check_newest(checkpoint: Path) -> None:
-    newest, run = checkpoints_in(checkpoint.parent)[-1], shown(str(checkpoint.parents[1]))
-    if newest != checkpoint:
-        raise UserError(
-            KEY,
-            f"{checkpoint.name} is not the run's newest checkpoint ({newest.name} is)",
-            f"branch off from it with output_dir=NEW, or resume from the newest: {KEY}={run}",
-        )
 
 
 def _check_changes(source: Path, config: TrainConfig) -> tuple[str, ...]:
