@@ -97,10 +97,9 @@ def select_runtime(device: str, precision: str) -> Runtime:
 
     Raises UserError if CUDA is requested and absent, or if the GPU has no bf16.
     """
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
+    chosen = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen == "cuda" and not torch.cuda.is_available():
         raise UserError("device", "cuda asked for, but torch sees no CUDA device", "use device=auto or device=cpu")
-    chosen = torch.device("cuda" if device == "cuda" or (device == "auto" and available) else "cpu")
-    if precision == "bf16" and chosen.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and chosen == "cuda" and not torch.cuda.is_bf16_supported():
         raise UserError("precision", "this GPU has no bf16", "use precision=fp32")
-    return Runtime(device=chosen, bf16=precision == "bf16")
+    return Runtime(device=torch.device(chosen), bf16=precision == "bf16")

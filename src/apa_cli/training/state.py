@@ -42,12 +42,6 @@ class Work:
     stepping: bool = False  # inside an optimizer step: weights and this record do not agree
     seconds: dict[str, float] = field(default_factory=dict)  # by phase, of this iteration
 
-    def describe(self) -> str:
-        order, done = self.progress.order, ""
-        if order is not None:
-            done = f", {self.progress.rows} of {len(order)} responses"
-        return f"pass {self.progress.epochs + 1}{done}"
-
 
 @dataclass(kw_only=True)
 class TrainingState:

@@ -107,7 +107,7 @@ def resume_state(resumption: Resumption, state: TrainingState) -> list[str]:
         raise UserError("resume", problem, "set back what changes the models, or start a new run") from error
     lines = [f"resuming from {checkpoint.name}: {state.iteration} iterations done"]
     if state.work is not None:
-        lines[0] += f", the next one under way ({state.work.describe()})"
+        lines[0] += ", and part of the next"
     if resumption.changed:
         lines.append(f"changed since: {', '.join(resumption.changed)}")
     return lines
