@@ -58,7 +58,7 @@ ROWS = [
     resume("a file", "resume=base.yaml", f"resume: base.yaml is neither a run (no config.yaml) nor a checkpoint in one; {NAME}"),
     resume("a folder of another kind", "resume=run/plots", f"resume: run/plots is neither a run (no config.yaml) nor a checkpoint in one; {NAME}"),
     resume("an empty folder", "resume=empty", f"resume: empty is neither a run (no config.yaml) nor a checkpoint in one; {NAME}", make=folder("empty")),
-    resume("nothing named", "config=base.yaml resume=", "resume: empty text; give it a value, or leave the key out"),
+    resume("nothing named", "config=base.yaml resume=", "resume: empty text; give it a value, or leave it out"),
     resume("a run in the folder already", "config=base.yaml", "output_dir: …/run already holds a run; add resume=auto to resume it, or choose another folder"),
     resume("another run in the folder", "resume=run output_dir=second training.iterations=3", "output_dir: …/second already holds another run; choose a new folder for the branch", make=another_run),
     resume("a run that is at work", f"resume=run {GO_ON}", "output_dir: another run (process 7 on elsewhere) is at work in …/run; wait for it to end, or choose another folder", make=locked),

@@ -88,15 +88,6 @@ def test_a_reward_function_that_spoils_its_process(function: str, folder: Path, 
     assert matches(f"apa-train: error: {line}\n", said.errors)
 
 
-@pytest.mark.parametrize("program", COMMANDS)
-def test_a_working_folder_that_was_deleted(program: str, folder: Path, parts: Parts):
-    (folder / "gone").mkdir()
-    row = Row(name="", command=f"{program} checkpoint=x", line="")
-    said = run_script(row, parts, folder, prefix=("sh", "-c", 'cd gone; rmdir ../gone; exec "$0" "$@"'))
-    line = f"{program}: error: the current folder: was deleted; change to one that exists: cd DIR\n"
-    assert (said.code, said.errors) == (2, line)
-
-
 ODD = {
     "WANDB_MODE": "nonsense",
     "COLUMNS": "0",

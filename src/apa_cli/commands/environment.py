@@ -14,8 +14,9 @@ from functools import wraps
 from pathlib import Path
 
 from apa_cli.checkpoints.lock import no_folder
-from apa_cli.config.sources import refuse_variables, shown
+from apa_cli.config.sources import shown
 from apa_cli.errors import RunError, UserError
+from apa_cli.secrets import printable
 from apa_cli.watchdog import STOPPING
 from apa_cli.watched_thread import any_abandoned
 
@@ -34,7 +35,33 @@ def share_the_processor() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
-def print_anything() -> None:
+def command(program: str) -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
+    """Makes a command's `main` of what it does with its arguments: whatever happens, an exit code and at most one line.
+
+    It ends the process even where a reward function hangs: at exit Python waits forevery thread of a pool, so also
+    for those that a hanging function has started.
+    """
+
+    def of(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
+        @wraps(body)
+        def main(argv: list[str] | None = None) -> int:
+            _print_anything()
+            if threading.current_thread() is threading.main_thread():
+                for number in STOPPING[1:]:  # like Ctrl-C, until a run has its own way with them
+                    if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                        signal.signal(number, signal.default_int_handler)
+            code = _exit_code(program, body, sys.argv[1:] if argv is None else argv)
+            _flush_output()
+            if argv is None and any_abandoned():
+                os._exit(code)
+            return code
+
+        return main
+
+    return of
+
+
+def _print_anything() -> None:
     """Characters that the terminal's encoding lacks are printed as escapes: `\\u03bb` where it has no λ.
 
     A stream that was closed (`>&-`) leads nowhere from here on, before a file of the run is opened under its number.
@@ -47,71 +74,8 @@ def print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def command(program: str) -> Callable[[Callable[[list[str]], int | None]], Callable[..., int]]:
-    """Makes a command's `main` of what it does with its arguments: whatever happens, an exit code and at most one line.
-
-    It ends the process even where a reward function hangs: at exit Python waits forevery thread of a pool, so also
-    for those that a hanging function has started.
-    """
-
-    def of(body: Callable[[list[str]], int | None]) -> Callable[..., int]:
-        @wraps(body)
-        def main(argv: list[str] | None = None) -> int:
-            print_anything()
-            _signals_as_ctrl_c()
-            code = _exit_code(program, body, sys.argv[1:] if argv is None else argv)
-            flush_output()
-            if argv is None and any_abandoned():
-                os._exit(code)
-            return code
-
-        return main
-
-    return of
-
-
-def _signals_as_ctrl_c() -> None:
-    """SIGTERM, SIGHUP and the like raise KeyboardInterrupt, until a run has its own way with them."""
-    if threading.current_thread() is threading.main_thread():
-        for number in STOPPING[1:]:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, signal.default_int_handler)
-
-
-def _exit_code(program: str, body: Callable[[list[str]], int | None], arguments: list[str]) -> int:
-    full = traceback_wanted()  # a reward function may change the environment
-    try:
-        _check_surroundings(arguments)
-        return body(arguments) or 0
-    except KeyboardInterrupt:
-        say(program, "interrupted")
-        return 130
-    except SystemExit as stop:  # argparse and Hydra end --help and the like this way
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:  # --help | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except BaseException as error:
-        return report_error(program, error, full=full)
-
-
-def _check_surroundings(arguments: list[str]) -> None:
-    """A working folder that is there, and names that a text file can hold. Raises UserError."""
-    try:
-        folder = os.getcwd()
-    except OSError as error:
-        raise UserError("the current folder", "was deleted", "change to one that exists: cd DIR") from error
-    for name in (*arguments, folder):
-        if any("\ud800" <= character <= "\udfff" for character in name):
-            where = "the current folder" if name == folder else name[:60].partition("=")[0]
-            raise UserError(where, "not UTF-8 text, which config.yaml and other files could not hold", "rename it")
-
-
-def flush_output() -> None:
-    """What cannot be printed, to a pipe without a reader or a full disk, is nobody's error: Python would exit 120.
-
-    Nor is a stream that somebody has closed.
-    """
+def _flush_output() -> None:
+    """What a pipe without a reader, a full disk or a closed stream does not take is no error: Python would exit 120."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         try:
@@ -123,9 +87,23 @@ def flush_output() -> None:
             setattr(sys, name, None)
 
 
-def check_folder(output_dir: str) -> None:
+def _exit_code(program: str, body: Callable[[list[str]], int | None], arguments: list[str]) -> int:
+    full = traceback_wanted()  # a reward function may change the environment
+    try:
+        return body(arguments) or 0
+    except KeyboardInterrupt:
+        say(program, "interrupted")
+        return 130
+    except SystemExit as stop:  # argparse and Hydra end --help and the like this way
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # --help | head
+        return 0
+    except BaseException as error:
+        return report_error(program, error, full=full)
+
+
+def check_folder(output_dir: str, key: str = "output_dir", remedy: str = "output_dir=DIR") -> None:
     """Raise UserError where no folder of this name can be made or written in. Creates nothing."""
-    refuse_variables(output_dir)
     there = Path(output_dir).absolute()
     try:
         while not there.exists() and there != there.parent:
@@ -135,15 +113,13 @@ def check_folder(output_dir: str) -> None:
     if "\0" in output_dir:
         raise no_folder(output_dir, "a NUL in its name")
     if not there.is_dir():
-        raise UserError("output_dir", f"{shown(str(there))} is a file", "name a folder: output_dir=DIR")
+        raise UserError(key, f"{shown(str(there))} is a file", f"name a folder: {remedy}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError("output_dir", f"no permission to write in {there}", "name another folder: output_dir=DIR")
+        raise UserError(key, f"no permission to write in {there}", f"name another folder: {remedy}")
 
 
 def say(program: str, line: str) -> None:
     """One line on stderr, with the program's name before it."""
-    from apa_cli.secrets import printable  # its package imports more than a command needs to begin
-
     with suppress(OSError, ValueError):  # nobody can read it: a reward function may have closed the stream
         print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)
 
@@ -154,16 +130,12 @@ def traceback_wanted() -> bool:
 
 
 def exit_code(error: BaseException) -> int:
-    """2 where it is the user's to mend, 130 where a signal was behind it, otherwise 1."""
-    return 2 if isinstance(error, UserError) else 130 if _of_an_interrupt(error) else 1
-
-
-def _of_an_interrupt(error: BaseException) -> bool:
-    """Whether a library met a signal in the middle of its work, and then failed to tidy up."""
-    if isinstance(error, (UserError, RunError)):
-        return False
-    before = error.__context__
-    return isinstance(before, KeyboardInterrupt) or (before is not None and _of_an_interrupt(before))
+    """2 where it is the user's to mend, 130 where a library met a signal and then failed to tidy up, otherwise 1."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, (UserError, RunError)):
+        if isinstance(link := link.__context__, KeyboardInterrupt):
+            return 130
+    return 2 if isinstance(error, UserError) else 1
 
 
 def one_line(error: BaseException) -> str:
@@ -182,15 +154,14 @@ def report_error(
         say(program, "interrupted")
         return code
     explained = isinstance(error, (UserError, RunError))
+    hint = ""
     if full:
-        from apa_cli.secrets import printable
-
         with suppress(OSError, ValueError):
             print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    hint = ""
-    if not (explained or full):
-        log = (run_dir or Path()) / "run.log"
-        logged = run_dir is not None and log.is_file()
-        hint = f" (traceback in {shown(str(log))})" if logged else " (APA_TRACEBACK=1 shows the traceback)"
+    elif not explained:
+        log = run_dir / "run.log" if run_dir is not None else None
+        hint = (
+            f" (traceback in {shown(str(log))})" if log and log.is_file() else " (APA_TRACEBACK=1 shows the traceback)"
+        )
     say(program, f"{'' if explained else 'internal '}error: {f'{run}: ' if run else ''}{one_line(error)}{hint}")
     return code

@@ -12,10 +12,10 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from apa_cli import __version__
@@ -77,8 +77,7 @@ def main(arguments: list[str]) -> None:
     if "--version" in arguments:
         print(f"{PROGRAM} {__version__}")
         return
-    show = "--cfg" in arguments
-    if show:
+    if show := "--cfg" in arguments:
         place = arguments.index("--cfg")
         if arguments[place + 1 : place + 2] != ["job"]:
             raise UserError("--cfg", "shows the job alone", "write --cfg job")
@@ -86,13 +85,13 @@ def main(arguments: list[str]) -> None:
     places, overrides = read_arguments(arguments)
     for line in repeated(overrides):
         say(PROGRAM, line)
+    note = partial(say, PROGRAM)
+    checkpoints, config = _composed(places, overrides, note)
     if show:
-        _, config = _composed(places, overrides)
         print(OmegaConf.to_yaml(OmegaConf.create(escaped(redact(config)))), end="")
         return
-    checkpoints, config = _composed(places, overrides)
     with listening(config.checkpoint.grace_seconds), _progress() as progress:
-        evaluation, files = _evaluated(checkpoints, config, overrides, progress)
+        evaluation, files = _evaluated(checkpoints, config, overrides, progress, note)
     _print_table(evaluation)
     for file in files:
         print(f"{file.name:<20}{sources.shown(str(file))}")
@@ -113,21 +112,17 @@ def evaluate(checkpoint: str | Path | Sequence[str | Path], *overrides: str) -> 
     >>> judged.policies[-1].figures["reward"].value, judged.folder  # doctest: +SKIP
     """
     places = [str(place) for place in ([checkpoint] if isinstance(checkpoint, (str, Path)) else checkpoint)]
-    _check_given(places)
     for line in repeated(overrides):
         warnings.warn(line, stacklevel=2)
     checkpoints, config = _composed(places, list(overrides), warnings.warn)
-    evaluation, _ = _evaluated(checkpoints, config, list(overrides), lambda name, done, total: None, warnings.warn)
-    return evaluation
-
-
-def _say(line: str) -> None:
-    say(PROGRAM, line)
+    return _evaluated(checkpoints, config, list(overrides), lambda name, done, total: None, warnings.warn)[0]
 
 
 def _composed(
-    places: list[str], overrides: list[str], note: Callable[[str], None] = _say
+    places: list[str], overrides: list[str], note: Callable[[str], None]
 ) -> tuple[list[EvaluatedCheckpoint], TrainConfig]:
+    if not places or not all(places):
+        raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
     checkpoints = find_checkpoints(places, lambda line: note(f"warning: {line}"))
     return checkpoints, compose_evaluation(checkpoints, overrides)
 
@@ -137,7 +132,7 @@ def _evaluated(
     config: TrainConfig,
     overrides: list[str],
     progress: Progress,
-    note: Callable[[str], None] = _say,
+    note: Callable[[str], None],
 ) -> tuple[Evaluation, list[Path]]:
     """The evaluation and the files that it has written. Raises UserError before the work begins."""
     folder = _output_folder(checkpoints, config, overrides)
@@ -159,7 +154,7 @@ def _evaluated(
     folder.mkdir(parents=True, exist_ok=True)
     record(folder, EVALUATION, EVALUATION_NAMES)
     files = write_evaluation(evaluation, folder)
-    _log_to_wandb(checkpoints, config, evaluation, folder, note)
+    _log_to_wandb(checkpoints[0].run_dir, config, evaluation, folder, note)
     return evaluation, files
 
 
@@ -175,60 +170,38 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     if len(given) > 1:
         raise UserError(KEY, "given twice", f"write a list: {KEY}=[runs/a,runs/b]")
     value = given[0].removeprefix(f"{KEY}=")
-    if value and Path(value).expanduser().exists():
-        places = [value]  # a folder whose name holds a comma or a bracket
-    elif value.startswith("["):
-        try:
-            parsed = OverridesParser.create().parse_override(f"{KEY}={value}").value()
-            if not isinstance(parsed, list) or any(isinstance(place, (list, dict)) for place in parsed):
-                raise ValueError("a list within the list")
-            places = [str(place) for place in parsed]
-        except Exception as error:
-            raise UserError(KEY, f"{value} cannot be read", "write a list such as [runs/a,runs/b]") from error
-    elif Path(value).expanduser().exists() or glob.glob(str(Path(value).expanduser())):
-        places = [value]  # whole: a sweep's folders have commas in their names
-    else:
-        places = value.split(",")
-    _check_given(places)
-    return places, rest
-
-
-def _check_given(places: list[str]) -> None:
-    if not places or not all(places):
-        raise UserError(KEY, "empty", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
+    place = Path(value).expanduser()
+    if value and (place.exists() or (glob.glob(str(place)) and not value.startswith("["))):
+        return [value], rest  # whole: a sweep's folders have commas in their names
+    if value.startswith("[") and not value.endswith("]"):
+        raise UserError(KEY, f"{value} does not end its list", "write a list such as [runs/a,runs/b]")
+    if value.startswith("["):
+        value = value[1:-1]
+    return [place.strip().strip("'\"") for place in value.split(",")], rest
 
 
 def compose_evaluation(checkpoints: list[EvaluatedCheckpoint], overrides: list[str]) -> TrainConfig:
     """The first run's own configuration, or what `config=` names, with the overrides on top. Raises UserError."""
-    base: list[str] = []
-    if not any(override.startswith("config=") for override in overrides):
-        runs = [checkpoint.run_dir for checkpoint in checkpoints if checkpoint.run_dir is not None]
-        if not runs and not any(override.startswith("policy.path=") for override in overrides):
-            raise UserError(
-                "config",
-                f"{_described(checkpoints[0])} belongs to no run, so nothing says what to compare it with",
-                "add config=NAME or FILE, or policy.path=, reward.path= and data.path=",
-            )
-        base = [f"config={runs[0] / 'config.yaml'}"] if runs else ["config=own"]
-        _check_same_start(runs, overrides)
-    return compose.compose_train([*base, *overrides])
-
-
-def _check_same_start(runs: list[Path], overrides: list[str]) -> None:
-    """Runs side by side are all measured from the first one's start, which must be the start of each."""
-    starts: dict[tuple[str | None, ...], str] = {}
-    for run in dict.fromkeys(runs):
-        config = compose.compose_train([f"config={run / 'config.yaml'}", *overrides])
-        values = (config.policy.path, config.policy.revision, config.policy.adapter.path, config.reference.path)
-        starts.setdefault(values, sources.shown(str(run)))
-    if len(starts) > 1:
-        problem = f"{' and '.join(starts.values())} started from different policies"
-        raise UserError(KEY, problem, "evaluate them one at a time, or add config= to say what to compare with")
-
-
-def _described(checkpoint: EvaluatedCheckpoint) -> str:
-    """A name that is no folder was taken for a Hub id, which may be a slip."""
-    return checkpoint.policy if Path(checkpoint.policy).is_dir() else f"{checkpoint.policy} (no folder here)"
+    if any(override.startswith("config=") for override in overrides):
+        return compose.compose_train(overrides)
+    runs = list(dict.fromkeys(checkpoint.run_dir for checkpoint in checkpoints if checkpoint.run_dir is not None))
+    if not runs:
+        if not any(override.startswith("policy.path=") for override in overrides):
+            policy = checkpoints[0].policy
+            if not Path(policy).is_dir():
+                policy += " (no folder here)"  # it was taken for a Hub id, which may be a slip
+            problem = "belongs to no run, so nothing says what to compare it with"
+            remedy = "add config=NAME or FILE, or policy.path=, reward.path= and data.path="
+            raise UserError("config", f"{policy} {problem}", remedy)
+        return compose.compose_train(["config=own", *overrides])
+    # Runs side by side are all measured from the first one's start, which must be the start of each.
+    configs = [compose.compose_train([f"config={run / 'config.yaml'}", *overrides]) for run in runs]
+    starts = [(c.policy.path, c.policy.revision, c.policy.adapter.path, c.reference.path) for c in configs]
+    for run, start in zip(runs, starts, strict=True):
+        if start != starts[0]:
+            problem = f"{sources.shown(str(runs[0]))} and {sources.shown(str(run))} started from different policies"
+            raise UserError(KEY, problem, "evaluate them one at a time, or add config= to say what to compare with")
+    return configs[0]
 
 
 def _output_folder(checkpoints: list[EvaluatedCheckpoint], config: TrainConfig, overrides: list[str]) -> Path:
@@ -269,9 +242,8 @@ def _print_table(evaluation: Evaluation) -> None:
     header, cells = rows(evaluation)
     width = None if sys.stdout.isatty() else 60 + 28 * len(evaluation.policies)
     console = Console(width=width, highlight=False)
-    notes = NOTES
-    needed = sum(max(map(len, column)) + 1 for column in list(zip(header, *cells, strict=True))[1:])
-    if needed > console.width - 30:
+    notes: tuple[str, ...] = NOTES
+    if sum(max(map(len, column)) + 1 for column in list(zip(header, *cells, strict=True))[1:]) > console.width - 30:
         notes = ("Too wide for the terminal with its 95 % intervals, which are in eval.md.", *NOTES[1:])
         cells = [[row[0], *(cell.partition(" [")[0] for cell in row[1:])] for row in cells]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -288,36 +260,24 @@ def _print_table(evaluation: Evaluation) -> None:
 
 
 def _log_to_wandb(
-    checkpoints: list[EvaluatedCheckpoint],
-    config: TrainConfig,
-    evaluation: Evaluation,
-    folder: Path,
-    note: Callable[[str], None],
+    run: Path | None, config: TrainConfig, evaluation: Evaluation, folder: Path, note: Callable[[str], None]
 ) -> None:
     """The figures as a summary of the run that the checkpoints come from, if that run was logged."""
     from apa_cli.tracking.wandb_run import RUN_ID_FILE, WandbRun
 
-    run = checkpoints[0].run_dir
     if run is None or config.tracking.wandb.mode == "disabled" or not (run / "wandb" / RUN_ID_FILE).is_file():
         return
     (folder / "wandb").mkdir(exist_ok=True)
     (folder / "wandb" / RUN_ID_FILE).write_bytes((run / "wandb" / RUN_ID_FILE).read_bytes())
-    logged = WandbRun(
-        replace(config.tracking.wandb, name=config.tracking.wandb.name or run.name),  # it keeps its name
-        folder,
-        run_config={},
-        resumed=True,
-        note=lambda _: None,
-        warn=note,
-    )
-    logged.summarise(
-        {
-            f"apa-eval/{policy.name}/{name}": figure.value
-            for policy in evaluation.policies
-            if policy.run_dir in (None, run)
-            for name, figure in policy.figures.items()
-        }
-    )
+    settings = replace(config.tracking.wandb, name=config.tracking.wandb.name or run.name)  # it keeps its name
+    logged = WandbRun(settings, folder, run_config={}, resumed=True, note=lambda _: None, warn=note)
+    figures = {
+        f"apa-eval/{policy.name}/{name}": figure.value
+        for policy in evaluation.policies
+        if policy.run_dir in (None, run)
+        for name, figure in policy.figures.items()
+    }
+    logged.summarise(figures)
     logged.finish()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import NoReturn
 
 from apa_cli import __version__
 from apa_cli.checkpoints.ownership import REPORT_NAMES, TABLES, check_free, check_place, record
-from apa_cli.commands.environment import command
+from apa_cli.commands.environment import check_folder, command
 from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 
@@ -93,12 +92,7 @@ def _check_output(output: Path, folders: Sequence[Path]) -> None:
     for folder in folders:
         if place == folder.resolve() or folder.resolve() in place.parents:
             raise UserError("--output", f"{shown(str(output))} is a run's folder", "name another: --output DIR")
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError("--output", f"{shown(str(place))} is a file", "name a folder: --output DIR")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError("--output", f"no permission to write in {place}", "name another folder: --output DIR")
+    check_folder(str(output), "--output", "--output DIR")
     check_place(output, TABLES, key="--output", remedy="name another: --output DIR")
     check_free(output, TABLES, REPORT_NAMES, key="--output", remedy="name another: --output DIR")
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import math
 import os
 import time
 import uuid
@@ -13,10 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep, ValueType
+from hydra.core.override_parser.types import ValueType
 from omegaconf import DictConfig, OmegaConf
 
 from apa_cli.checkpoints.lock import make_folder
@@ -28,22 +25,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
 PROGRAM = "apa-train"
-MOST_RUNS = 1000  # of one sweep
-WHOLE_SWEEP = 256  # up to so many runs each is composed before the first begins
-
-
-def is_sweep(arguments: argparse.Namespace) -> bool:
-    return bool(arguments.multirun) or "hydra.mode=MULTIRUN" in arguments.overrides
-
-
-def composed_with(arguments: argparse.Namespace, overrides: list[str]) -> DictConfig:
-    """One run's configuration, with the options of the command line. Raises UserError."""
-    return compose.compose_raw(
-        overrides,
-        name=arguments.config_name or sources.PRIMARY,
-        folder=arguments.config_path,
-        extra_folder=arguments.config_dir,
-    )
+MOST_CHECKED = 256  # runs that are composed before the first begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +64,19 @@ class Member:
     def _train(self, config: TrainConfig, folder: Path, overrides: list[str]) -> None:
         from apa_cli.runs.members import alone, done_before
 
-        elsewhere = os.getpid() != self.process
         with alone(folder):
             if done_before(folder, config):
                 print(f"{folder.name}: already finished, not run again", flush=True)
                 return
-            if elsewhere and config.tracking.console == "auto":
+            if os.getpid() != self.process and config.tracking.console == "auto":
                 config.tracking.console = "quiet"  # several runs share one terminal
-            if config.tracking.console != "quiet":
-                print(f"{folder.name}", flush=True)
-            started = time.perf_counter()
+            quiet, started = config.tracking.console == "quiet", time.perf_counter()
+            if not quiet:
+                print(folder.name, flush=True)
             from apa_cli.training.run import train
 
             train(config, overrides)
-            if config.tracking.console == "quiet":
+            if quiet:
                 print(f"{folder.name}: finished in {time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -112,10 +93,9 @@ def _outcome(folder: Path, *, reward_only: bool) -> tuple[float, ...] | None:
 
 @contextmanager
 def sweeping(
-    arguments: argparse.Namespace, inputs: Sequence[tuple[str, Path]], *, full_error: bool, codes: list[int]
+    folder: Path, inputs: Sequence[tuple[str, Path]], *, full_error: bool, codes: list[int]
 ) -> Iterator[Member]:
     """Settle the sweep's folder beforehand; afterwards, however it ends, write its tables and collect exit codes."""
-    folder = _settle_folder(arguments)
     check_place(folder, TABLES, inputs)
     check_free(folder, TABLES, SWEEP_NAMES)
     make_folder(folder)
@@ -150,6 +130,7 @@ def _redact_hydras_own(sweep: Path) -> None:
 def _conclude(folder: Path, sweep: str) -> list[int]:
     from apa_cli.runs.folders import FAILED, members, read_run
     from apa_cli.runs.members import failures_of
+    from apa_cli.runs.tables import Overview, terminal_lines, write_tables
 
     runs = []
     for place in members(folder):
@@ -160,8 +141,6 @@ def _conclude(folder: Path, sweep: str) -> list[int]:
     failures = failures_of(folder, sweep)
     if not (runs or failures):
         return []  # nothing began
-    from apa_cli.runs.tables import Overview, terminal_lines, write_tables
-
     known = {run.name for run in runs if run.status == FAILED}
     conflicts = [(name, reason) for name, reason, _ in failures if name not in known]
     overview = Overview(title=f"Sweep {folder.name}", folder=folder, runs=runs, conflicts=conflicts)
@@ -170,88 +149,46 @@ def _conclude(folder: Path, sweep: str) -> list[int]:
     return [code for *_, code in failures]
 
 
-def _settle_folder(arguments: argparse.Namespace) -> Path:
-    """One folder for all members: composed anew in each, `${now:...}` would scatter them. Tells Hydra of it."""
-    given = [word for word in arguments.overrides if word.lstrip("+").startswith("hydra.sweep.dir=")]
+def sweep_folder(overrides: Sequence[str]) -> tuple[Path, list[str]]:
+    """One folder for all members, and what tells Hydra: composed anew in each, `${now:...}` would scatter them."""
+    given = [word for word in overrides if word.lstrip("+").startswith("hydra.sweep.dir=")]
     if given:
-        return Path(os.path.abspath(given[-1].partition("=")[2].strip("'\"")))
-    composed = composed_with(arguments, first_choices(arguments.overrides))
-    plain = OmegaConf.load(sources.config_dir() / f"{sources.PRIMARY}.yaml")
-    if _unresolved(composed) == _unresolved(plain):
-        folder = Path(f"sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
-    else:
+        return Path(os.path.abspath(given[-1].partition("=")[2].strip("'\""))), []
+    composed = compose.compose_raw(first_choices(overrides))
+    folder = Path(f"sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
+    default = OmegaConf.load(sources.config_dir() / f"{sources.PRIMARY}.yaml")._get_node("output_dir")
+    if composed._get_node("output_dir")._value() != default._value():  # type: ignore[union-attr]
         folder = Path(str(composed.output_dir)).absolute()
-    arguments.overrides.append(f"hydra.sweep.dir={sources.quoted(str(folder))}")
-    return folder
+    return folder, [f"hydra.sweep.dir={sources.quoted(str(folder))}"]
 
 
-def _unresolved(config: Any) -> Any:
-    return OmegaConf.to_container(config, resolve=False)["output_dir"]  # type: ignore[call-overload,index]
-
-
-def planned(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """The overrides of every run to check before the first begins."""
-    overrides = arguments.overrides
-    if not is_sweep(arguments):
-        yield overrides
-        return
-    parsed = _parsed(overrides)
-    for override in parsed:
+def planned(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of the runs to check before the first begins. Of another sweeper nothing can be told beforehand."""
+    choices = {}
+    for word in overrides:
+        override, values = parse(word), _values(word)
         if override.key_or_group == "output_dir" and override.is_sweep_override():
             raise UserError("output_dir", "several folders for one sweep", "give one: each run gets a folder inside it")
-    if any(override.key_or_group == "hydra/sweeper" for override in parsed) or not all(map(_listed, parsed)):
-        return  # what another sweeper will try cannot be told beforehand; each run is checked as it begins
-    if math.prod(map(_count, parsed)) > MOST_RUNS:
-        return  # a sweeper's that searches
-    choices = list({override.get_key_element(): list(_values(override)) for override in parsed}.values())
-    if math.prod(map(len, choices)) <= WHOLE_SWEEP:
-        yield from map(list, itertools.product(*choices))
-        return
-    first = [values[0] for values in choices]
-    for i, values in enumerate(choices):
-        for value in values:
-            yield [*first[:i], value, *first[i + 1 :]]
+        if values is None or override.key_or_group == "hydra/sweeper":
+            return
+        choices[override.get_key_element()] = values
+    yield from map(list, itertools.islice(itertools.product(*choices.values()), MOST_CHECKED))
 
 
-def first_choices(overrides: list[str]) -> list[str]:
+def first_choices(overrides: Sequence[str]) -> list[str]:
     """One run of the sweep, without the values that only a sweeper can tell."""
-    return [next(_values(override)) for override in _parsed(overrides) if _listed(override)]
+    return [values[0] for word in overrides if (values := _values(word)) is not None]
 
 
-def _parsed(overrides: list[str]) -> list[Override]:
-    parsed = [parse(word) for word in overrides]
-    runs = 1
-    for override in parsed:
-        runs *= (count := _count(override))
-        if not count:
-            problem = f"{override.input_line}: no value is in it"
-            raise UserError(override.key_or_group, problem, "begin a range below its end, such as range(1,3)")
-    if runs > MOST_RUNS and not any("optuna" in (override.input_line or "") for override in parsed):
-        raise UserError("-m", f"{runs:,} runs, and {MOST_RUNS:,} are the most of one sweep", "give fewer values")
-    return parsed
-
-
-def _count(override: Override) -> int:
-    """How many values it has, without writing them out; 1 where only a sweeper can tell."""
-    values = override.value()
-    if isinstance(values, RangeSweep):
-        assert values.start is not None
-        assert values.stop is not None
-        if values.step == 0:
-            raise UserError(override.key_or_group, f"{override.input_line}: a step of 0", "give another")
-        return max(0, math.ceil((values.stop - values.start) / values.step))
-    return len(values.list) if isinstance(values, ChoiceSweep) else 1
-
-
-def _listed(override: Override) -> bool:
+def _values(word: str) -> list[str] | None:
+    """An override for each value; None where only a sweeper can tell them."""
+    override = parse(word)
     if not override.is_sweep_override():
-        return True
-    return override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP
-
-
-def _values(override: Override) -> Iterator[str]:
-    if not override.is_sweep_override():
-        yield override.input_line or ""
-        return
-    for value in override.sweep_string_iterator():
-        yield f"{override.get_key_element()}={value}"
+        return [word]
+    if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        return None
+    values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+    if not values:
+        remedy = "begin a range below its end, such as range(1,3)"
+        raise UserError(override.key_or_group, f"{word}: no value is in it", remedy)
+    return values

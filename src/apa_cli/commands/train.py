@@ -11,8 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,17 +29,15 @@ from apa_cli.commands.environment import (
     share_the_processor,
     traceback_wanted,
 )
-from apa_cli.commands.sweep import PROGRAM, composed_with, first_choices, is_sweep, planned, sweeping
+from apa_cli.commands.sweep import PROGRAM, first_choices, planned, sweep_folder, sweeping
 from apa_cli.config import compose, help_text, sources
+from apa_cli.config.keys import nearest
 from apa_cli.config.overrides import prepared, repeated
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 
 if TYPE_CHECKING:
     from apa_cli.tracking.report import Summary
-
-# Hydra's settings of a process that it starts: one run happens in this one.
-_OF_SEVERAL = ("hydra.job.", "hydra.callbacks.", "hydra.output_subdir")
 
 
 def train(config: str | Path | None = None, *overrides: str) -> Summary:
@@ -65,8 +62,8 @@ def train(config: str | Path | None = None, *overrides: str) -> Summary:
         words.insert(0, str(config) if is_override else f"config={config}")
     for line in repeated(words):
         warnings.warn(line, stacklevel=2)
-    words = _resumed(prepared(words), sweep=False, named=False)
-    settings = compose.to_train_config(compose.compose_raw(words))
+    words = _resumed(prepared(words), sweep=False)
+    settings = compose.compose_train(words)
     if settings.plan_only:
         raise UserError("plan_only", "shows a plan, and trains nothing", "leave it out, or run apa-train")
     _run(settings, words, signals=False)
@@ -75,9 +72,6 @@ def train(config: str | Path | None = None, *overrides: str) -> Summary:
 
 def _run(config: TrainConfig, words: Sequence[str], *, signals: bool) -> None:
     """One run in this process."""
-    for word in words:
-        if word.lstrip("+~").startswith(_OF_SEVERAL):
-            raise UserError(word.partition("=")[0], "has no effect on a single run", "leave it out, or add -m")
     check_folder(config.output_dir)
     config.output_dir = os.path.abspath(config.output_dir)
     if not config.plan_only:
@@ -106,36 +100,40 @@ def main(argv: list[str]) -> int:
         print(f"{PROGRAM} {__version__}")
         return 0
     compose.register()
-    parser = get_args_parser()
-    arguments = _parsed(parser, argv)
+    arguments = _parsed(argv)
     if arguments.help:
         print(help_text.render(), flush=True)
         return 0
-    full_error = traceback_wanted()
+    full_error, words = traceback_wanted(), arguments.overrides
     if any(getattr(arguments, name) for name in ("hydra_help", "cfg", "info", "shell_completion")):
         if arguments.cfg or arguments.info:
-            composed_with(arguments, first_choices(arguments.overrides))  # refuses code before Hydra would run it
+            compose.compose_raw(first_choices(words))  # refuses code before Hydra would run it
         _hydra(arguments, lambda config: None)
         return 0
-    if not is_sweep(arguments):
-        config = compose.to_train_config(composed_with(arguments, arguments.overrides))
+    if not _is_sweep(arguments):
+        config = compose.compose_train(words)
         try:
-            _run(config, arguments.overrides, signals=True)
+            _run(config, words, signals=True)
         except Exception as error:
             return report_error(PROGRAM, error, run_dir=Path(config.output_dir), full=full_error)
         return 0
-    composed_with(arguments, first_choices(arguments.overrides))
     inputs: list[tuple[str, Path]] = []
-    for overrides in planned(arguments):
-        config = compose.to_train_config(composed_with(arguments, overrides))
+    for overrides in planned(words):
+        config = compose.compose_train(overrides)
         check_folder(config.output_dir)
         inputs += inputs_of(config)
         if config.plan_only:
             raise UserError("plan_only", "plans one run, and -m begins many", "leave out -m")
+    folder, told = sweep_folder(words)
+    arguments.overrides += told
     codes: list[int] = []
-    with sweeping(arguments, inputs, full_error=full_error, codes=codes) as member:
+    with sweeping(folder, inputs, full_error=full_error, codes=codes) as member:
         _hydra(arguments, member)
     return min(codes, default=0)  # 1 outranks 2
+
+
+def _is_sweep(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.multirun) or "hydra.mode=MULTIRUN" in arguments.overrides
 
 
 def _hydra(arguments: argparse.Namespace, task: Callable[[DictConfig], object]) -> None:
@@ -143,9 +141,11 @@ def _hydra(arguments: argparse.Namespace, task: Callable[[DictConfig], object]) 
     main = hydra.main(
         version_base=compose.VERSION_BASE, config_path=str(sources.config_dir()), config_name=sources.PRIMARY
     )
+    options = [f"--{name.replace('_', '-')}" for name, value in vars(arguments).items() if value is True]
+    options += [f"--{name}={value}" for name in ("cfg", "info", "package") if (value := getattr(arguments, name))]
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    argv, sys.argv = sys.argv, [PROGRAM, *_options(arguments), *arguments.overrides]
+    argv, sys.argv = sys.argv, [PROGRAM, *options, *arguments.overrides]
     try:
         main(task)()
     except Exception as error:
@@ -157,58 +157,46 @@ def _hydra(arguments: argparse.Namespace, task: Callable[[DictConfig], object]) 
             os.environ["HYDRA_FULL_ERROR"] = before
 
 
-def _options(arguments: argparse.Namespace) -> Iterator[str]:
-    for name, value in vars(arguments).items():
-        if name != "overrides" and value:
-            yield f"--{name.replace('_', '-')}"
-            if value is not True:
-                yield value
-
-
-def _parsed(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+def _parsed(argv: list[str]) -> argparse.Namespace:
     """The command line, overrides and options in any order. Raises UserError."""
 
     def error(message: str) -> NoReturn:
         raise UserError("", message, "see apa-train --help")
 
+    parser = get_args_parser()
     parser.prog, parser.error = PROGRAM, error  # type: ignore[method-assign]
     arguments, rest = parser.parse_known_args(argv)
-    options = {name: action for action in parser._actions for name in action.option_strings}
+    options = [name for action in parser._actions for name in action.option_strings]
     for word in rest:
         if word.startswith("-"):
-            near = get_close_matches(word.split("=")[0], options, n=1)
-            raise UserError(word, "unknown option", f"did you mean {near[0]}?" if near else "see apa-train --help")
-    arguments.overrides += rest
+            raise UserError(word, "unknown option", nearest(word.split("=")[0], options) or "see apa-train --help")
+    for option in ("config_path", "config_name", "experimental_rerun"):  # of Hydra's, about its own folders
+        if getattr(arguments, option):
+            raise UserError(f"--{option.replace('_', '-')}", "unknown option", "name a file: config=FILE")
     if arguments.resolve and not arguments.cfg:
         raise UserError("--resolve", "says how --cfg prints", "add --cfg job")
-    if arguments.experimental_rerun:
-        raise UserError("--experimental-rerun", "unknown option", "to resume a run: resume=RUN")
-    actions = ("run", "multirun", "cfg", "info", "shell_completion")
-    if len(given := [f"--{name.replace('_', '-')}" for name in actions if getattr(arguments, name)]) > 1:
-        raise UserError(" ".join(given), "do different things", "keep one of them")
-    if arguments.config_path and "://" not in arguments.config_path:
-        arguments.config_path = os.path.abspath(arguments.config_path)
-    folders = [folder for folder in (arguments.config_path, arguments.config_dir) if folder]
-    for folder in folders:
-        if "://" not in folder and not os.path.isdir(folder):
-            option = "--config-path" if folder == arguments.config_path else "--config-dir"
-            raise UserError(option, f"no folder {folder}", "name one that exists")
+    arguments.overrides += rest
     if arguments.shell_completion or arguments.hydra_help:  # words of its own, such as install=bash
         return arguments
-    sweep = is_sweep(arguments)
-    words = prepared(arguments.overrides, several=sweep, folders=folders)
+    if arguments.config_dir is not None:
+        if not os.path.isdir(arguments.config_dir):
+            raise UserError("--config-dir", f"no folder {arguments.config_dir}", "name one that exists")
+        place = sources.quoted(f"file://{os.path.abspath(arguments.config_dir)}")
+        arguments.overrides.append(f"hydra.searchpath=[{place}]")
+        arguments.config_dir = None
     for line in repeated(arguments.overrides):
         say(PROGRAM, line)
-    arguments.overrides = _resumed(words, sweep=sweep, named=arguments.config_name is not None)
+    sweep = _is_sweep(arguments)
+    arguments.overrides = _resumed(prepared(arguments.overrides, several=sweep), sweep=sweep)
     return arguments
 
 
-def _resumed(words: list[str], *, sweep: bool, named: bool) -> list[str]:
+def _resumed(words: list[str], *, sweep: bool) -> list[str]:
     if not any(word.lstrip("+").startswith("resume=") for word in words):
         return words
     from apa_cli.training import resume  # reads runs, which --help need not wait for
 
-    return resume.expand(words, sweep=sweep, named=named)
+    return resume.expand(words, sweep=sweep, named=False)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -18,7 +17,6 @@ from omegaconf.errors import GrammarParseError, InterpolationResolutionError, Om
 
 from apa_cli.config import members, sources
 from apa_cli.config.checks import check_config
-from apa_cli.config.help_text import register as register_help
 from apa_cli.config.keys import SWEEP, all_keys, nearest, not_set
 from apa_cli.config.overrides import prepared
 from apa_cli.config.schema import TrainConfig
@@ -27,24 +25,19 @@ from apa_cli.errors import UserError
 
 VERSION_BASE = "1.3"
 
-# Hydra's plugins: the choice of ours that asks for each, and the extra that brings it.
-_EXTRAS = {
-    "hydra/launcher/joblib": ("joblib", "joblib"),
-    "hydra/launcher/submitit_local": ("submitit_local", "submitit"),
-    "hydra/launcher/submitit_slurm": ("submitit", "submitit"),
-    "hydra/sweeper/optuna": ("optuna", "optuna"),
-    "hydra/sweeper/sampler/tpe": ("optuna", "optuna"),
-}
-# What in Hydra's own section is no code: launchers, sweepers and samplers, as Hydra and its plugins bring them.
+# The extra that brings a choice of hydra/launcher, hydra/sweeper or hydra/sweeper/sampler.
+_EXTRAS = {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
+_EXTRAS |= {"optuna": "optuna", "tpe": "optuna"}
+# In Hydra's own section, what runs code or a command. Launchers, sweepers and samplers come from these modules.
 _PLUGINS = ("hydra._internal.", "hydra_plugins.", "optuna.samplers.")
-_LOGGING = ("logging.", "colorlog.")
-_LOGS = ("hydra.job_logging.", "hydra.hydra_logging.")
-_COMMANDS = ("hydra.launcher.setup", "hydra.launcher.python", "hydra.job.env_set")  # run or obeyed by new processes
+_CODE = re.compile(
+    r"hydra\.(callbacks\.|(job|hydra)_logging\.(handlers|formatters|filters)\.|launcher\.(setup|python)|job\.env_set)"
+)
 
 
 @cache
 def register() -> None:
-    """Make Hydra know the schema, the user's files and the help; calling it again changes nothing."""
+    """Make Hydra know the schema and the user's files; calling it again changes nothing."""
     schema = OmegaConf.structured(TrainConfig)
     for key in all_keys().values():
         if key.type is dict:  # names of the user's own choosing
@@ -53,7 +46,6 @@ def register() -> None:
     sources.register()
     members.register()
     OmegaConf.register_new_resolver("only_for", _only_for, replace=True)
-    register_help()
 
 
 def _only_for(objective: str, value: float, *, _parent_: DictConfig) -> float | None:
@@ -66,17 +58,13 @@ def compose_train(overrides: list[str]) -> TrainConfig:
     return to_train_config(compose_raw(overrides))
 
 
-def compose_raw(
-    overrides: list[str], *, name: str = PRIMARY, folder: str | None = None, extra_folder: str | None = None
-) -> DictConfig:
-    """Hydra's composition, before it is checked. `folder` and `extra_folder` are --config-path and --config-dir."""
+def compose_raw(overrides: list[str]) -> DictConfig:
+    """Hydra's composition, before it is checked. Raises UserError."""
     register()
-    overrides = prepared(overrides, folders=[place for place in (folder, extra_folder) if place])
-    if extra_folder is not None:
-        overrides = [*overrides, f"hydra.searchpath=['file://{os.path.abspath(extra_folder)}']"]
+    overrides = prepared(overrides)
     try:
-        with initialize_config_dir(folder or str(config_dir()), job_name=PRIMARY, version_base=VERSION_BASE):
-            composed = compose(name, overrides, return_hydra_config=True)
+        with initialize_config_dir(str(config_dir()), job_name=PRIMARY, version_base=VERSION_BASE):
+            composed = compose(PRIMARY, overrides, return_hydra_config=True)
         _refuse_code(composed.hydra, overrides)
         if composed.hydra.mode == RunMode.MULTIRUN and not any("hydra.mode=" in word for word in overrides):
             raise UserError("hydra.mode", "set in a file, where it does not start a sweep", "leave it out, and add -m")
@@ -86,9 +74,6 @@ def compose_raw(
                 composed.output_dir = run_dir
             del composed["hydra"]
         return composed
-    except RecursionError as error:
-        remedy = "let one of them name a recipe"
-        raise UserError("config", "files that extend one another in a circle", remedy) from error
     except Exception as error:
         raise explained(error) from error
 
@@ -103,8 +88,7 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
         config = OmegaConf.to_object(composed)
     except Exception as error:
         raise explained(error) from error
-    if not isinstance(config, TrainConfig):
-        raise UserError("--config-name", "this configuration is not typed", "start its defaults with train_schema")
+    assert isinstance(config, TrainConfig)
     check_config(config)
     config.objective.kl_lambda = config.objective.resolved.get("kl_lambda", config.objective.kl_lambda)
     return config
@@ -112,14 +96,15 @@ def to_train_config(composed: DictConfig) -> TrainConfig:
 
 def explained(error: Exception) -> Exception:
     """What Hydra or OmegaConf raises as a UserError, `key: first line of the message`; any other error as it is."""
+    if isinstance(error, RecursionError):
+        return UserError("config", "files that extend one another in a circle", "let one of them name a recipe")
     chain = list(_chain(error))
-    for link in chain:
-        if isinstance(link, UserError):
-            return link
+    if (found := next((link for link in chain if isinstance(link, UserError)), None)) is not None:
+        return found
     if not isinstance(error, HydraException | OmegaConfBaseException | ValueError):
         return error
-    file = re.match(r"In '(?:config/)?([^']+)': ", str(error))
-    where = file and shown(file[1]) if file and file[1].startswith("/") else ""
+    file = re.match(r"In '(?:config/)?(/[^']+)': ", str(error))
+    where = shown(file[1]) if file else ""
     if isinstance(error, MissingConfigException):
         return _missing_file(error, where)
     cause = next((link for link in chain if isinstance(link, OmegaConfBaseException)), error)
@@ -128,8 +113,8 @@ def explained(error: Exception) -> Exception:
     remedy = "see apa-train --help"
     if isinstance(cause, InterpolationResolutionError | GrammarParseError):
         remedy = "fix the ${...}, or put it in single quotes with a backslash before $ to mean it literally"
-    parts = [part for part in (where, key) if part]
-    return UserError(": ".join(parts), re.sub(r"^In '[^']+': ", "", message).strip().rstrip("."), remedy)
+    place = ": ".join(part for part in (where, key) if part)
+    return UserError(place, re.sub(r"^In '[^']+': ", "", message).strip().rstrip("."), remedy)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -142,10 +127,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _missing_file(error: MissingConfigException, file: str) -> UserError:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if not group:
-        return UserError("--config-name", f"no {name}.yaml", "leave it out, or name a file of --config-path")
-    if plugin := _EXTRAS.get(f"{group}/{name}"):
-        choice, extra = plugin
+    if group.startswith("hydra/") and (extra := _EXTRAS.get(name)):
+        choice = "submitit" if name == "submitit_slurm" else name
         remedy = f"pip install 'apa-cli[{extra}]'"
         return UserError(f"{SWEEP}={choice}", f"needs the extra {extra}, which is not installed", remedy)
     options = list(error.options or (recipes() if group == "config" else ()))
@@ -162,24 +145,15 @@ def _missing_file(error: MissingConfigException, file: str) -> UserError:
 def _refuse_code(hydra: DictConfig, overrides: list[str]) -> None:
     """Raise UserError for the first value in Hydra's section that would run code and was not typed by the user."""
     for key, value in _leaves(OmegaConf.to_container(hydra, resolve=False), "hydra"):
-        if _is_code(key, value) and not any(override.lstrip("+~").startswith(key) for override in overrides):
+        is_code = _CODE.match(key) or (key.endswith("._target_") and not str(value).startswith(_PLUGINS))
+        if is_code and value and not any(override.lstrip("+~").startswith(key) for override in overrides):
             text = " ".join(str(value).split())[:80]
             remedy = "remove it from the YAML file, which runs no code, or give it on the command line"
             raise UserError(key, f"names code or a command to run ({text})", remedy)
 
 
-def _is_code(key: str, value: Any) -> bool:
-    name, text = key.rpartition(".")[2], str(value)
-    if key.startswith("hydra.callbacks."):
-        return True
-    if key.startswith(_LOGS) and (name in ("()", "class") or "://" in text):
-        return not text.startswith((*_LOGGING, "ext://sys.std"))
-    if name == "_target_":
-        return not text.startswith(_PLUGINS)
-    return key.startswith(_COMMANDS) and bool(value)
-
-
 def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every plain value and its dotted key; of lists, the lists' own."""
     if isinstance(node, dict):
         for name, child in node.items():
             yield from _leaves(child, f"{key}.{name}")

@@ -10,54 +10,31 @@ from typing import Any
 
 from omegaconf import MISSING
 
+# What is wrong with a configuration: the key, the problem and the remedy.
+Wrong = tuple[str, str, str]
 
-def _field(default: Any, metadata: dict[str, Any]) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
+
+def _field(default: Any, **metadata: Any) -> Any:
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def text(default: str | None, help: str) -> Any:
-    """A string, or null where the annotation allows it."""
-    return _field(default, {"help": help})
+def plain(default: Any, help: str) -> Any:
+    """A string, a truth value, a list, or names and values; null where the annotation allows it."""
+    return _field(default, help=help)
 
 
 def required(help: str) -> Any:
     """A value that has no safe default."""
-    return _field(MISSING, {"help": help})
-
-
-def switch(default: bool, help: str) -> Any:
-    """True or false."""
-    return _field(default, {"help": help})
-
-
-def items(default: list[Any] | None, help: str) -> Any:
-    """A list."""
-    return _field(default, {"help": help})
-
-
-def mapping(default: dict[str, Any], help: str) -> Any:
-    """Names that are not known beforehand, and their values or, by the annotation, sections of one kind."""
-    return _field(default, {"help": help})
+    return _field(MISSING, help=help)
 
 
 def choice(default: str | None, help: str, *, choices: tuple[str, ...]) -> Any:
     """One of `choices`, or null where the annotation allows it."""
-    return _field(default, {"help": help, "choices": choices})
+    return _field(default, help=help, choices=choices)
 
 
-def number(
-    default: float | None,
-    help: str,
-    *,
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
+def number(default: float | None, help: str, **limits: float) -> Any:
     """A number within [minimum, maximum], or strictly `above` / `below` a bound; NaN and infinity never pass."""
-    limits = {"minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    return _field(default, {"help": help, "limits": {k: v for k, v in limits.items() if v is not None}})
+    return _field(default, help=help, limits=limits)

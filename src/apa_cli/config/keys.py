@@ -14,22 +14,24 @@ from apa_cli.errors import UserError
 AUTO = "auto"  # of resume: go on with output_dir's run, where there is one
 
 # The key that a group's file names: what `objective: ppo` was probably meant to say.
-NAMING_KEY = {
-    "policy": "policy.path",
-    "reference": "reference.path",
-    "reward": "reward.kind",
-    "value": "value.kind",
-    "data": "data.path",
-    "objective": "objective.name",
-    "advantage": "advantage.name",
-}
-
+NAMING_KEY = {group: f"{group}.path" for group in ("policy", "reference", "data")}
+NAMING_KEY |= {"reward": "reward.kind", "value": "value.kind", "objective": "objective.name"}
+NAMING_KEY["advantage"] = "advantage.name"
 
 # Keys that hold rewards by name; `Key.type` is dict, as of mappings to plain values.
 COMPONENTS = ("reward.components", "evaluation.reward.components")
 
 # A group whose files set only what Hydra does with several runs: no key of a run.
 SWEEP = "sweep"
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list such as [a,b]",
+    dict: "names and values, such as {a: 1}",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,11 +112,10 @@ def groups() -> tuple[str, ...]:
 
 
 @cache
-def sections() -> tuple[str, ...]:
+def sections() -> frozenset[str]:
     """Every name that holds keys and is not one: policy, policy.adapter, ..."""
-    return tuple(dict.fromkeys(name.rsplit(".", 1)[0] for name in all_keys() if "." in name)) + tuple(
-        group for group in groups() if not any(name.rsplit(".", 1)[0] == group for name in all_keys())
-    )
+    parts = [name.split(".")[:-1] for name in all_keys()]
+    return frozenset(".".join(names[:end]) for names in parts for end in range(1, len(names) + 1))
 
 
 def nearest(wrong: str, names: Iterable[str]) -> str:
@@ -124,28 +125,19 @@ def nearest(wrong: str, names: Iterable[str]) -> str:
 
 
 def nearest_key(wrong: str) -> str:
-    """The key that was probably meant: a key with this last part, one near it, or one near the whole name."""
-    names = list(all_keys())
+    """The key that was probably meant: a key with this last part, one near the whole name, or near the last part."""
     parent, _, leaf = wrong.rpartition(".")
     if is_component(parent):
         own = get_close_matches(leaf, component_keys(), n=1)
         return f"did you mean {parent}.{own[0]}?" if own else f"a reward has {', '.join(component_keys())}"
-    same_leaf = [name for name in names if name.rsplit(".", 1)[-1] == leaf]
-    if len(same_leaf) == 1:
-        return f"did you mean {same_leaf[0]}?"
-    siblings = [name for name in names if name.rpartition(".")[0] == parent]
-    return (
-        nearest(wrong, siblings)
-        or nearest(wrong, [*names, *sections(), "config"])
-        or _near_leaf(leaf, names)
-        or "apa-train --help lists every key"
-    )
-
-
-def _near_leaf(leaf: str, names: list[str]) -> str:
-    leaves = {name.rsplit(".", 1)[-1]: name for name in names}
-    found = get_close_matches(leaf, leaves, n=1)
-    return f"did you mean {leaves[found[0]]}?" if found else ""
+    leaves: dict[str, list[str]] = {}
+    for name in all_keys():
+        leaves.setdefault(name.rpartition(".")[2], []).append(name)
+    if len(leaves.get(leaf, [])) == 1:
+        return f"did you mean {leaves[leaf][0]}?"
+    near = [leaves[name][0] for name in get_close_matches(leaf, leaves, n=1)]
+    whole = nearest(wrong, [*all_keys(), *sections(), "config"])
+    return whole or (f"did you mean {near[0]}?" if near else "apa-train --help lists every key")
 
 
 def expected(name: str) -> str:
@@ -154,14 +146,12 @@ def expected(name: str) -> str:
     assert key is not None
     if name in COMPONENTS:
         return "names with keys below them, such as {NAME:{path:MODEL,weight:0.5}}"
-    words = {
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        list: "a list such as [a,b]",
-        dict: "names and values, such as {a: 1}",
-    }[key.type]
-    if key.choices:
-        words = f"one of {', '.join(key.choices)}"
+    words = f"one of {', '.join(key.choices)}" if key.choices else KINDS[key.type]
     return f"{words} or null" if key.optional else words
+
+
+def shown_value(value: Any) -> str:
+    """A plain value as it is typed."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -12,13 +12,8 @@ from collections.abc import Sequence
 from omegaconf import OmegaConf
 
 LONGEST = 120  # characters; file systems end at 255 bytes
-ELSEWHERE = (
-    "output_dir",
-    "resume",
-    "resume_allow_changes",
-    "sweep",
-    "tracking",
-)  # say where or how a member runs, not what it is
+# Keys that say where or how a member runs, not what it is.
+ELSEWHERE = ("output_dir", "resume", "resume_allow_changes", "sweep", "tracking")
 _BEGINS = re.compile(r"^(?:evaluation\.)?reward\.components=\{[^{}:]+:\{\}\}$")  # what `prepared` has put there
 _UNSAFE = re.compile(r"[^\w.+-]+", re.ASCII)
 
@@ -33,21 +28,16 @@ def member_name(overrides: Sequence[str]) -> str:
 
     Where that is too long, keys lose their groups and then the end is cut; a hash of the whole stands for both.
     """
-    chosen = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
-        key = key.lstrip("+")
-        if _BEGINS.match(override):
-            continue
-        if key not in ELSEWHERE and not key.startswith(("hydra.", "hydra/", "tracking.")):
-            chosen[key] = value.strip("'\"")
-    if not chosen:
-        return "default"
-    parts = [(key, _readable(value)) for key, value in sorted(chosen.items())]
-    name = ",".join(f"{key}={value}" for key, value in parts)
+    words = (override.lstrip("+").partition("=") for override in overrides if not _BEGINS.match(override))
+    parts = {
+        key: _readable(value.strip("'\""))
+        for key, _, value in words
+        if key not in ELSEWHERE and not key.startswith(("hydra.", "hydra/", "tracking."))
+    }
+    name = ",".join(f"{key}={value}" for key, value in sorted(parts.items()))
     if len(name) <= LONGEST:
-        return name
-    short = ",".join(f"{short_name(key)}={value}" for key, value in parts)
+        return name or "default"
+    short = ",".join(f"{short_name(key)}={value}" for key, value in sorted(parts.items()))
     return f"{short[: LONGEST - 9].rstrip('_,.=-')}-{_hash(name)}"
 
 

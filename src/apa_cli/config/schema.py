@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Optional
 
-from apa_cli.config.fields import choice, items, number, required, switch, text
+from apa_cli.config.fields import choice, number, plain, required
 from apa_cli.config.objectives import method_of
 from apa_cli.config.schema_models import AdapterConfig, PolicyConfig, ReferenceConfig, ValueConfig
 from apa_cli.config.schema_objective import AdvantageConfig, ObjectiveConfig
@@ -72,7 +72,7 @@ class TrainingConfig:
     microbatch_tokens: int = number(
         16_384, "tokens, including padding, per forward and backward pass; changes memory, not the gradient", minimum=1
     )
-    compile: bool = switch(
+    compile: bool = plain(
         False, "torch.compile the transformers in the update; takes a minute or more at the start, same gradient"
     )
     max_skipped: int = number(
@@ -92,7 +92,7 @@ class OptimizerConfig:
     )
     learning_rate: float = number(1e-6, "learning rate of the policy", above=0)
     value_learning_rate: Optional[float] = number(None, "learning rate of the critic; null = learning_rate", above=0)
-    betas: list[float] = items([0.9, 0.95], "AdamW's decay rates")
+    betas: list[float] = plain([0.9, 0.95], "AdamW's decay rates")
     eps: float = number(1e-8, "AdamW's ε", above=0)
     weight_decay: float = number(1e-6, "decoupled weight decay", minimum=0)
     max_grad_norm: float = number(1.0, "limit on the gradient norm, applied to policy and critic separately", above=0)
@@ -105,7 +105,7 @@ class CheckpointConfig:
     every: int = number(50, "iterations between checkpoints; 0 = only at the end", minimum=0)
     keep: int = number(2, "number of newest checkpoints to keep; 0 = all", minimum=0)
     grace_seconds: float = number(25.0, "time to save and exit after a signal, in seconds", above=0)
-    best_metric: Optional[str] = text(
+    best_metric: Optional[str] = plain(
         None, "also keep the checkpoint with the best value of this metric, such as eval/evaluator; null = off"
     )
     best_mode: str = choice("max", "whether a higher or a lower best_metric is better", choices=("max", "min"))
@@ -135,11 +135,11 @@ class WandbConfig:
         "auto = online if a key is configured, otherwise offline in the run's folder",
         choices=("auto", "online", "offline", "disabled"),
     )
-    project: str = text("apa-cli", "wandb project")
-    entity: Optional[str] = text(None, "wandb team or user")
-    group: Optional[str] = text(None, "wandb group")
-    name: Optional[str] = text(None, "wandb run name; null = the run's folder")
-    tags: list[str] = items([], "wandb tags")
+    project: str = plain("apa-cli", "wandb project")
+    entity: Optional[str] = plain(None, "wandb team or user")
+    group: Optional[str] = plain(None, "wandb group")
+    name: Optional[str] = plain(None, "wandb run name; null = the run's folder")
+    tags: list[str] = plain([], "wandb tags")
 
 
 @dataclass(kw_only=True)
@@ -150,7 +150,7 @@ class TrackingConfig:
         "terminal output: a live table, plain lines, or warnings only; auto = live in a terminal",
         choices=("auto", "live", "plain", "quiet"),
     )
-    tensorboard: bool = switch(False, "also write TensorBoard event files to the run's folder (apa-cli[tensorboard])")
+    tensorboard: bool = plain(False, "also write TensorBoard event files to the run's folder (apa-cli[tensorboard])")
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
@@ -164,13 +164,13 @@ class TrainConfig:
         "fp32", "bf16 = frozen weights and arithmetic in bf16, trained weights in fp32", choices=("fp32", "bf16")
     )
     output_dir: str = required("the run's folder (for a sweep: the folder of its runs)")
-    resume: Optional[str] = text(
+    resume: Optional[str] = plain(
         None, "resume a run: auto = the one in output_dir, if there is one; DIR = a run or one of its checkpoints"
     )
-    resume_allow_changes: bool = switch(
+    resume_allow_changes: bool = plain(
         False, "resume even if keys that change the numbers, or the files and rows behind them, differ from the run's"
     )
-    plan_only: bool = switch(
+    plan_only: bool = plain(
         False, "print each model's size, the memory needed and the first prompt as each model reads it, then stop"
     )
     policy: PolicyConfig = field(default_factory=PolicyConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from apa_cli.config.fields import choice, number, switch
+from apa_cli.config.fields import choice, number, plain
 from apa_cli.config.objectives import objectives
 
 
@@ -113,11 +113,11 @@ class AdvantageConfig:
         "optimal value at λ, or the quantile in place of the score",
         choices=("leave_one_out", "mean", "log_mean_exp", "least_squares", "value", "quantile"),
     )
-    group_scale: bool = switch(False, "group: divide by the standard deviation of the prompt's scores, as GRPO does")
+    group_scale: bool = plain(False, "group: divide by the standard deviation of the prompt's scores, as GRPO does")
     reference_samples: int = number(
         8, "reference: responses of the initial policy to each prompt, sampled and scored once", minimum=1
     )
-    drop_unsolved: bool = switch(
+    drop_unsolved: bool = plain(
         False, "reference: leave out prompts on which no response of the initial policy scores above 0"
     )
-    whiten: bool = switch(True, "scale advantages to unit deviation over the rollout; for gae, also to zero mean")
+    whiten: bool = plain(True, "scale advantages to unit deviation over the rollout; for gae, also to zero mean")

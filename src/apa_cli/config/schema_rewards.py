@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional
 
-from apa_cli.config.fields import choice, mapping, number, text
+from apa_cli.config.fields import choice, number, plain
 from apa_cli.secrets import public_address
 
 
@@ -18,18 +18,18 @@ class ScorerConfig:
         "a sequence-classification model, a Python function, a reward served over HTTP, or a check of final answers",
         choices=("model", "function", "http", "math"),
     )
-    path: Optional[str] = text(
+    path: Optional[str] = plain(
         None, "reward model, or a PEFT adapter of one: local folder, Hub id, or builtin:reviews/reward"
     )
-    revision: Optional[str] = text(None, "Hub branch, tag or commit of the reward model")
-    function: Optional[str] = text(None, "reward function: package.module:name or path/to/file.py:name")
-    url: Optional[str] = text(
+    revision: Optional[str] = plain(None, "Hub branch, tag or commit of the reward model")
+    function: Optional[str] = plain(None, "reward function: package.module:name or path/to/file.py:name")
+    url: Optional[str] = plain(
         None, "http: endpoint that receives prompts and responses and returns scores: http://HOST:PORT/PATH"
     )
-    api_key_env: Optional[str] = text(
+    api_key_env: Optional[str] = plain(
         None, "http: environment variable that holds a bearer token (not the token itself); null = send none"
     )
-    answer_column: Optional[str] = text(
+    answer_column: Optional[str] = plain(
         None,
         "math: column with the right answer: a number, an expression, or a text with #### 42 or \\boxed{42}",
     )
@@ -86,7 +86,7 @@ class ComponentConfig(ScorerConfig):
 class SeveralConfig(ScorerConfig):
     """One reward, or the weighted sum of several."""
 
-    components: dict[str, ComponentConfig] = mapping(
+    components: dict[str, ComponentConfig] = plain(
         {},
         "several rewards instead of one, by name: each has a weight (1) and the keys above: kind, path, function, "
         "url, …",
@@ -126,15 +126,15 @@ class EvaluatorConfig(SeveralConfig):
 class JudgeConfig:
     """A chat endpoint that compares a checkpoint's responses with the initial policy's. It never trains."""
 
-    base_url: Optional[str] = text(
+    base_url: Optional[str] = plain(
         None, "OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1; null = no judge"
     )
-    model: Optional[str] = text(None, "name of the judge model at that endpoint")
-    api_key_env: str = text(
+    model: Optional[str] = plain(None, "name of the judge model at that endpoint")
+    api_key_env: str = plain(
         "OPENAI_API_KEY",
         "environment variable that holds the key (not the key itself); may be unset for a local server",
     )
-    criterion: str = text(
+    criterion: str = plain(
         "The better response serves the prompt better: it is helpful, correct, harmless and well written. "
         "Being longer is no merit by itself.",
         "definition of a better response, as given to the judge",

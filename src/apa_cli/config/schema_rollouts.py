@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from apa_cli.config.fields import choice, items, mapping, number, required, text
+from apa_cli.config.fields import choice, number, plain, required
 
 
 @dataclass(kw_only=True)
@@ -17,12 +17,12 @@ class DataConfig:
     max_rows: Optional[int] = number(
         200_000, "rows read from a larger data set, chosen by the seed; null = all, in memory", minimum=1
     )
-    revision: Optional[str] = text(
+    revision: Optional[str] = plain(
         None, "Hub branch, tag or commit of data.path, and of data.eval_path if it is the same data set"
     )
-    subset: Optional[str] = text(None, "configuration name of a Hub data set")
-    split: str = text("train", "split of a Hub data set or of a save_to_disk folder")
-    prompt_column: str = text(
+    subset: Optional[str] = plain(None, "configuration name of a Hub data set")
+    split: str = plain("train", "split of a Hub data set or of a save_to_disk folder")
+    prompt_column: str = plain(
         "prompt",
         "column with the prompt (format text) or the messages (format chat, which also finds messages and "
         "conversations)",
@@ -33,21 +33,21 @@ class DataConfig:
         "or hh_chat (its turns as messages); auto = found from the rows",
         choices=("auto", "text", "chat", "hh", "hh_chat"),
     )
-    prompt_template: Optional[str] = text(
+    prompt_template: Optional[str] = plain(
         None,
         "text: template of the text that is read, with {prompt} as the placeholder, such as an answer cue; null = the "
         "prompt alone",
     )
-    system_prompt: Optional[str] = text(None, "chat: system message for dialogues without one; null = none")
-    template_arguments: dict[str, Any] = mapping(
+    system_prompt: Optional[str] = plain(None, "chat: system message for dialogues without one; null = none")
+    template_arguments: dict[str, Any] = plain(
         {}, "chat: extra arguments for the policy's template, such as {enable_thinking: false}; null = not given"
     )
-    response_column: Optional[str] = text(
+    response_column: Optional[str] = plain(
         None,
         "offline: column with the response; null = chosen and rejected if both exist, otherwise response, otherwise "
         "the answer that ends a row's messages",
     )
-    score_column: Optional[str] = text(
+    score_column: Optional[str] = plain(
         None,
         "offline: column with the response's score (for pairs: NAME_chosen, NAME_rejected); null = scores come from "
         "the reward",
@@ -64,11 +64,11 @@ class DataConfig:
         "what to do with rows whose prompt or logged response is null or empty: stop, or drop and count them",
         choices=("stop", "drop"),
     )
-    eval_path: Optional[str] = text(
+    eval_path: Optional[str] = plain(
         None,
         "held-out prompts, of which the seed draws evaluation.prompts rows; null = set aside as many rows of data.path",
     )
-    eval_split: str = text("test", "split of data.eval_path")
+    eval_split: str = plain("test", "split of data.eval_path")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -85,8 +85,8 @@ class GenerationConfig:
     top_p: float = number(
         1.0, "sample among the most likely tokens with this total probability; 1 = all", above=0, maximum=1
     )
-    stop: list[str] = items([], "strings that end a response and count as part of it")
-    stop_tokens: list[str] = items([], "tokens that end a response, in addition to EOS and the template's end of turn")
+    stop: list[str] = plain([], "strings that end a response and count as part of it")
+    stop_tokens: list[str] = plain([], "tokens that end a response, in addition to EOS and the template's end of turn")
     backend: str = choice(
         "hf",
         "how responses are sampled: hf = growing cache; static = fixed-size cache, CUDA graphs on a GPU; vllm = vLLM "
@@ -111,7 +111,7 @@ class RolloutConfig:
         "online = sampled from the policy; offline = logged responses in data.path (response, or chosen and rejected)",
         choices=("online", "offline"),
     )
-    reference_cache: Optional[str] = text(
+    reference_cache: Optional[str] = plain(
         None,
         "folder that keeps reference log-probs (offline) and the initial policy's scores (advantage.name=reference); "
         "null = apa-cli in the user's cache folder",

@@ -13,18 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-import yaml
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from apa_cli.config.keys import SWEEP, all_keys, groups, nearest, not_set
 from apa_cli.config.values import check_value
-from apa_cli.config.yaml_files import load_yaml
+from apa_cli.config.yaml_files import read_yaml
 from apa_cli.errors import UserError
 
 PRIMARY = "train"  # configs/train.yaml
@@ -68,15 +66,6 @@ def shown(path: str) -> str:
     return path if relative.startswith("..") else relative
 
 
-def refuse_variables(output_dir: str) -> None:
-    """Raise UserError for a folder called $HOME that is not there: a shell would have expanded it, YAML does not."""
-    folder = Path(output_dir)
-    for place in (folder, *folder.parents):
-        if (found := re.search(r"\$\{?(\w+)", place.name)) and not os.path.lexists(place):
-            remedy = f"write ${{oc.env:{found[1]}}}, or the folder itself"
-            raise UserError("output_dir", f"{found[0]} in {output_dir} was not expanded by a shell", remedy)
-
-
 class UserFileSource(ConfigSource):
     """Serves `config/<path of a YAML file>`."""
 
@@ -99,20 +88,24 @@ class UserFileSource(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = absolute_path(config_path.removeprefix(_GROUP))
-        content = read_yaml(path)
-        if isinstance(content.get("output_dir"), str):
-            content["output_dir"] = os.path.expanduser(content["output_dir"])
-        defaults = content.pop("defaults", None)
-        body = spread(content, shown(path))
+        where = shown(path)
+        if not Path(path).is_file():
+            remedy = "name a .yaml file, or one of the recipes that apa-train --help lists"
+            if Path(f"{path}.yaml").is_file():
+                remedy = f"did you mean config={where}.yaml?"
+            raise UserError(f"config={where}", "no such file", remedy)
+        content = read_yaml(Path(path), where)
+        defaults = _complete_defaults(content.pop("defaults", None), path)
+        body = _spread(content, where)
         for key, value in body.items():
             if key != "hydra":
-                check_value(key, value, shown(path))
-        body = _unset(body)
-        body["defaults"] = complete_defaults(defaults, path)
+                check_value(key, value, where)
+        if isinstance(body.get("output_dir"), str):
+            body["output_dir"] = os.path.expanduser(body["output_dir"])
         return ConfigResult(
             provider=self.provider,
             path=f"{self.scheme()}://{path}",
-            config=OmegaConf.create(body),
+            config=OmegaConf.create(_unset(body) | {"defaults": defaults}),
             header={"package": "_global_"},
         )
 
@@ -129,51 +122,30 @@ def register() -> None:
         Plugins.instance().register(plugin)
 
 
-def read_yaml(path: str) -> dict[str, Any]:
-    """The file as a dictionary; {} where it is empty."""
-    where = shown(path)
-    if not Path(path).is_file():
-        problem = "is a folder, not a file" if Path(path).is_dir() else "no such file"
-        remedy = "name a .yaml file, or one of the recipes that apa-train --help lists"
-        if not path.endswith(ENDINGS) and Path(f"{path}.yaml").is_file():
-            remedy = f"did you mean config={where}.yaml?"
-        raise UserError(f"config={where}", problem, remedy)
-    try:
-        plain = load_yaml(Path(path), where)
-        if plain is None:
-            return {}
-        if not isinstance(plain, dict):
-            raise UserError(where, "not a mapping of keys to values", "write lines such as `seed: 1`")
-        OmegaConf.create(plain)  # checks the ${...} in it
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise UserError(where, f"{line}not YAML: {error.problem or error}", "fix that line") from error
-    except OmegaConfBaseException as error:
-        problem = str(error).splitlines()[0]
-        raise UserError(f"{where}: {error.full_key or error.key}", problem, "fix the ${...}") from error
-    except RecursionError as error:
-        raise UserError(where, "refers to itself, or is nested too deeply", "write it out without & and *") from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(where, f"cannot be read: {reason}", "give a text file that holds YAML") from error
-    return plain
+def _refuse_reading(key: str) -> None:
+    raise not_set(key)
 
 
-def spread(content: dict[str, Any], where: str, parent: str = "") -> dict[str, Any]:
-    """`objective.kl_lambda: 0.1` means the same as the nested form; both at once must not disagree."""
+def _spread(content: dict[str, Any], where: str) -> dict[str, Any]:
+    """`objective.kl_lambda: 0.1` means the same as the nested form; a key may not have a value in both."""
     body: dict[str, Any] = {}
-    for key, value in content.items():
-        *parents, leaf = str(key).split(".")
-        if not all((*parents, leaf)):
-            raise UserError(f"{where}: {parent}{key!r}", "an empty part in a key", "write lines such as `seed: 1`")
-        node = body
+    for name, value in _leaves(content):
+        *parents, leaf = name.split(".")
+        node: Any = body
         for part in parents:
-            node = node.setdefault(part, {})
-            if not isinstance(node, dict):
-                raise UserError(f"{where}: {parent}{key}", f"{part} is already a plain value", "write one of the two")
-        new = spread(value, where, f"{parent}{key}.") if isinstance(value, dict) else value
-        _put(node, leaf, new, f"{where}: {parent}{key}")
+            node = node.setdefault(part, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or node.get(leaf, {}) != {}:
+            raise UserError(f"{where}: {name}", "set twice", "keep one of the two")
+        node[leaf] = value
     return body
+
+
+def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _unset(body: dict[str, Any], parent: str = "") -> dict[str, Any]:
@@ -188,57 +160,36 @@ def _unset(body: dict[str, Any], parent: str = "") -> dict[str, Any]:
     }
 
 
-def _refuse_reading(key: str) -> None:
-    raise not_set(key)
-
-
-def _put(node: dict[str, Any], leaf: str, new: Any, where: str) -> None:
-    if leaf not in node:
-        node[leaf] = new
-    elif isinstance(new, dict) and isinstance(node[leaf], dict):
-        for key, value in new.items():
-            _put(node[leaf], key, value, where)
-    else:
-        raise UserError(where, "set twice", "keep one of the two")
-
-
-def complete_defaults(defaults: Any, path: str) -> list[Any]:
+def _complete_defaults(defaults: Any, path: str) -> list[Any]:
     """A full Hydra defaults list: what the file extends, the file itself, then its group choices."""
-    where = shown(path)
-    if defaults is None:
-        defaults = []
-    if not isinstance(defaults, list):
-        raise UserError(f"{where}: defaults", "not a list", "write a list, such as `defaults: [reviews_apa]`")
-    bases = [_base(entry, path) for entry in defaults if isinstance(entry, str)]
+    where, known = f"{shown(path)}: defaults", (*groups(), SWEEP)
+    if not isinstance(defaults or [], list):
+        raise UserError(where, "not a list", "write a list, such as `defaults: [reviews_apa]`")
+    bases, choices = [], []
+    for entry in defaults or []:
+        if isinstance(entry, str):
+            bases.append(_base(entry, path))
+            continue
+        # `objective: ppo`, `/objective: ppo` and `override /objective: ppo` all choose a group's file.
+        for key, name in entry.items() if isinstance(entry, dict) else [("", entry)]:
+            group = str(key).removeprefix("override ").strip().removeprefix("/")
+            if not group or not isinstance(name, str):
+                raise UserError(where, f"{entry!r} is not a recipe or one choice", "write `- objective: ppo`")
+            if group not in known and not group.startswith("hydra/"):
+                near = nearest(group, known)
+                raise UserError(where, f"no group {group!r}", near or f"groups: {', '.join(known)}")
+            choices.append({f"override /{group}": name})
     if all(base == "_self_" for base in bases):
         bases.insert(0, f"/{_GROUP}{BASE}")
-    if "_self_" not in bases:
-        bases.append("_self_")
-    choices = [choice for entry in defaults if not isinstance(entry, str) for choice in _choices(entry, where)]
-    return [*bases, *choices]
+    return [*bases, *([] if "_self_" in bases else ["_self_"]), *choices]
 
 
 def _base(entry: str, path: str) -> str:
     if entry == "_self_":
         return entry
-    name = entry.removeprefix("/").removeprefix(_GROUP) if entry.startswith(f"/{_GROUP}") else entry
+    name = entry.removeprefix(f"/{_GROUP}")
     if is_path(name):
         name = absolute_path(name, os.path.dirname(path))
         if name == path:
             raise UserError(f"{shown(path)}: defaults", "the file extends itself", "name another recipe or file")
     return f"/{_GROUP}{name}"
-
-
-def _choices(entry: Any, where: str) -> Iterator[dict[str, Any]]:
-    """`objective: ppo`, `/objective: ppo` and `override /objective: ppo` all choose a group's file."""
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: defaults", f"{entry!r} is not a recipe or a choice", "write `- objective: ppo`")
-    for key, name in entry.items():
-        if isinstance(name, list):
-            raise UserError(f"{where}: defaults", f"{key}: one choice, not a list ({name})", f"write `- {key}: CHOICE`")
-        group = str(key).removeprefix("override ").strip().removeprefix("/")
-        known = (*groups(), SWEEP)
-        if group not in known and not group.startswith("hydra/"):
-            near = nearest(group, known)
-            raise UserError(f"{where}: defaults", f"no group {group!r}", near or f"groups: {', '.join(known)}")
-        yield {f"override /{group}": name}

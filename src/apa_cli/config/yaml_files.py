@@ -1,25 +1,49 @@
-"""YAML as plain values, read and written as meant: no bomb of aliases, no number of YAML 1.1 alone, no stray reference.
+"""YAML as plain values, read and written as meant: no bomb of aliases, no number of YAML 1.1 alone.
 
 OmegaConf's own loader does the parsing. Before it builds anything, the nodes are looked through. Imports no torch.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
 from omegaconf._utils import get_yaml_loader
+from omegaconf.errors import OmegaConfBaseException
 
 from apa_cli.config.keys import value_type
 from apa_cli.errors import UserError
 
-MOST_BYTES = 1 << 20
 MOST_VALUES = 10_000  # in a file, each alias counted as what it stands for
 _TAG = "tag:yaml.org,2002:"
 # 1:30 is 90 to YAML 1.1 (base 60), and 010 is 8.
 _ODD_NUMBER = re.compile(r"[-+]?(?:\d[\d_]*(?::\d+)+(?:\.\d*)?|0[\d_]+)")
+
+
+def read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """The file as a dictionary; {} where it is empty. `where` names it in errors. Raises UserError."""
+    try:
+        plain = load_yaml(path, where)
+        if not isinstance(plain, dict | None):
+            raise UserError(where, "not a mapping of keys to values", "write lines such as `seed: 1`")
+        OmegaConf.create(plain)  # checks the ${...} in it
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(where, f"{line}not YAML: {error.problem or error}", "fix that line") from error
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{where}: {error.full_key or error.key}", problem, "fix the ${...}") from error
+    except RecursionError as error:
+        raise UserError(where, "refers to itself, or is nested too deeply", "write it out without & and *") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(where, f"cannot be read: {reason}", "give a text file that holds YAML") from error
+    return plain or {}
 
 
 def load_yaml(path: Path, where: str) -> Any:
@@ -30,51 +54,28 @@ def load_yaml(path: Path, where: str) -> Any:
 
     Raises UserError, and yaml.YAMLError, OSError, UnicodeDecodeError or RecursionError where there is no YAML in it.
     """
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise UserError(where, f"{size:,} bytes, too many for a configuration", "give a text file that holds YAML")
     loader = get_yaml_loader()(path.read_text(encoding="utf-8"))
     try:
-        root = loader.get_single_node()
-        if root is None:
+        if (root := loader.get_single_node()) is None:
             return None
-        if (values := _count(root, {})) > MOST_VALUES:
-            problem = f"holds {values:,} values, its aliases (*) written out, and {MOST_VALUES:,} are the most"
-            raise UserError(where, problem, "keep to the keys of apa-train --help")
-        _read_as_written(root, "", where)
+        _read_as_written(root, "", where, itertools.count(1))
         return loader.construct_document(root)
     finally:
         loader.dispose()
 
 
-def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values below, each alias counted in full. Raises RecursionError for one that holds itself."""
-    if id(node) in known:
-        if known[id(node)] < 0:
-            raise RecursionError
-        return known[id(node)]
-    known[id(node)] = -1
-    known[id(node)] = 1 + sum(_count(child, known) for child in _children(node))
-    return known[id(node)]
-
-
-def _children(node: yaml.Node) -> list[yaml.Node]:
-    if isinstance(node, yaml.MappingNode):
-        return [part for pair in node.value for part in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
-
-
-def _read_as_written(node: yaml.Node, key: str, where: str) -> None:
+def _read_as_written(node: yaml.Node, key: str, where: str, visits: Iterator[int]) -> None:
+    if next(visits) > MOST_VALUES:
+        problem = f"holds more than {MOST_VALUES:,} values, its aliases (*) written out"
+        raise UserError(where, problem, "keep to the keys of apa-train --help")
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
-            if name.tag == f"{_TAG}null":
-                problem = f"line {name.start_mark.line + 1}: a key without a name ({name.value or 'empty'})"
-                raise UserError(where, problem, "name it, or put its name in quotes")
             if isinstance(name, yaml.ScalarNode) and name.tag != f"{_TAG}merge":
                 name.tag = f"{_TAG}str"
-                _read_as_written(value, f"{key}.{name.value}" if key else name.value, where)
+                _read_as_written(value, f"{key}.{name.value}" if key else name.value, where, visits)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _read_as_written(item, key, where)
+            _read_as_written(item, key, where, visits)
     elif node.style is None and node.tag.startswith(_TAG):
         kind = node.tag.removeprefix(_TAG)
         if value_type(key) is str and kind in ("int", "float", "bool"):

@@ -75,19 +75,19 @@ def test_entries_are_begun_once_and_name_no_folder():
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        ([FREE, "reward=function", "reward.components.a.path=m"], "reward.kind: function, but the rewards are in"),
-        ([FREE, "reward.components.mean.path=m"], "reward.components.mean: reward/mean is another metric"),
+        ([FREE, "reward=function", "reward.components.a.path=m"], "reward.kind: set, but the rewards are in"),
+        ([FREE, "reward.components.mean.path=m"], "reward.components.mean: mean is the name of another metric"),
         (
             [FREE, "rollout=offline", "reward.components.score.path=m"],
-            "reward.components.score: logged/score_std is another metric",
+            "reward.components.score: score is the name of another metric",
         ),
         (
             [FREE, "rollout=offline", "reward.components.response_length.path=m"],
-            "reward.components.response_length: logged/response_length is another metric",
+            "reward.components.response_length: response_length is the name of another metric",
         ),
         (
             [FREE, "reward.components.a.path=m", "reward.components.a_std.path=m"],
-            "reward.components.a_std: reward/a_std is another metric",
+            "reward.components.a_std: a_std is the name of another metric",
         ),
         ([FREE, "reward.components.a.weight=inf"], "reward.components.a.weight: inf is not a finite number"),
         ([FREE, "reward.components.a.weight=x"], "reward.components.a.weight: 'x' is not a number; give a number"),
@@ -105,11 +105,14 @@ def test_entries_are_begun_once_and_name_no_folder():
         (["reward.length_penalty=0.1", "reward.length_target=32"], "reward.length_target: 32, but no response is long"),
         (["reward.length_penalty=-1"], "reward.length_penalty: -1 is out of range"),
         (["evaluation.reward.length_penalty=1"], "evaluation.reward.length_penalty: unknown key"),
-        (["reward=math"], "reward.answer_column: not set, but reward.kind=math needs it; name the column"),
+        (
+            ["reward=math"],
+            "reward.answer_column: not set, but reward.kind=math needs it; give it",
+        ),
         (["reward.answer_column=a"], "reward.answer_column: set, but reward.kind=model; add reward.kind=math, or"),
         (
             [FREE, "reward.components.a={kind:math,answer_column:a}", "reward.components.a_unreadable.path=m"],
-            "reward.components.a_unreadable: reward/a_unreadable is another metric",
+            "reward.components.a_unreadable: a_unreadable is the name of another metric",
         ),
         (["reward.url=http://a/b"], "reward.url: set, but reward.kind=model; add reward.kind=http, or reward.url=null"),
         (["reward.kind=http", "reward.url=localhost:5000"], "reward.url: 'localhost:5000' is not a web address"),
