@@ -154,13 +154,14 @@ def test_an_interrupt_ends_the_sweep(apa_train, runs):
     assert len(runs) == 1
 
 
-def test_a_folder_of_the_users_own_adds_recipes_and_choices(apa_train, runs, workdir):
+@pytest.mark.parametrize("sweep", [(), ("-m",)])
+def test_a_folder_of_the_users_own_adds_recipes_and_choices(apa_train, runs, workdir, sweep):
     (workdir / "my/config").mkdir(parents=True)
     (workdir / "my/objective").mkdir()
     (workdir / "my/config/house.yaml").write_text("# @package _global_\nseed: 8\n")
     (workdir / "my/objective/gentle.yaml").write_text("name: apa\nkl_lambda: 5\n")
     code, _, err = apa_train("--config-dir", "my", "config=house", "policy.path=p", "data.path=d", "reward.path=r",
-                             "objective=gentle", "output_dir=x")  # fmt: skip
+                             "objective=gentle", "output_dir=x", *sweep)  # fmt: skip
     assert (code, err) == (0, "")
     assert (runs[0][0].seed, runs[0][0].objective.kl_lambda) == (8, 5.0)
 
