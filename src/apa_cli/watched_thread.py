@@ -27,7 +27,7 @@ class CallError(Exception):
 class WatchedThread:
     """Call functions one after another in a single daemon thread, so that thread-local state is kept between calls.
 
-    Gradient mode, device and context variables are those of the caller.
+    Gradient mode, GPU and context variables are those of the caller.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,20 +48,14 @@ class WatchedThread:
         try:
             with watchdog.limit(seconds):  # ends the process if this thread cannot run either
                 wait([answer], timeout=seconds)
-        except BaseException:  # a signal's
-            self._abandon()
-            raise
+        finally:
+            if not answer.done():  # too late, or a signal has come
+                thread.name, self._thread, self._calls = ABANDONED, None, queue.SimpleQueue()
         if not answer.done():
-            self._abandon()
             raise CallTimeoutError(f"no answer after {seconds:g} s").with_traceback(_where(thread))
         if (error := answer.exception()) is not None:
             raise CallError from error
         return answer.result()
-
-    def _abandon(self) -> None:
-        if self._thread is not None:
-            self._thread.name = ABANDONED
-        self._thread, self._calls = None, queue.SimpleQueue()
 
 
 def any_abandoned() -> bool:
@@ -85,14 +79,11 @@ def _as_here(function: Callable[[], Any]) -> Callable[[], Any]:
 
     context = contextvars.copy_context()
     gradients, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-    device = torch.get_default_device()
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
 
     def call() -> Any:
         if gpu is not None:
             torch.cuda.set_device(gpu)
-        if torch.get_default_device() != device:
-            torch.set_default_device(device)
         with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
             return context.run(function)
 

@@ -118,7 +118,7 @@ ROWS = [
     mine("no such function", "mine.py:rewards", "mine.py has no function rewards; it has raises, too_few, …"),
     mine("one argument", "mine.py:one_argument", "mine.py:one_argument does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
     mine("an argument that is no column", "mine.py:three_arguments", "mine.py:three_arguments needs references, which is neither known nor a column of the data (it has …); name a column, …"),
-    mine("a response before a prompt", "mine.py:reversed_roles", "mine.py:reversed_roles takes response and prompt, and neither name says which of them are the responses; …"),
+    mine("a response before a prompt", "mine.py:reversed_roles", "mine.py:reversed_roles does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
     mine("a class", "mine.py:Judge", "mine.py:Judge returned Judge; return a list with one number per response"),
     mine("raises", "mine.py:raises", "mine.py:raises raised ZeroDivisionError: no such thing; fix it: run.log, or APA_TRACEBACK=1, has the traceback"),
     mine("exits", "mine.py:leaves", "mine.py:leaves raised SystemExit: 7; fix it: …"),

@@ -76,7 +76,7 @@ def test_a_damaged_parquet_file(tmp_path: Path, damage: st.DataObject):
     path.write_bytes(content)
     try:
         table = read_files({"a": str(path)}, source="a", prompt_column="prompt")
-        assert len(table.rows) == len(table.labels)
+        assert len(table.rows) == len(table.places)
     except UserError as error:
         one_line(error)
 
@@ -97,7 +97,7 @@ cells = messages | dialogues | values
     format=st.sampled_from(["auto", "text", "chat", "hh"]),
 )  # fmt: skip
 def test_any_rows_are_prompts_or_refused(rows: list[dict[str, Any]], format: str):
-    table = Table(source="a", rows=rows, labels=[f"row {number}" for number in range(1, len(rows) + 1)])
+    table = Table(source="a", rows=rows, places=[f"row {number}" for number in range(1, len(rows) + 1)])
     try:
         found, parsed = parse_rows(table, format=format, prompt_column="prompt")
     except UserError as error:

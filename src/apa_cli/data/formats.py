@@ -20,13 +20,13 @@ from typing import Any
 
 from apa_cli.data.messages import (
     ASSISTANT,
+    SYSTEM,
     TOOLS,
     as_text,
     hh_messages,
     open_turn,
     read_messages,
     read_tools,
-    with_system,
 )
 from apa_cli.data.prompts import Prompt
 from apa_cli.data.table import EmptyError, Findings, Table, check_text, kind_of, listing, without_nulls
@@ -86,13 +86,15 @@ def parse_rows(
         if TOOLS in columns:
             columns[TOOLS] = read_tools(without_nulls(columns[TOOLS]) if table.padded else columns[TOOLS], place)
         own = row.get("system")  # a column of ShareGPT's and Orca's data sets
-        messages = with_system(messages, own if isinstance(own, str) and own.strip() else system_prompt)
+        system = own if isinstance(own, str) and own.strip() else system_prompt
+        if system is not None and not any(message["role"] in SYSTEM for message in messages):
+            messages = ({"role": "system", "content": system}, *messages)
         return Prompt(text=as_text(messages), messages=messages, columns=columns, place=place, answer=answer)
 
     prompts = []
     for index, row in enumerate(table.rows):
         try:
-            prompts.append(parse(row, table.place(index)))
+            prompts.append(parse(row, table.places[index]))
         except EmptyError as error:
             if dropped is None:
                 raise
@@ -118,7 +120,7 @@ def _decide_format(table: Table, names: list[str], prompt_column: str) -> str:
         if isinstance(first, (str, list)):
             return "text" if isinstance(first, str) else "chat"
         problem = f"{prompt_column!r} is {kind_of(first)}, neither text nor messages"
-        raise UserError(table.place(index), problem, "set data.prompt_column or data.format")
+        raise UserError(table.places[index], problem, "set data.prompt_column or data.format")
     pairs = ((row.get("chosen"), row.get("rejected")) for row in table.rows)
     pair = next((pair for pair in pairs if all(pair)), ())
     if pair and all(isinstance(dialogue, str) and ASSISTANT in dialogue for dialogue in pair):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from apa_cli.data.table import Draw, Table
@@ -43,7 +41,21 @@ def read_hub(
             data = datasets.load_dataset(path, name=subset, split=split, revision=revision)
             return _table(data, path, draw, commit=_commit(data))
     except Exception as error:  # network, authentication, format: each layer has its own types
-        raise _as_user_error(error, path, key, split, split_key) from None
+        text = " ".join(str(error).split())
+        lower, short = text.lower(), text if len(text) <= 200 else f"{text[:200]}..."
+        problem, remedy = f"{path} cannot be loaded: {type(error).__name__}: {short}", "see its page on the Hub"
+        if "unknown split" in lower:
+            key, problem, remedy = split_key, f"{path} has no split {split!r} ({short})", f"set {split_key}"
+        elif "config name is missing" in lower or "builderconfig" in lower:
+            problem, remedy = f"{path} has several subsets, or not this one ({short})", "set data.subset"
+            key = "data.subset"
+        elif isinstance(error, ConnectionError) or "offline" in lower or "couldn't reach" in lower:
+            problem = f"{path} is no file here, and the Hub cannot be reached for a data set of this name"
+            remedy = "correct the path, or check the network and HF_HUB_OFFLINE"
+        elif isinstance(error, FileNotFoundError):
+            problem = f"{path} is neither a file here nor a data set on the Hub that you can see ({short})"
+            remedy = "correct the name, or `hf auth login` for one that is private or gated"
+        raise UserError(key, problem, remedy) from None
 
 
 def is_saved(folder: str) -> bool:
@@ -55,30 +67,26 @@ def read_saved(folder: str, *, source: str, split: str, split_key: str, draw: Dr
     """The rows of a Dataset, or of one split of a DatasetDict, that `save_to_disk` wrote. Raises UserError."""
     import datasets
 
-    place = Path(folder)
     try:
-        if (place / "dataset_dict.json").is_file():
-            names = json.loads((place / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-            if split not in names:
-                problem = f"{source} has no split {split!r} (it has {', '.join(names)})"
-                raise UserError(split_key, problem, f"set {split_key}")
-            place /= split
         with _quiet():
-            return _table(datasets.Dataset.load_from_disk(str(place)), source, draw)
-    except UserError:
-        raise
+            data = datasets.load_from_disk(folder)
+            if isinstance(data, datasets.DatasetDict) and split in data:
+                data = data[split]
+            if isinstance(data, datasets.Dataset):
+                return _table(data, source, draw)
     except Exception as error:  # missing or damaged files: each layer has its own types
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(source, f"is not a whole data set of save_to_disk ({reason})", "save it again") from None
+    raise UserError(split_key, f"{source} has no split {split!r} (it has {', '.join(data)})", f"set {split_key}")
 
 
 def _table(data: Any, source: str, draw: Draw, commit: str | None = None) -> Table:
-    places = draw.places(len(data))
-    some = len(places) < len(data)
+    chosen = draw.numbers(len(data))
+    some = len(chosen) < len(data)
     return Table(
         source=source,
-        rows=(data.select(places) if some else data).to_list(),
-        labels=[f"row {place + 1}" for place in places],
+        rows=(data.select(chosen) if some else data).to_list(),
+        places=[f"{source}, row {number + 1}" for number in chosen],
         commit=commit,
         count=len(data) if some else None,
         padded=True,
@@ -110,39 +118,17 @@ def _commit(data: Any) -> str | None:
     return commits.pop() if len(commits) == 1 else None
 
 
-def _as_user_error(error: Exception, path: str, key: str, split: str, split_key: str) -> UserError:
-    text = " ".join(str(error).split())
-    short = text if len(text) <= 200 else f"{text[:200]}..."
-    lower = text.lower()
-    if "gated dataset" in lower:
-        return UserError(key, f"{path} is gated on the Hub", "ask for access on its page, then `hf auth login`")
-    if "unknown split" in lower:
-        return UserError(split_key, f"{path} has no split {split!r} ({short})", f"set {split_key}")
-    if "config name is missing" in lower or "builderconfig" in lower:
-        return UserError("data.subset", f"{path} has several subsets, or not this one ({short})", "set data.subset")
-    if isinstance(error, ConnectionError) or "offline" in lower or "couldn't reach" in lower:
-        problem = f"{path} is no file here, and the Hub cannot be reached for a data set of this name"
-        return UserError(key, problem, "correct the path, or check the network and HF_HUB_OFFLINE")
-    if isinstance(error, FileNotFoundError):
-        problem = f"{path} is neither a file here nor a data set on the Hub that you can see ({short})"
-        return UserError(key, problem, "correct the name, or `hf auth login` for a private one")
-    return UserError(key, f"{path} cannot be loaded: {type(error).__name__}: {short}", "see its page on the Hub")
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence progress bars and warnings about retries; the error reports what matters."""
     import datasets
 
-    bars = not datasets.are_progress_bars_disabled()
-    levels = {other: other.level for other in map(logging.getLogger, ("datasets", "huggingface_hub"))}
+    bars, level = not datasets.are_progress_bars_disabled(), logging.root.manager.disable
     datasets.disable_progress_bars()
-    for other in levels:
-        other.setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:
-        for other, level in levels.items():
-            other.setLevel(level)
+        logging.disable(level)
         if bars:
             datasets.enable_progress_bars()

@@ -11,19 +11,64 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.data.messages import ASSISTANT, CALLS, SYSTEM, Message, each_message
+from apa_cli.data.messages import ASSISTANT, CALLS, SYSTEM, TOOLS, Message, each_message
 from apa_cli.data.prompts import LoggedResponse, Prompt, PromptSet
-from apa_cli.data.response_tokens import ResponseEncoder
-from apa_cli.data.table import EmptyError, check_text, kind_of
+from apa_cli.data.table import EmptyError, Progress, check_text, kind_of
+from apa_cli.data.template import Template
+from apa_cli.data.tokenization import tokens_after
 from apa_cli.errors import UserError
 
 PAIR = ("chosen", "rejected")
 IN_DIALOGUE = (None,)  # no column: the answer ends the prompt's messages
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseEncoder:
+    """Token ids that the policy would have sampled, at most `max_new_tokens` each, and whether each ended by then.
+
+    A response ends with its first stop string or at EOS. A complete response without either gets an end, from which the
+    policy learns to stop: `closing`, or in a chat `closing_turn`, the token with which the template closes the turn.
+    """
+
+    template: Template
+    eos_token_ids: Collection[int]
+    closing: int | None
+    closing_turn: int | None
+    stop: Sequence[str]
+    max_new_tokens: int
+    progress: Progress | None = None
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[tuple[list[int], bool]]:
+        texts: list[str] = []
+        ends: list[int | None] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            stops = [start + len(stop) for stop in self.stop if (start := response.find(stop)) >= 0]
+            chat = prompt.messages is not None
+            texts.append(response[: min(stops)] if stops else self._turn(prompt, response) if chat else response)
+            ends.append(None if stops else self.closing_turn if chat else self.closing)
+        contexts = ["" if prompt.messages is not None else prompt.text for prompt in prompts]
+        ids = tokens_after(self.template.tokenizer, contexts, texts, self.progress)
+        return [self._close(row, end) for row, end in zip(ids, ends, strict=True)]
+
+    def _turn(self, prompt: Prompt, response: str) -> str:
+        """What the chat template writes after the prompt: the response and the end of the turn."""
+        messages, tools = prompt.messages or (), prompt.columns.get(TOOLS)
+        asked, answer = self.template.render(messages, tools), {"role": "assistant", "content": response}
+        try:
+            whole = self.template.render([*messages, answer], tools, add_generation_prompt=False)
+        except Exception:  # a template may fail in any way; it accepted the prompt alone
+            return response
+        return whole.removeprefix(asked) if whole.startswith(asked) else response
+
+    def _close(self, ids: list[int], closing: int | None) -> tuple[list[int], bool]:
+        end = next((place for place, token in enumerate(ids) if token in self.eos_token_ids), None)
+        ids = ids[: end + 1] if end is not None else ids if closing is None else [*ids, closing]
+        return ids[: self.max_new_tokens], len(ids) <= self.max_new_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +103,12 @@ def load_logged(prompts: PromptSet, config: TrainConfig, encoder: ResponseEncode
     astray, empty = 0, []
     for prompt in prompts.prompts:
         for name in names:
+            text: str | None = ""
             try:
                 text = _response(prompt, name, whole=prompts.format in ("hh", "hh_chat") and name in PAIR)
-            except EmptyError as error:
+            except EmptyError:
                 if config.data.empty == "stop":
                     raise
-                empty.append(error.where)
-                continue
             if text is None:
                 astray += 1
             elif config.data.empty == "drop" and not text.strip():
@@ -114,18 +158,14 @@ def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str | None
 
 
 def _score(prompt: Prompt, name: str) -> float:
-    value = prompt.columns.get(name)
-    if isinstance(value, str):  # as every value of a CSV file
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(prompt.place, f"{name!r} is {kind_of(value)}, not a number", "correct it, or remove the row")
-    try:
-        score = float(value)
-    except OverflowError:  # an integer beyond the range of floats
-        score = math.inf
+    value, score = prompt.columns.get(name), math.nan
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number or isinstance(value, str):  # as every value of a CSV file
+        with contextlib.suppress(ValueError, OverflowError):
+            score = float(value)
     if not math.isfinite(score):
-        raise UserError(prompt.place, f"{name!r} is {score}", "give a finite score, or remove the row")
+        problem = "is not finite" if number else f"is {kind_of(value)}, not a number"
+        raise UserError(prompt.place, f"{name!r} {problem}", "correct it, or remove the row")
     return score
 
 

@@ -97,13 +97,6 @@ def hh_messages(prompt: str, *, torn: bool = False) -> list[Message]:
     return joined
 
 
-def with_system(messages: Messages, system_prompt: str | None) -> Messages:
-    """`messages` with `system_prompt` in front, unless they have a system message of their own."""
-    if system_prompt is None or any(message["role"] in SYSTEM for message in messages):
-        return messages
-    return ({"role": "system", "content": system_prompt}, *messages)
-
-
 def without_oldest_turn(messages: Sequence[Message]) -> Messages | None:
     """The system message and everything from the second user message on; None if there is only one."""
     start = next((i for i, message in enumerate(messages) if message["role"] not in SYSTEM), len(messages))
@@ -126,66 +119,58 @@ def as_text(messages: Sequence[Message]) -> str:
 def read_tools(value: object, place: str) -> list[dict[str, Any]] | None:
     """The functions in a row's `tools` column: a list of objects, or one written as JSON; None if empty."""
     tools = _from_json(value) if isinstance(value, str) and value.strip() else value
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        problem = f"{TOOLS!r} is {kind_of(tools)}, not a list of objects, which a chat template could be given"
-        raise UserError(place, problem, "correct it, or give the column another name if it means something else")
-    return tools
+    return _objects(tools, place, repr(TOOLS)) if tools else None
 
 
 def _message(message: object, place: str, number: int) -> Message:
     if not isinstance(message, dict):
         raise UserError(place, f"message {number} is {kind_of(message)}, not an object", _SHAPE)
+    names = ("role", "content")
     if "role" not in message and {"from", "value"} <= message.keys():
-        speaker, content, names = message["from"], message["value"], {"from", "value"}
-        if not isinstance(speaker, str) or speaker not in SHAREGPT_ROLES:
-            problem = f"message {number} is from {speaker!r}"
+        names = ("from", "value")
+        if (role := SHAREGPT_ROLES.get(str(message["from"]))) is None:
+            problem = f"message {number} is from {message['from']!r}"
             raise UserError(place, problem, f"use one of {', '.join(SHAREGPT_ROLES)}")
-        role = SHAREGPT_ROLES[speaker]
     else:
-        calls = bool(message.get(CALLS))  # with calls, content may be null or missing
-        for name in ("role", *(() if calls else ("content",))):
-            if name not in message:
+        for name in names:
+            if name not in message and not (name == "content" and message.get(CALLS)):
                 raise UserError(place, f"message {number} has no {name!r} ({listing(list(message))})", _SHAPE)
-        role, content, names = message["role"], message.get("content"), {"role", "content"}
-        content = "" if calls and content is None else content
-        if role not in ROLES:
+        if (role := message["role"]) not in ROLES:
             raise UserError(place, f"message {number} has the role {role!r}", f"use one of {', '.join(ROLES)}")
-    what = f"the content of message {number}"
-    content = check_text(_joined_parts(content, place, what), place, what, empty=True)
+    what, content = f"the content of message {number}", message.get(names[1])
+    if content is None and message.get(CALLS):
+        content = ""
+    if isinstance(content, list):
+        content = "".join(_text_part(part, place, what) for part in content)
+    content = check_text(content, place, what, empty=True)
     others = {name: value for name, value in message.items() if name not in names and value is not None}
-    if own := others.pop(CALLS, None):
-        others[CALLS] = _calls(own, place, number)
+    if calls := others.pop(CALLS, None):
+        others[CALLS] = [_call(call) for call in _objects(calls, place, f"{CALLS!r} of message {number}")]
     return {"role": role, "content": content, **others}
 
 
-def _joined_parts(content: object, place: str, what: str) -> object:
-    """The text of [{"type": "text", "text": ...}, ...], joined; anything but a list unchanged."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            kind = f"of type {part['type']!r}" if isinstance(part, dict) and part.get("type") else kind_of(part)
-            raise UserError(place, f"{what} has a part that is {kind}, and only text is read", "remove the row")
-    return "".join(part["text"] for part in content)
+def _text_part(part: Any, place: str, what: str) -> str:
+    """The text of {"type": "text", "text": ...}."""
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
+        return str(part["text"])
+    kind = f"of type {part['type']!r}" if isinstance(part, dict) and part.get("type") else kind_of(part)
+    raise UserError(place, f"{what} has a part that is {kind}, and only text is read", "remove the row")
 
 
-def _calls(calls: object, place: str, number: int) -> list[dict[str, Any]]:
-    """Calls as templates expect them: arguments are an object, even if the row stores them as JSON."""
-    if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
-        problem = f"{CALLS!r} of message {number} is {kind_of(calls)}, not a list of objects"
-        raise UserError(place, problem, "correct it")
-    parsed = []
-    for call in calls:
-        function = call.get("function")
-        inner = function if isinstance(function, dict) else call
-        if not isinstance(inner.get("name"), str):
-            raise UserError(place, f"a call in message {number} names no function", 'write {"function": {"name": …}}')
-        if isinstance(inner.get("arguments"), str) and isinstance(own := _from_json(inner["arguments"]), dict):
-            inner = {**inner, "arguments": own}
-        parsed.append({**call, "function": inner} if isinstance(function, dict) else inner)
-    return parsed
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """A call as templates expect it: its arguments are an object, even if the row stores them as JSON."""
+    function = call.get("function")
+    inner = function if isinstance(function, dict) else call
+    if isinstance(inner.get("arguments"), str) and isinstance(own := _from_json(inner["arguments"]), dict):
+        inner = {**inner, "arguments": own}
+    return {**call, "function": inner} if isinstance(function, dict) else inner
+
+
+def _objects(value: object, place: str, what: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        problem = f"{what} is {kind_of(value)}, not a list of objects, which a chat template could be given"
+        raise UserError(place, problem, "correct it, or give it another name if it means something else")
+    return value
 
 
 def _from_json(text: str) -> object:

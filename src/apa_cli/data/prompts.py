@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from apa_cli.data.messages import Message, Messages
 from apa_cli.data.table import Findings
@@ -160,11 +161,7 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) ->
 
     The mask follows the lengths, so a prompt may contain the pad token. Missing columns become None.
     """
-    if not prompts:
-        raise ValueError("a batch needs at least one prompt")
-    chat = [prompt.messages is not None for prompt in prompts]
-    if any(chat) and not all(chat):
-        raise ValueError("a batch mixes prompts with and without messages")
+    chat = prompts[0].messages is not None
     prompts = [prompt for prompt in prompts for _ in range(copies)]
     prompt_ids, prompt_mask = _padded([prompt.token_ids for prompt in prompts], pad_token_id, left=True)  # (B, P)
     names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
@@ -172,7 +169,7 @@ def collate(prompts: Sequence[Prompt], pad_token_id: int, *, copies: int = 1) ->
         prompt_ids=prompt_ids,
         prompt_mask=prompt_mask,
         texts=[prompt.text for prompt in prompts],
-        messages=[[dict(message) for message in prompt.messages or ()] for prompt in prompts] if any(chat) else None,
+        messages=[[dict(message) for message in prompt.messages or ()] for prompt in prompts] if chat else None,
         columns={name: [prompt.columns.get(name) for prompt in prompts] for name in names},
         torn=[prompt.torn for prompt in prompts],
         copies=copies,
@@ -195,13 +192,10 @@ def _collate_logged(responses: Sequence[LoggedResponse], pad_token_id: int) -> L
 
 def _padded(rows: Sequence[Sequence[int]], pad_token_id: int, *, left: bool) -> tuple[Tensor, Tensor]:
     """Token ids and their mask, (B, longest row)."""
-    shape = (len(rows), max(map(len, rows)))
-    ids, mask = torch.full(shape, pad_token_id, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    for number, row in enumerate(rows):
-        start = shape[1] - len(row) if left else 0
-        ids[number, start : start + len(row)] = torch.tensor(row, dtype=torch.long)
-        mask[number, start : start + len(row)] = True
-    return ids, mask
+    each, side = [torch.tensor(row, dtype=torch.long) for row in rows], "left" if left else "right"
+    ids = pad_sequence(each, batch_first=True, padding_value=pad_token_id, padding_side=side)
+    marks = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return ids, pad_sequence(marks, batch_first=True, padding_value=False, padding_side=side)
 
 
 class PromptStream:
@@ -214,10 +208,6 @@ class PromptStream:
     def __init__(
         self, prompts: Sequence[Prompt], *, batch_size: int, seed: int, pad_token_id: int, copies: int = 1
     ) -> None:
-        if not prompts:
-            raise ValueError("a stream needs at least one prompt")
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, and has to be at least 1")
         self.prompts, self.batch_size, self.copies, self.pad_token_id = prompts, batch_size, copies, pad_token_id
         self.skip: Callable[[int], bool] = lambda index: False  # prompts that are passed over
         self._go_to(seed=seed, epoch=0, position=0)

@@ -30,7 +30,7 @@ class Draw:
     seed: int = 0
     progress: Progress | None = None
 
-    def places(self, count: int) -> Sequence[int]:
+    def numbers(self, count: int) -> Sequence[int]:
         """Indices into `count` rows that can be read by number."""
         if self.most is None or count <= self.most:
             return range(count)
@@ -51,15 +51,10 @@ class Draw:
 class Table:
     source: str  # file or data set, as the user named it
     rows: list[dict[str, Any]]
-    labels: list[str]  # "line 7", "row 7" or "entry 7", counted from 1; of several files "FILE, line 7"
-    several: bool = False  # read from several files
+    places: list[str]  # of each row, in error messages: "FILE, line 7" (row, entry), counted from 1
     commit: str | None = None  # of a Hub data set, if known
     count: int | None = None  # rows of the data set, if only some were read
     padded: bool = False  # nested records share all their fields, with nulls in the gaps, as in Arrow
-
-    def place(self, index: int) -> str:
-        """The name of a row in error messages."""
-        return self.labels[index] if self.several else f"{self.source}, {self.labels[index]}"
 
     def columns(self) -> list[str]:
         """Every column of any row, in order of appearance."""

@@ -86,84 +86,64 @@ class Template:
             if name not in source:
                 problem = f"the policy's chat template reads no argument {name}"
                 raise UserError("data.template_arguments", problem, "check its name, or leave it out")
-        return [self._render_row(row, source, system_prompt, findings) for row in rows]
+        return [self._render_row(row, system_prompt, findings) for row in rows]
 
-    def _render_row(self, row: Prompt, source: str, system_prompt: str | None, findings: Findings) -> str:
-        messages, tools = row.messages or (), row.columns.get(TOOLS)
-        given = system_prompt is not None and any(m["content"] == system_prompt for m in messages if _is_system(m))
-        where, take_out = row.place, "take it out"
-        if given:
+    def _render_row(self, row: Prompt, system_prompt: str | None, findings: Findings) -> str:
+        messages, tools, place = row.messages or (), row.columns.get(TOOLS), row.place
+        others = [message for message in messages if message["role"] not in SYSTEM]
+        where, take_out = place, "take it out"
+        if system_prompt is not None and any(m["content"] == system_prompt for m in messages if m["role"] in SYSTEM):
             where, take_out = "data.system_prompt", "set data.system_prompt=null"
         remedy = f"{take_out}, and put what it says at the head of the user's message"
         try:
             text = self.render(messages, tools)
         except Exception as error:  # a template may fail in any way
-            others = [message for message in messages if not _is_system(message)]
             if len(others) < len(messages) and self._renders(others, tools) is not None:
                 problem = f"the policy's chat template takes no system message: {error}"
                 raise UserError(where, problem, remedy) from None
-            problem = f"the chat template refuses the messages: {error}"
             roles = ", ".join(message["role"] for message in messages[:8]) + (", …" if len(messages) > 8 else "")
             expected = f"write them the way this policy's template expects (this row: {roles})"
-            raise UserError(row.place, problem, expected) from None
+            raise UserError(place, f"the chat template refuses the messages: {error}", expected) from None
         for number, message in enumerate(messages, start=1):
-            if _contains(text, message["content"]):
-                continue
-            if _is_system(message):
-                raise UserError(where, "the policy's chat template leaves the system message out", remedy)
-            if not _contains(text, _THOUGHT.sub("", message["content"])):
-                problem = f"the policy's chat template leaves out what message {number} ({message['role']}) says"
-                raise UserError(row.place, problem, "write it the way this template expects, or remove the row")
-            findings.add("the policy's chat template leaves out the thoughts of earlier answers", row.place)
+            content = message["content"]
+            if not _contains(text, content):
+                if message["role"] in SYSTEM:
+                    raise UserError(where, "the policy's chat template leaves the system message out", remedy)
+                if not _contains(text, _THOUGHT.sub("", content)):
+                    problem = f"the policy's chat template leaves out what message {number} ({message['role']}) says"
+                    raise UserError(place, problem, "write it the way this template expects, or remove the row")
+                findings.add("the policy's chat template leaves out the thoughts of earlier answers", place)
+            if self.opening and self.opening in content:
+                problem = f"a message of the {message['role']} holds a rendered chat template, {self.opening!r}"
+                remedy = "give its messages one by one, or the prompt as a string with data.format=text"
+                raise UserError(place, problem, remedy)
+            for mark in (mark for mark in self.marks if mark in content):
+                findings.add(f"{mark} in a message is read as a marker of the chat template, not as text", place)
         if tools or any(CALLS in message for message in messages):
-            self._check_functions(row, messages, tools or ())
-        self._check_markers(messages, row.place, findings)
-        for name in dict.fromkeys(name for m in messages for name in m if name not in ("role", "content", CALLS)):
-            bare = [{key: value for key, value in m.items() if key != name} for m in messages]
-            if name not in source or self._renders(bare, tools) == text:
-                findings.add(f"the policy's chat template does not read {name!r} of a message", row.place)
+            self._check_functions(place, messages, tools or ())
         return text
 
-    def _check_functions(self, row: Prompt, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+    def _check_functions(self, place: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
         """Raise UserError unless the template writes every tool and call, found by names that nothing else contains."""
-        named = [_renamed(tool, f"{_PROBE}tool{i}x") for i, tool in enumerate(tools)]
-        names: list[str] = []
-        calling = []
-        for i, message in enumerate(messages):
-            own = {f"{_PROBE}call{i}_{j}x": call for j, call in enumerate(message.get(CALLS, ()))}
-            names += own
-            calls = {CALLS: [_renamed(call, name) for name, call in own.items()]} if CALLS in message else {}
-            calling.append({**message, **calls})
+        names: dict[str, list[str]] = {TOOLS: [], CALLS: []}
+
+        def renamed(function: dict[str, Any], what: str) -> dict[str, Any]:
+            name, inner = f"{_PROBE}{what}{len(names[what])}x", function.get("function")
+            names[what].append(name)
+            nested = isinstance(inner, dict)
+            return {**function, "function": {**inner, "name": name}} if nested else {**function, "name": name}
+
+        named = [renamed(tool, TOOLS) for tool in tools]
+        calling = [{**m, CALLS: [renamed(c, CALLS) for c in m[CALLS]]} if CALLS in m else m for m in messages]
         text = self._renders(calling, named)
         if text is None:  # the template insists on certain names
             return
-        if any(f"{_PROBE}tool{i}x" not in text for i in range(len(named))):
+        if any(name not in text for name in names[TOOLS]):
             problem = f"the policy's chat template takes no {TOOLS}, or not all of them"
-            raise UserError(row.place, problem, f"use a policy whose template does, or take the column {TOOLS!r} out")
-        if any(name not in text for name in names):
+            raise UserError(place, problem, f"use a policy whose template does, or take the column {TOOLS!r} out")
+        if any(name not in text for name in names[CALLS]):
             problem = f"the policy's chat template leaves {CALLS} out, or some of them"
-            raise UserError(row.place, problem, "use a policy whose template takes them, or remove the row")
-
-    def _check_markers(self, messages: Sequence[Message], place: str, findings: Findings) -> None:
-        """Warn of markers inside a message, which would begin and end turns; refuse a rendered dialogue."""
-        for message in messages:
-            if self.opening and self.opening in message["content"]:
-                mark = self.opening if len(self.opening) <= 60 else f"{self.opening[:40]}…{self.opening[-15:]}"
-                problem = f"a message of the {message['role']} holds a rendered chat template, {mark!r}"
-                remedy = "give its messages one by one, or the prompt as a string with data.format=text"
-                raise UserError(place, problem, remedy)
-            for found in (mark for mark in self.marks if mark in message["content"]):
-                findings.add(f"{found} in a message is read as a marker of the chat template, not as text", place)
-
-
-def _is_system(message: Message) -> bool:
-    return message["role"] in SYSTEM
-
-
-def _renamed(function: dict[str, Any], name: str) -> dict[str, Any]:
-    """A tool or a call under another name, in either of its two shapes."""
-    inner = function.get("function")
-    return {**function, "function": {**inner, "name": name}} if isinstance(inner, dict) else {**function, "name": name}
+            raise UserError(place, problem, "use a policy whose template takes them, or remove the row")
 
 
 def _contains(text: str, content: str) -> bool:

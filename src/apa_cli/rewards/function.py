@@ -16,12 +16,11 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from apa_cli import watched_thread
 from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import TrainConfig
-from apa_cli.data.sources import read_source
+from apa_cli.data.sources import read_sources
 from apa_cli.data.table import Table
 from apa_cli.errors import UserError
 from apa_cli.rewards.arguments import Arguments
@@ -32,7 +31,7 @@ from apa_cli.watched_thread import CallError, CallTimeoutError, WatchedThread
 _MAIN_THREAD = re.compile(r"main thread|event loop in thread|same thread", re.IGNORECASE)
 FLOAT32_MAX = torch.finfo(torch.float32).max
 _FOLDERS: list[str] = []  # of reward files, at the end of sys.path
-_PYTHONS_OWN = (threading.__file__, importlib.__file__)
+_NOT_THEIRS = (__file__, watched_thread.__file__, threading.__file__, importlib.__file__, "<frozen ")
 
 
 class RewardFunction:
@@ -49,11 +48,12 @@ class RewardFunction:
     def __call__(self, finished: FinishedResponses) -> list[float]:
         values, keywords = self.arguments.of(finished)
         call = partial(self.function, *values, **keywords)
+        timeout_key = self.key.removesuffix(".function") + ".timeout_seconds"
         try:
             scores = call() if self.timeout is None else self._thread.call(call, self.timeout)
         except CallTimeoutError as error:
             problem = f"{self.name} has not returned after {self.timeout:g} s"
-            remedy = f"fix it (run.log says where it hangs), or raise {self._timeout_key}; null waits forever"
+            remedy = f"fix it (run.log says where it hangs), or raise {timeout_key}; null waits forever"
             raise UserError(self.key, problem, remedy) from _their_frames(error)
         except KeyboardInterrupt:  # a signal's
             raise
@@ -61,16 +61,12 @@ class RewardFunction:
             cause = error.__cause__ if isinstance(error, CallError) and error.__cause__ is not None else error
             remedy = "fix it: run.log, or APA_TRACEBACK=1, has the traceback"
             if self.timeout is not None and _MAIN_THREAD.search(_brief(cause)):
-                remedy = f"it asks for the main thread: set {self._timeout_key}=null, which calls it there"
+                remedy = f"it asks for the main thread: set {timeout_key}=null, which calls it there"
             raise UserError(self.key, f"{self.name} raised {_brief(cause)}", remedy) from _their_frames(cause)
         for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
             if getattr(stream, "closed", False):
                 raise UserError(self.key, f"{self.name} closed sys.{name}", "leave it open: the run prints to it")
         return checked(scores, len(finished.responses), self.name, self.key)
-
-    @property
-    def _timeout_key(self) -> str:
-        return self.key.removesuffix(".function") + ".timeout_seconds"
 
     def not_finite(self, row: int, score: float) -> UserError:
         return UserError(self.key, f"{self.name} returned {score} for row {row}", "return finite numbers")
@@ -109,23 +105,20 @@ def load_function(name: str, key: str, modules: dict[str, ModuleType] | None = N
 def _run_file(file: Path) -> ModuleType:
     """The file as a module, which can import what lies beside it.
 
-    Its folder is last in sys.path, so that nothing there hides a library. The module has the file's name if importing
-    that name leads back to the file; then spawned processes, which inherit sys.path, find its functions too.
+    Folders of reward files are last in sys.path, the newest first, so that nothing there hides a library. The module
+    has the file's name if importing that name leads back to the file; then spawned processes, which inherit sys.path,
+    find its functions too.
     """
-    folder, name = str(file.parent), file.stem
-    if folder in _FOLDERS:
-        _FOLDERS.remove(folder)
-        sys.path.remove(folder)
-    beside = {part.stem for part in file.parent.glob("*.py")}
+    folder, beside = str(file.parent), {part.stem for part in file.parent.glob("*.py")}
     for other, module in list(sys.modules.items()):  # of the same name in another reward's folder
-        if other.partition(".")[0] in beside and _folder_of(module) in _FOLDERS:
+        if other.partition(".")[0] in beside and _folder_of(module) in {*_FOLDERS} - {folder}:
             del sys.modules[other]
-    if folder not in sys.path:
-        sys.path.insert(len(sys.path) - len(_FOLDERS), folder)
-        _FOLDERS.insert(0, folder)
+    rest = [place for place in sys.path if place not in _FOLDERS]
+    if folder not in rest:
+        _FOLDERS[:] = [folder, *(place for place in _FOLDERS if place != folder)]
+    sys.path[:] = [*rest, *_FOLDERS]
     importlib.invalidate_caches()
-    if _folder_of(sys.modules.get(name)) == folder:
-        del sys.modules[name]  # of an earlier run in this process
+    name = file.stem
     try:
         found = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
@@ -134,8 +127,7 @@ def _run_file(file: Path) -> ModuleType:
         name = f"apa_reward_{name}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -151,31 +143,24 @@ def check_functions(config: TrainConfig) -> dict[str, ModuleType]:
     Returns the files that were run. Data is read only if a function takes a column of it.
     """
     modules: dict[str, ModuleType] = {}
-    tables: list[Table] | None = None
+    tables: list[Table] = []
     for where, part in each_reward(config).items():
         if part.kind != "function" or part.function is None:
             continue
         key = f"{where}.function"
         arguments = Arguments(load_function(part.function, key, modules), part.function, key)
-        if arguments.wanted or arguments.by_place:
-            data, both = config.data, (False, True) if config.data.eval_path is not None else (False,)
-            tables = tables or [read_source(data, evaluation=held_out, seed=config.seed) for held_out in both]
-            for table in tables:
-                columns = [name for name in table.columns() if name != config.data.prompt_column]
-                arguments.check_columns(columns, table.source)
+        tables = tables or (read_sources(config) if arguments.wanted else [])
+        for table in tables:
+            arguments.check_columns([name for name in table.columns() if name != config.data.prompt_column])
     return modules
 
 
 def _their_frames(error: BaseException) -> BaseException:
     """The error with a traceback that starts in the user's code."""
     trace = error.__traceback__
-    while trace is not None and _ours(trace.tb_frame.f_code.co_filename):
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(_NOT_THEIRS):
         trace = trace.tb_next
     return error.with_traceback(trace)
-
-
-def _ours(file: str) -> bool:
-    return file in (__file__, watched_thread.__file__, *_PYTHONS_OWN) or file.startswith("<frozen ")
 
 
 def _brief(error: BaseException) -> str:
@@ -192,31 +177,25 @@ def checked(scores: Any, expected: int, name: str, key: str) -> list[float]:
     """The scores that `name` returned as floats, NaN for None. Raises UserError unless there is one per response."""
     if isinstance(scores, dict) and "rewards" in scores:  # as OpenRLHF's functions answer
         scores = scores["rewards"]
-    if isinstance(scores, Tensor):
-        scores = scores.detach().cpu().tolist()
-    elif hasattr(scores, "tolist"):
+    if hasattr(scores, "tolist"):  # of an array library
         scores = scores.tolist()
     if inspect.iscoroutine(scores):
         scores.close()  # avoids a warning of Python's
     if not isinstance(scores, Sequence) or isinstance(scores, str):
         raise UserError(key, f"{name} returned {type(scores).__name__}", "return a list with one number per response")
     if len(scores) != expected:
-        raise UserError(
-            key, f"{name} returned {len(scores)} scores for {expected} responses", "return one number per response"
-        )
-    checked = []
+        problem = f"{name} returned {len(scores)} scores for {expected} responses"
+        raise UserError(key, problem, "return one number per response")
+    numbers = []
     for row, score in enumerate(scores):
-        if isinstance(score, str):
-            raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers")
         try:
-            number = math.nan if score is None else float(score)
-        except (TypeError, ValueError):
-            raise UserError(key, f"{name} returned {score!r} for row {row}", "return finite numbers") from None
-        except OverflowError:
-            problem = f"{name} returned a whole number beyond every float for row {row}"
-            raise UserError(key, problem, "return finite numbers") from None
-        checked.append(within_float32(number))
-    return checked
+            if isinstance(score, str):
+                raise ValueError
+            numbers.append(math.nan if score is None else within_float32(float(score)))
+        except (TypeError, ValueError, OverflowError) as error:
+            shown = "a whole number beyond every float" if isinstance(error, OverflowError) else repr(score)
+            raise UserError(key, f"{name} returned {shown} for row {row}", "return finite numbers") from None
+    return numbers
 
 
 def within_float32(number: float) -> float:

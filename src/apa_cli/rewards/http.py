@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 from apa_cli.config.reward_checks import each_reward
@@ -30,9 +29,9 @@ _log = logging.getLogger(__name__)
 class HttpReward:
     """Requests batches of scores from `url`, several at a time. Raises UserError if there is no usable answer."""
 
-    def __init__(self, config: ScorerConfig, *, key: str) -> None:
+    def __init__(self, config: ScorerConfig, *, key: str, warn: Callable[[str], None] | None = _log.warning) -> None:
         assert config.url is not None  # check_config has seen to it
-        self.config, self.key = config, key
+        self.config, self.key, self.warn = config, key, warn
         self.server = JsonServer(
             url=config.url,
             key=key,
@@ -43,60 +42,41 @@ class HttpReward:
         )
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
-        return self._scores(self.server, _requests(finished, self.config.batch_size), _log.warning)
+        variable, where, server = self.config.api_key_env, f"{self.key}.api_key_env", self.server
+        token = None if variable is None else read_key(variable, where)
+        if variable is not None and token is None:
+            raise UserError(where, f"{variable} is not set", f"export {variable}=TOKEN, or set {where}=null")
+
+        def ask(body: dict[str, Any], stop: threading.Event) -> list[float]:
+            answer = server.ask(body, token, stop, self.warn)
+            for name in ("scores", "rewards"):
+                if isinstance(answer, dict) and name in answer:
+                    return checked(answer[name], len(body["responses"]), server.host, f"{self.key}.url")
+            problem = f'{server.host} answers JSON without "scores"{excerpt(json.dumps(answer), token)}'
+            raise server.error("url", problem, server.expected)
+
+        found = dict(ask_all(_requests(finished, self.config.batch_size), ask, self.config.concurrency))
+        return [score for number in sorted(found) for score in found[number]]
 
     def not_finite(self, row: int, score: float) -> UserError:
         problem = f"{self.server.host} has no score for row {row} ({score})"
         return UserError(f"{self.key}.url", problem, "answer finite numbers")
 
-    def probe(self) -> None:
-        """Request the score of one response, without columns, to check the server."""
-        hello = FinishedResponses(
-            prompts=["Hello"], responses=[" there."], messages=None, columns={}, token_ids=[[]], ended=[True]
-        )
-        server = replace(self.server, retries=min(self.server.retries, _PROBE_RETRIES))
-        self._scores(server, _requests(hello, 1))
-
-    def _scores(
-        self, server: JsonServer, bodies: Sequence[dict[str, Any]], warn: Callable[[str], None] | None = None
-    ) -> list[float]:
-        token, warnings = self._token(), count()
-
-        def ask(body: dict[str, Any], stop: threading.Event) -> list[float]:
-            answer = server.ask(body, token, stop, warn_once)
-            names = [name for name in ("scores", "rewards") if isinstance(answer, dict) and name in answer]
-            if not names:
-                problem = f'{server.host} answers JSON without "scores"{excerpt(json.dumps(answer), token)}'
-                raise server.error("url", problem, server.expected)
-            return checked(answer[names[0]], len(body["responses"]), server.host, f"{self.key}.url")
-
-        def warn_once(line: str) -> None:
-            """Report only the first of several failing batches."""
-            if warn is not None and next(warnings) == 0:
-                warn(line)
-
-        found = dict(ask_all(bodies, ask, self.config.concurrency))
-        return [score for number in range(len(bodies)) for score in found[number]]
-
-    def _token(self) -> str | None:
-        variable, where = self.config.api_key_env, f"{self.key}.api_key_env"
-        token = None if variable is None else read_key(variable, where)
-        if variable is not None and token is None:
-            raise UserError(where, f"{variable} is not set", f"export {variable}=TOKEN, or set {where}=null")
-        return token
-
 
 def probe_served(config: TrainConfig) -> None:
-    """Check every reward server that the run needs, before anything is loaded. Raises UserError."""
+    """Request a score from every reward server that the run needs, before anything is loaded. Raises UserError."""
+    hello = FinishedResponses(
+        prompts=["Hello"], responses=[" there."], messages=None, columns={}, token_ids=[[]], ended=[True]
+    )
     for where, part in each_reward(config).items():
         if part.kind == "http":
-            HttpReward(part, key=where).probe()
+            HttpReward(replace(part, retries=min(part.retries, _PROBE_RETRIES)), key=where, warn=None)(hello)
 
 
 def _requests(finished: FinishedResponses, size: int) -> list[dict[str, Any]]:
     """One request for every `size` responses."""
     ended = list(finished.ended) or [False] * len(finished.responses)
-    fields: dict[str, Sequence[Any]] = {
+    fields: dict[str, Any] = {
         "prompts": finished.prompts,
         "responses": finished.responses,
         "query": whole_texts(finished),
@@ -105,9 +85,9 @@ def _requests(finished: FinishedResponses, size: int) -> list[dict[str, Any]]:
     }
     if finished.messages is not None:
         fields["messages"] = json_value(finished.messages)
-    columns: dict[str, Sequence[Any]] = json_value(finished.columns)
+    columns = json_value(finished.columns)
 
-    def part(of: dict[str, Sequence[Any]], start: int) -> dict[str, Any]:
+    def part(of: dict[str, Any], start: int) -> dict[str, Any]:
         return {name: values[start : start + size] for name, values in of.items()}
 
     return [{**part(fields, n), "columns": part(columns, n)} for n in range(0, len(finished.responses), size)]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import math
 import queue
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.error import URLError
+from urllib.request import HTTPErrorProcessor, Request, build_opener
 
 from apa_cli.errors import UserError
 from apa_cli.secrets import excerpt, public_address
@@ -52,21 +54,26 @@ class JsonServer:
     ) -> Any:
         """The answer to one request. `warn` is called with a first failure, if another try follows.
 
-        Raises ServerError, outside of any `except`, so that its context holds no token. After `stop` is set, nothing
-        more is sent.
+        Raises ServerError. After `stop` is set, nothing more is sent.
         """
-        sent, tried = json.dumps(body).encode("ascii"), 0
-        until = self._until()
-        while True:
-            tried += 1
-            try:
-                return self._post(sent, token, until)
-            except _FailedError as caught:
-                failed = caught
-            wait = min(_FIRST_WAIT * 2 ** (tried - 1), _LONGEST_WAIT) if failed.wait is None else failed.wait
+        sent, until = json.dumps(body).encode("ascii"), self._until()
+        for tried in itertools.count(1):
+            status, text, headers = self._post(sent, token, until)
+            wait = min(_FIRST_WAIT * 2 ** (tried - 1), _LONGEST_WAIT)
+            if (seconds := headers.get("Retry-After", "")).isdecimal():  # or a date
+                wait = min(float(seconds), 2 * _LONGEST_WAIT)
+            if status is None:
+                passes = self.each_try or bool(text)
+            elif 200 <= status < 300:
+                try:
+                    return json.loads(text)
+                except (ValueError, RecursionError):
+                    status, passes = 200, False
+            else:
+                passes = status in (408, 429) or status >= 500
+            error = self._explain(status, _said(text), headers, token, tried, passes)
             late = not self.each_try and time.monotonic() + wait > until
-            error = self._explain(failed, token, tried)
-            if tried > self.retries or late or not failed.passes(self.each_try):
+            if tried > self.retries or late or not passes:
                 raise error
             if warn is not None and tried == 1:
                 warn(f"{error.where}: {error.problem}; trying again, up to {self.retries} times")
@@ -82,14 +89,15 @@ class JsonServer:
     def _until(self) -> float:
         return math.inf if self.timeout_seconds is None else time.monotonic() + self.timeout_seconds
 
-    def _post(self, sent: bytes, token: str | None, until: float) -> Any:
+    def _post(self, sent: bytes, token: str | None, until: float) -> tuple[int | None, str, Any]:
+        """Status, text and headers of the answer; without one None and the reason, "" for too late."""
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         left = None if until == math.inf else max(0.001, until - time.monotonic())
         try:
             request = Request(self.url, data=sent, headers=headers, method="POST")
-            with build_opener(_NoRedirect).open(request, timeout=left) as response:  # through the environment's proxies
+            with build_opener(_AnyStatus).open(request, timeout=left) as response:  # through the environment's proxies
                 answer = bytearray()
                 while chunk := response.read1(_CHUNK):
                     answer += chunk
@@ -97,46 +105,42 @@ class JsonServer:
                         raise TimeoutError
                 if response.length:  # bytes still missing
                     raise OSError("the connection was lost in the middle of an answer")
-        except HTTPError as error:
-            raise _FailedError(error.code, _said(error), error.headers) from None
+                return response.status, answer.decode("utf-8", "replace"), response.headers
         except (OSError, http.client.HTTPException, ValueError) as error:
             cause = error.reason if isinstance(error, URLError) else error
             ours = isinstance(cause, TimeoutError) and cause.errno is None  # the system's timeout is a lost connection
-            raise _FailedError(None, None if ours else str(cause) or type(cause).__name__) from None
-        try:
-            return json.loads(answer)
-        except (ValueError, RecursionError):
-            raise _FailedError(200, answer[:1000].decode("utf-8", "replace")) from None
+            return None, "" if ours else str(cause) or type(cause).__name__, {}
 
-    def _explain(self, failed: _FailedError, token: str | None, tried: int) -> ServerError:
-        status, said, host = failed.status, excerpt(failed.said, token), self.host
+    def _explain(
+        self, status: int | None, text: str, headers: Any, token: str | None, tried: int, passes: bool
+    ) -> ServerError:
+        host, said, name = self.host, excerpt(text, token), self.url_name
         tries = "in 1 try" if tried == 1 else f"in {tried} tries"
-        if status == 200:
-            return self.error(
-                self.url_name, f"{host} does not answer with JSON{said or ': nothing'}", self.expected, 200
-            )
-        if status is None and failed.said is None:
-            problem = f"{host} has not answered within {self.timeout_seconds:g} s, {tries}"
+        remedy = "start the server, correct the address, or look at the server's log"
+        if status is None and not text:
+            name, problem = "timeout_seconds", f"{host} has not answered within {self.timeout_seconds:g} s, {tries}"
             remedy = f"see whether the server is stuck, lower {self.key}.{self.size_name}, or raise it"
-            return self.error("timeout_seconds", problem, remedy)
-        if status is None or failed.passes(self.each_try):
-            problem = f"cannot be reached{said}" if status is None else f"fails ({status}{said})"
-            remedy = "start the server, correct the address, or look at the server's log"
-            return self.error(self.url_name, f"{host} {problem}, {tries}", remedy, status)
-        if status in (401, 403):  # without the message of a 401, which may quote the token
-            variable = self.token_variable
-            problem, remedy = f"{host} requires a token ({status})", f"export {variable}"
-            if variable is None:
+        elif status is None:
+            problem = f"{host} cannot be reached{said}, {tries}"
+        elif passes:
+            problem = f"{host} fails ({status}{said}), {tries}"
+        elif status == 200:
+            problem, remedy = f"{host} does not answer with JSON{said or ': nothing'}", self.expected
+        elif status in (401, 403):  # without the message of a 401, which may quote the token
+            said = said if status == 403 else ""
+            problem = f"{self.token_variable} holds a token that {host} refuses"
+            problem = f"{host} requires a token" if token is None else problem
+            name, problem = "api_key_env", f"{problem} ({status}{said})"
+            remedy = f"export {self.token_variable}{'' if token is None else ' anew'}"
+            if self.token_variable is None:
                 remedy = f"name the variable that holds it: {self.key}.api_key_env"
-            elif token is not None:
-                problem = f"{variable} holds a token that {host} refuses ({status}{said if status == 403 else ''})"
-                remedy += " anew"
-            return self.error("api_key_env", problem, remedy, status)
-        if 300 <= status < 400:
-            problem = f"{host} redirects elsewhere ({status}{excerpt(failed.location, token)})"
-            return self.error(self.url_name, problem, "give that address", status)
-        remedy = "correct the address, or what the server makes of the request"
-        return self.error(self.url_name, f"{host} refuses the request ({status}{said})", remedy, status)
+        elif 300 <= status < 400:
+            place = excerpt(headers.get("Location"), token)
+            problem, remedy = f"{host} redirects elsewhere ({status}{place})", "give that address"
+        else:
+            problem = f"{host} refuses the request ({status}{said})"
+            remedy = "correct the address, or what the server makes of the request"
+        return self.error(name, problem, remedy, status)
 
 
 def ask_all(
@@ -146,18 +150,11 @@ def ask_all(
 
     The threads are daemons, unlike an executor's, so that a signal does not wait for pending answers.
     """
-    todo: queue.SimpleQueue[int] = queue.SimpleQueue()
+    todo, stop = iter(range(len(jobs))), threading.Event()
     results: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
-    stop = threading.Event()
-    for number in range(len(jobs)):
-        todo.put(number)
 
     def work() -> None:
-        while not stop.is_set():
-            try:
-                number = todo.get_nowait()
-            except queue.Empty:
-                return
+        while not stop.is_set() and (number := next(todo, None)) is not None:
             try:
                 results.put((number, ask(jobs[number], stop), None))
             except BaseException as error:
@@ -176,41 +173,16 @@ def ask_all(
         stop.set()
 
 
-class _FailedError(Exception):
-    """A try without an answer: a status and the server's words, or no status and a reason, None for a timeout."""
-
-    def __init__(self, status: int | None, said: str | None, headers: Any = None) -> None:
-        super().__init__()
-        self.status, self.said = status, said
-        self.location = None if headers is None else headers.get("Location")
-        self.wait: float | None = None
-        if headers is not None and (seconds := headers.get("Retry-After", "")).isdecimal():  # or a date
-            self.wait = min(float(seconds), 2 * _LONGEST_WAIT)
-
-    def passes(self, each_try: bool) -> bool:
-        """Whether another try may help."""
-        if self.status is None:
-            return each_try or self.said is not None
-        return self.status in (408, 429) or self.status >= 500
+def _said(text: str) -> str:
+    """A server's message, without the JSON around it."""
+    message = re.search(r'"(?:message|detail|error)":\s*"((?:[^"\\]|\\.)+)"', text)
+    return message[1] if message else text
 
 
-def _said(error: HTTPError) -> str:
-    """The server's message, without the JSON around it."""
-    try:
-        said = error.read(2000).decode("utf-8", "replace")
-        content = json.loads(said)
-    except (OSError, http.client.HTTPException):
-        return ""
-    except (ValueError, RecursionError):
-        return said
-    for name in ("error", "message", "detail"):
-        if isinstance(content, dict) and content.get(name):
-            content = content[name]
-    return content if isinstance(content, str) else said
+class _AnyStatus(HTTPErrorProcessor):
+    """Every status is an answer. A redirected POST would become a GET, and take the token to another host."""
 
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirected POST would become a GET, and take the token to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+    https_response = http_response

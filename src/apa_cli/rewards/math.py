@@ -12,7 +12,7 @@ from typing import Any
 
 from apa_cli.config.reward_checks import each_reward
 from apa_cli.config.schema import ScorerConfig, TrainConfig
-from apa_cli.data.sources import read_source
+from apa_cli.data.sources import read_sources
 from apa_cli.data.table import Table, kind_of, listing
 from apa_cli.errors import UserError
 from apa_cli.rewards.final_answer import RULE, final_answer, right_answer
@@ -70,13 +70,10 @@ class MathReward:
 
 def check_answers(config: TrainConfig) -> None:
     """Read every right answer before models are loaded. Raises UserError."""
-    data, tables = config.data, list[Table]()
     for where, part in each_reward(config).items():
         if part.kind == "math" and part.answer_column is not None:
-            both = (False, True) if data.eval_path is not None else (False,)
-            tables = tables or [read_source(data, evaluation=held_out, seed=config.seed) for held_out in both]
-            for table in tables:
-                _check_column(table, part.answer_column, where, data.prompt_column)
+            for table in read_sources(config):
+                _check_column(table, part.answer_column, where, config.data.prompt_column)
 
 
 def _check_column(table: Table, column: str, where: str, prompt_column: str) -> None:
@@ -93,7 +90,7 @@ def _check_column(table: Table, column: str, where: str, prompt_column: str) -> 
             text = " ".join(value.split()) if isinstance(value, str) else f"({kind_of(value)})"
             shown = text if len(text) <= 80 else f"…{text[-80:]}"
             problem = f"no right answer can be read from {column}: {shown or '(empty)'}"
-            raise UserError(table.place(index), problem, _REMEDY)
+            raise UserError(table.places[index], problem, _REMEDY)
         seen.add(right)
 
 

@@ -11,13 +11,14 @@ import contextlib
 import json
 import logging
 import math
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import weakref
 from functools import lru_cache
-from typing import IO, Any
+from typing import Any
 
 from apa_cli.errors import UserError
 
@@ -35,9 +36,8 @@ class Verifier:
 
     def __init__(self, where: str) -> None:
         self.where = where  # the reward that asks, for errors
-        self._running: list[subprocess.Popen[str]] = []  # one, or none
+        self._process: Any = None
         self._lock = threading.Lock()
-        weakref.finalize(self, _stop, self._running)
 
     def readable(self, answer: str) -> bool:
         return self._ask(None, answer) is not None
@@ -48,22 +48,18 @@ class Verifier:
 
     def _ask(self, right: str | None, answer: str) -> float | None:
         with self._lock:
-            if self._running and self._running[0].poll() is not None:
-                _stop(self._running)
-            if not self._running:
+            if self._process is None or self._process.poll() is not None:
                 self._start()
+            reply = ""
             try:
-                pipe, replies = _pipes(self._running[0])
-                pipe.write(json.dumps([right, answer]) + "\n")
-                pipe.flush()
-                reply = replies.readline()
+                self._process.stdin.write(json.dumps([right, answer]) + "\n")
+                self._process.stdin.flush()
+                reply = self._process.stdout.readline()
             except BrokenPipeError:
-                reply = ""
-            except BaseException:  # an interrupt: the reply that is to come belongs to no later question
-                _stop(self._running)
-                raise
-            if not reply:
-                _stop(self._running)
+                pass
+            finally:
+                if not reply:  # it took too long, or an interrupt: the reply to come belongs to no later question
+                    _stop(self._process)
             number: float | None = json.loads(reply or "null")
             return number
 
@@ -71,11 +67,20 @@ class Verifier:
         command = [sys.executable, "-c", _START.format(path=sys.path)]
         pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
         process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nothing, text=True, encoding="utf-8")
-        self._running.append(process)
-        if _pipes(process)[1].readline() != "ready\n":
-            _stop(self._running)
+        self._process = process
+        weakref.finalize(self, _stop, process)
+        if process.stdout is None or process.stdout.readline() != "ready\n":
+            _stop(process)
             remedy = "python -c 'import math_verify' says why; pip install 'apa-cli[math]'"
             raise UserError(f"{self.where}.kind", "math-verify does not start", remedy)
+
+
+def _stop(process: Any) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what was written has no reader any more
+            pipe.close()
 
 
 def serve() -> None:
@@ -84,54 +89,29 @@ def serve() -> None:
         signal.signal(number, signal.SIG_IGN)
     out, sys.stdout = sys.stdout, sys.stderr
     logging.disable()
-    _limit_memory()
-    from math_verify import LatexExtractionConfig, parse
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    with contextlib.suppress(ValueError, OSError):  # macOS has none
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most), most))
+    from math_verify import LatexExtractionConfig, parse, verify
 
     @lru_cache(maxsize=1024)
     def parsed(answer: str) -> list[Any]:
         settings = {"fallback_mode": "no_fallback", "parsing_timeout": None}
         return list(parse(f"${answer}$", [LatexExtractionConfig()], **settings))
 
+    def compared(right: list[Any], answer: list[Any]) -> float:
+        places = PLACES
+        if right[0].is_Number and 0 < abs(right[0]) < 1:  # else 2e-9 would equal 1e-9
+            places -= math.floor(math.log10(abs(right[0]))) + 1
+        return float(verify(right, answer, float_rounding=places, timeout_seconds=None))
+
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)  # at its end SIGPROF, which ends the process
         right, answer = json.loads(line)
-        found = parsed(answer)
-        reply = None if not found else 1.0 if right is None else _equal(parsed(right), found)
+        reply: float | None = None
+        if found := parsed(answer):
+            known = [] if right is None else parsed(right)
+            reply = 1.0 if right is None else compared(known, found) if known else math.nan
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(reply), file=out, flush=True)
-
-
-def _equal(right: list[Any], answer: list[Any]) -> float:
-    from math_verify import verify
-
-    if not right:
-        return math.nan
-    places = PLACES
-    if right[0].is_Number and 0 < abs(right[0]) < 1:  # else 2e-9 would equal 1e-9
-        places -= math.floor(math.log10(abs(right[0]))) + 1
-    return float(verify(right, answer, float_rounding=places, timeout_seconds=None))
-
-
-def _limit_memory() -> None:
-    import resource
-
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
-    with contextlib.suppress(ValueError, OSError):  # macOS has none
-        resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-
-
-def _stop(running: list[subprocess.Popen[str]]) -> None:
-    while running:
-        process = running.pop()
-        process.kill()
-        process.wait()
-        for pipe in _pipes(process):
-            with contextlib.suppress(OSError):  # what was written has no reader any more
-                pipe.close()
-
-
-def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert process.stdin is not None and process.stdout is not None
-    return process.stdin, process.stdout

@@ -15,7 +15,6 @@ from apa_cli.models.device import Runtime
 from apa_cli.models.loading import load_config, load_tokenizer
 from apa_cli.models.policy import Policy
 from apa_cli.rewards.classifier import classifier_config, classifier_tokenizer
-from apa_cli.rewards.function import RewardFunction
 from apa_cli.rewards.math import MathReward, check_answers
 from apa_cli.rewards.record import FinishedResponses, Scorer
 from apa_cli.rewards.reward_model import RewardModel
@@ -24,17 +23,6 @@ from apa_cli.rewards.scorers import load_reward
 RESPONSE = "(the response)"
 LONGEST = 1200  # characters of a text that is shown whole
 TRIED = 64  # prompts that reward models are shown before training
-READS = {
-    "chat": "messages and response in its own chat template",
-    "policy": "the policy's own text, template and all",
-    "text": "prompt and response as plain text",
-    "pair": "prompt and response as two segments",
-}
-CLOSED = {
-    "auto": ", and EOS behind a response that ended",
-    "always": ", and EOS behind every response",
-    "never": ", and no EOS behind it",
-}
 
 
 def visible(text: str) -> str:
@@ -67,14 +55,12 @@ def answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
     """The prompts as rewards read them, with the row's response or a placeholder."""
     batch = collate(prompts, policy.pad_token_id)
     words = list(policy.tokenizer(RESPONSE, add_special_tokens=False)["input_ids"])
-    logged = [prompt.logged.token_ids if prompt.logged is not None else words for prompt in prompts]
+    logged = [words if prompt.logged is None else prompt.logged.token_ids for prompt in prompts]
     ids = [[i for i in row if i not in policy.eos_token_ids] for row in logged]
+    texts = [RESPONSE if p.logged is None else _decoded(policy.tokenizer, i) for p, i in zip(prompts, ids, strict=True)]
     return FinishedResponses(
         prompts=batch.texts,
-        responses=[
-            RESPONSE if given is words else _decoded(policy.tokenizer, row)
-            for given, row in zip(logged, ids, strict=True)
-        ],
+        responses=texts,
         messages=batch.messages,
         columns=batch.columns,
         token_ids=[[*prompt.token_ids, *row] for prompt, row in zip(prompts, ids, strict=True)],
@@ -86,19 +72,12 @@ def answered(prompts: Sequence[Prompt], policy: Policy) -> FinishedResponses:
 
 
 def how_scored(prompts: PromptSet, policy: Policy, scorers: Mapping[str, Scorer | None]) -> list[str]:
-    """How each of `scorers`, by its role, reads a response. Raises UserError for token ids that a model lacks."""
-    lines = []
-    first = answered(prompts.prompts[:TRIED], policy)
+    """Which of several outputs is a score, by role. Raises UserError for token ids that a reward model lacks."""
+    first, lines = answered(prompts.prompts[:TRIED], policy), []
     for role, scorer in scorers.items():
-        if isinstance(scorer, RewardFunction) and (line := scorer.arguments.describe()):
-            lines.append(line)
         if isinstance(scorer, RewardModel):
             scorer.fed(first)
-            written = scorer.config.eos != "always" and scorer.closed_by(chat=prompts.chat)
-            end = f", closed by its {written}" if written else CLOSED[scorer.config.eos]
-            lines.append(f"the {role} reads {READS[scorer.reads(chat=prompts.chat)]}{end}")
-            if (score := scorer.describe_score()) is not None:
-                lines.append(f"the {role}'s score is {score}")
+            lines += [f"the {role}'s score is {score}" for score in [scorer.describe_score()] if score is not None]
     return lines
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from apa_cli.config.schema import ScorerConfig
-from apa_cli.data.messages import TOOLS, Message, hh_messages, without_oldest_turn
+from apa_cli.data.messages import TOOLS, Messages, hh_messages, without_oldest_turn
 from apa_cli.data.template import Template
 from apa_cli.data.tokenization import added_tokens, tokenize
 from apa_cli.errors import UserError
@@ -40,19 +42,16 @@ class RewardModel:
         microbatch_tokens: int,
         policy_tokenizer: Any = None,
     ) -> None:
-        self.model, self.tokenizer, self.config, self.runtime = model, tokenizer, config, runtime
-        self.key = key
+        self.model, self.tokenizer, self.config, self.runtime, self.key = model, tokenizer, config, runtime, key
         self.microbatch_tokens = microbatch_tokens
-        self.chat = config.format == "chat" or (config.format == "auto" and bool(tokenizer.chat_template))
         self.shares_tokenizer, self.policy_tokenizer = shares_tokenizer, policy_tokenizer
         self.max_tokens = self._longest()
         if config.format == "chat" and not tokenizer.chat_template:
             raise UserError(f"{key}.format", f"{config.path} has no chat template", f"use {key}.format=text")
         outputs = int(model.config.num_labels)
         if outputs > 1 and config.label is None:
-            raise UserError(
-                f"{key}.label", f"{config.path} has {outputs} outputs", f"say which is the score, {key}.label=0 …"
-            )
+            remedy = f"say which is the score, {key}.label=0 …"
+            raise UserError(f"{key}.label", f"{config.path} has {outputs} outputs", remedy)
         if config.label is not None and config.label >= outputs:
             raise UserError(f"{key}.label", f"{config.path} has {outputs} outputs", f"give one from 0 to {outputs - 1}")
         self.label = config.label or 0
@@ -80,7 +79,7 @@ class RewardModel:
         """
         if self.config.format != "auto":
             return self.config.format
-        return "chat" if self.chat else "policy" if chat and self.shares_tokenizer else "text"
+        return "chat" if self.tokenizer.chat_template else "policy" if chat and self.shares_tokenizer else "text"
 
     def passes_ids_through(self, *, chat: bool) -> bool:
         """Whether the policy's token ids are those of the scored text."""
@@ -112,14 +111,12 @@ class RewardModel:
 
     def __call__(self, finished: FinishedResponses) -> list[float]:
         ids, types = self.fed(finished)
-        scores = [0.0] * len(ids)
-        lengths, device = [len(row) for row in ids], self.runtime.device.type
+        scores, device = torch.zeros(len(ids)), self.runtime.device.type
         budget = pass_tokens(self.microbatch_tokens, device)
-        for rows in plan_microbatches(lengths, [0] * len(ids), budget, device_type=device):
+        for rows in plan_microbatches([len(row) for row in ids], [0] * len(ids), budget, device_type=device):
             part = self._forward([ids[r] for r in rows], [types[r] for r in rows] if types is not None else None)
-            for row, score in zip(rows, part.tolist(), strict=True):
-                scores[row] = score
-        return scores
+            scores[list(rows)] = part.cpu()
+        return scores.tolist()
 
     def not_finite(self, row: int, score: float) -> UserError:
         problem = f"{self.config.path} scored response {row} as {score}"
@@ -145,14 +142,14 @@ class RewardModel:
         reads, closes = self.reads(chat=chat), self.closes(finished)
         types: list[list[int]] | None = None
         if reads == "chat":
-            ids = self._chat_ids(_dialogues(finished), finished.columns.get(TOOLS) if chat else None)
-        elif reads == "policy" and chat:  # closed as the policy's template closes a turn
-            ids = finished.closed_ids(closes)
-            closes = [False] * len(ids)
-            if not self.shares_tokenizer:
-                ids = self._anew(ids)
+            ids = self._chat_ids(finished)
         elif reads == "policy":
-            ids = list(finished.token_ids) if self.shares_tokenizer else self._anew(finished.token_ids)
+            ids = list(finished.token_ids)
+            if chat:  # closed as the policy's template closes a turn
+                ids, closes = finished.closed_ids(closes), [False] * len(ids)
+            if not self.shares_tokenizer:  # the policy's exact text in this model's tokens
+                texts = self.policy_tokenizer.batch_decode(ids, skip_special_tokens=False)
+                ids = tokenize(self.tokenizer, texts, special=False)
         elif reads == "pair":
             pairs = self.tokenizer(finished.prompts, finished.responses)
             ids, types = pairs["input_ids"], pairs.get("token_type_ids") if self._reads_segments else None
@@ -168,11 +165,6 @@ class RewardModel:
                     types[row] = [*types[row], types[row][-1]]
         return ids, types
 
-    def _anew(self, ids: list[list[int]]) -> list[list[int]]:
-        """The policy's exact text in this model's tokens."""
-        texts = self.policy_tokenizer.batch_decode(ids, skip_special_tokens=False)
-        return tokenize(self.tokenizer, texts, special=False)
-
     def _without_special_tokens(self, finished: FinishedResponses) -> list[list[int]]:
         """Token ids without the response's special tokens, which its text does not show."""
         known = len(self.tokenizer)
@@ -182,29 +174,28 @@ class RewardModel:
             for row, start in zip(finished.token_ids, starts, strict=True)
         ]
 
-    def _chat_ids(self, dialogues: list[list[Message]], tools: list[Any] | None) -> list[list[int]]:
+    def _chat_ids(self, finished: FinishedResponses) -> list[list[int]]:
         """Ids of each dialogue in the model's template, without the oldest turns if it is too long."""
-        tools = tools or [None] * len(dialogues)
-        texts = [self._render(d, own) for d, own in zip(dialogues, tools, strict=True)]
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        for row, dialogue in enumerate(dialogues):
-            shorter = without_oldest_turn(dialogue)
-            while len(ids[row]) > self.max_tokens and shorter is not None:
-                ids[row] = self.tokenizer(self._render(list(shorter), tools[row]), add_special_tokens=False)[
-                    "input_ids"
-                ]
-                shorter = without_oldest_turn(shorter)
-        return ids
+        torn = finished.torn or [False] * len(finished.prompts)
+        prompts = finished.messages or [hh_messages(p, torn=t) for p, t in zip(finished.prompts, torn, strict=True)]
+        tools = finished.columns.get(TOOLS) if finished.messages is not None else None
+        found = []
+        for prompt, response, own in zip(prompts, finished.responses, tools or [None] * len(prompts), strict=True):
+            dialogue: Messages | None = (*prompt, {"role": "assistant", "content": response.strip()})
+            ids: list[int] = []
+            while dialogue is not None and (not ids or len(ids) > self.max_tokens):
+                ids = self.tokenizer(self._render(dialogue, own), add_special_tokens=False)["input_ids"]
+                dialogue = without_oldest_turn(dialogue)
+            found.append(ids)
+        return found
 
-    def _render(self, dialogue: list[Message], tools: Any) -> str:
+    def _render(self, dialogue: Messages, tools: Any) -> str:
         try:
             return Template(self.tokenizer).render(dialogue, tools, add_generation_prompt=False)
         except Exception as error:  # a template may fail in any way
-            raise UserError(
-                f"{self.key}.path",
-                f"the chat template of {self.config.path} refuses a dialogue: {error}",
-                f"use {self.key}.format=text, or a model whose template takes these roles",
-            ) from error
+            problem = f"the chat template of {self.config.path} refuses a dialogue: {error}"
+            remedy = f"use {self.key}.format=text, or a model whose template takes these roles"
+            raise UserError(f"{self.key}.path", problem, remedy) from error
 
     @torch.no_grad()
     def _forward(self, sequences: list[list[int]], segments: list[list[int]] | None) -> Tensor:
@@ -243,22 +234,9 @@ class RewardModel:
         return f"the log-odds of {name} among {outputs}" if self.log_odds else f"the value of {name}"
 
 
-def _dialogues(finished: FinishedResponses) -> list[list[Message]]:
-    """Prompt messages, from the data or parsed from a plain prompt, and the response."""
-    torn = finished.torn or [False] * len(finished.prompts)
-    prompts = finished.messages or [hh_messages(p, torn=t) for p, t in zip(finished.prompts, torn, strict=True)]
-    return [
-        [*prompt, {"role": "assistant", "content": response.strip()}]
-        for prompt, response in zip(prompts, finished.responses, strict=True)
-    ]
-
-
-def _rectangle(rows: list[list[int]], fill: int) -> Tensor:
+def _rectangle(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
     """(b, l), padded on the right."""
-    rectangle = torch.full((len(rows), max(len(row) for row in rows)), fill)
-    for i, row in enumerate(rows):
-        rectangle[i, : len(row)] = torch.tensor(row)
-    return rectangle
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
 
 
 def _causal_head(model: Any) -> tuple[Any, Any] | None:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from apa_cli.config.schema import TrainConfig
-from apa_cli.data.logged import LoggedSet, load_logged
+from apa_cli.data.logged import LoggedSet, ResponseEncoder, load_logged
 from apa_cli.data.prompts import Prompt, PromptSet, collate
-from apa_cli.data.response_tokens import ResponseEncoder
 from apa_cli.data.table import Progress
 from apa_cli.data.template import Template
 from apa_cli.models.reference import reference_fingerprint

@@ -28,6 +28,7 @@ def write(path, content):
 KINDS = {
     "a.jsonl": '{"prompt": "one", "n": 1}\n\n{"prompt": "zwölf", "n": 12}\n',
     "a.json": '[{"prompt": "one", "n": 1},\n {"prompt": "zwölf", "n": 12}]',
+    "array.jsonl": '[{"prompt": "one", "n": 1},\n {"prompt": "zwölf", "n": 12}]',
     "lines.json": '{"prompt": "one", "n": 1}\n{"prompt": "zwölf", "n": 12}\n',
     "a.csv": 'prompt,n\r\none,1\r\n"zwölf",12\r\n',
     "a.tsv": "prompt\tn\none\t1\nzwölf\t12\n",
@@ -42,6 +43,12 @@ def test_every_kind_is_read(tmp_path, name, suffix):
     assert table.rows == [{"prompt": "one", "n": numbers[0]}, {"prompt": "zwölf", "n": numbers[1]}]
 
 
+def test_gzip_is_noticed_without_its_suffix(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(gzip.compress(b'{"prompt": "one"}'))
+    assert read(path).rows == [{"prompt": "one"}]
+
+
 def test_capital_suffix_and_byte_order_mark(tmp_path):
     assert read(write(tmp_path / "A.JSONL", b'\xef\xbb\xbf{"prompt": "one"}')).rows == [{"prompt": "one"}]
     assert read(write(tmp_path / "A.CSV", b"\xef\xbb\xbfprompt\none\n")).rows == [{"prompt": "one"}]
@@ -51,7 +58,7 @@ def test_capital_suffix_and_byte_order_mark(tmp_path):
 def test_text_has_one_prompt_a_line_under_the_prompt_column(tmp_path, suffix):
     table = read(write(tmp_path / f"a.txt{suffix}", "one\r\n\n  two \n"), column="question")
     assert table.rows == [{"question": "one"}, {"question": "  two "}]
-    assert table.labels == ["line 1", "line 3"]
+    assert table.places == ["prompts, line 1", "prompts, line 3"]
 
 
 def test_parquet_with_messages(tmp_path):
@@ -59,19 +66,12 @@ def test_parquet_with_messages(tmp_path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     table = read(tmp_path / "a.parquet")
     assert table.rows == rows
-    assert table.place(1) == "prompts, row 2"
+    assert table.places[1] == "prompts, row 2"
 
 
 def test_quoted_csv_may_hold_commas_and_line_ends(tmp_path):
     table = read(write(tmp_path / "a.csv", 'prompt,n\n"a, ""b""\nc",1\nd,2\n'))
     assert table.rows == [{"prompt": 'a, "b"\nc', "n": "1"}, {"prompt": "d", "n": "2"}]
-    assert table.labels == ["row 1", "row 2"]
-
-
-def test_a_changed_file_is_noticed(tmp_path):
-    path = write(tmp_path / "a.jsonl", '{"prompt": "one"}')
-    assert read(path).rows == [{"prompt": "one"}]
-    assert read(write(path, '{"prompt": "two"}')).rows == [{"prompt": "two"}]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.jsonl.gz"])
@@ -82,14 +82,11 @@ def test_empty_files_have_no_rows(tmp_path, name, content):
 
 BROKEN = [
     ("a.jsonl", '{"prompt": "a"}\n["b"]\n', ["prompts, line 2", "is a list, not an object"]),
-    ("a.jsonl", '[{"prompt": "a"}]', ["prompts", "JSON array", ".json"]),
     ("a.jsonl", b'{"prompt": "a"}\n{"prompt": "\xe9t\xe9"}\n', ["prompts, line 2", "not UTF-8 (byte 0xe9)", "UTF-8"]),
     ("a.jsonl", '{"prompt": "a"}'.encode("utf-16"), ["prompts, line 1", "not UTF-8"]),
-    ("a.jsonl", gzip.compress(b'{"prompt": "a"}'), ["prompts", "compressed with gzip", "add .gz"]),
     ("a.json", '[{"prompt": "a"},\n {"prompt": ]', ["prompts", "not JSON", "line 2, column 13"]),
     ("a.json", '[{"prompt": "a"}, 3]', ["prompts, entry 2", "is a number, not an object"]),
     ("lines.json", '{"prompt": "a"}\n{"prompt": \n', ["prompts, line 2", "not JSON"]),
-    ("a.csv", "prompt;n\na;1\n", ["prompts", "';'", "use commas"]),
     ("a.csv", "prompt,prompt\na,b\n", ["prompts", "two columns named 'prompt'"]),
 ]
 
@@ -105,17 +102,6 @@ def test_a_broken_file_is_one_clear_line(tmp_path, name, content, parts):
     assert [part for part in parts if part not in message] == [], message
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"not gzip at all", gzip.compress(b'{"prompt": "abc"}' * 50)[:-20], b"\x1f\x8b\x08junkjunkjunkjunk"],
-    ids=["plain", "cut", "junk"],
-)
-def test_broken_gzip(tmp_path, content):
-    (tmp_path / "a.jsonl.gz").write_bytes(content)
-    with pytest.raises(UserError, match=r"prompts: is not a whole gzip file .*\.gz"):
-        read(tmp_path / "a.jsonl.gz")
-
-
 words = st.text(st.characters(codec="utf-8"), max_size=30)
 rows_of_json = st.lists(
     st.dictionaries(words, words | st.integers() | st.none() | st.lists(words, max_size=2)), max_size=6
@@ -129,13 +115,7 @@ def test_json_lines_come_back_as_written(tmp_path, rows, escape, suffix):
     content = "".join(json.dumps(row, ensure_ascii=escape) + "\n" for row in rows)
     table = read(write(tmp_path / f"a{suffix}", content))
     assert table.rows == rows
-    assert table.labels == [f"line {number + 1}" for number in range(len(rows))]
-
-
-@every_example
-@given(rows=rows_of_json, indent=st.sampled_from([None, 2]))
-def test_json_arrays_come_back_as_written(tmp_path, rows, indent):
-    assert read(write(tmp_path / "a.json", json.dumps(rows, indent=indent))).rows == rows
+    assert table.places == [f"prompts, line {number + 1}" for number in range(len(rows))]
 
 
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=20)
@@ -163,7 +143,7 @@ def test_any_bytes_give_rows_or_one_line(tmp_path, content, name):
     message = ""
     try:
         table = read(tmp_path / name)
-        assert len(table.rows) == len(table.labels)
+        assert len(table.rows) == len(table.places)
     except UserError as error:
         message = str(error)
     assert "\n" not in message

@@ -10,8 +10,7 @@ from hh_data import SAMPLE
 from tiny_models import make_config
 
 from apa_cli.data import PromptStream, load_prompts
-from apa_cli.data.logged import load_logged
-from apa_cli.data.response_tokens import ResponseEncoder
+from apa_cli.data.logged import ResponseEncoder, load_logged
 from apa_cli.data.template import Template
 from apa_cli.errors import UserError
 
@@ -230,12 +229,19 @@ BAD = [
         "has no column 'score_chosen', of data.score_column=score",
     ),
     ([{"prompt": "p", "response": None}], {}, "line 1: 'response' is null, not a string"),
-    ([{"prompt": "p", "response": "x"}, {"prompt": "p"}], {}, "line 2: 'response' is null"),
     ([{"prompt": "p", "response": "\ud800"}], {}, "line 1: 'response' holds half a surrogate pair"),
     ([{"prompt": "p", "response": "x", "score": "high"}], {"data__score_column": "score"}, "'score' is a string, not"),
     ([{"prompt": "p", "response": "x", "score": True}], {"data__score_column": "score"}, "'score' is true or false"),
-    ([{"prompt": "p", "response": "x", "score": 10**400}], {"data__score_column": "score"}, "'score' is inf; give a"),
-    ([{"prompt": "p", "response": "x", "score": float("nan")}], {"data__score_column": "score"}, "'score' is nan"),
+    (
+        [{"prompt": "p", "response": "x", "score": 10**400}],
+        {"data__score_column": "score"},
+        "'score' is not finite",
+    ),
+    (
+        [{"prompt": "p", "response": "x", "score": float("nan")}],
+        {"data__score_column": "score"},
+        "'score' is not finite",
+    ),
     ([{"prompt": "p", "response": [{"role": "assistant", "content": "x"}]}], {}, "and the prompt is text; set data.fo"),
     ([{"chosen": f"{ASK} good", "rejected": None}], {"data__format": "hh"}, "'rejected' is null"),
     (

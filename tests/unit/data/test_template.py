@@ -45,11 +45,9 @@ def read(tokenizer, *rows, **settings):
 
 
 def test_tools_calls_and_results_reach_the_policy(with_template):
-    texts, findings = read(with_template(HEAD + EACH + TURN + CALLED + END), tool_row())
+    texts, _ = read(with_template(HEAD + EACH + TURN + CALLED + END), tool_row())
     assert texts[0].startswith('[tools][{"type": "function", "function": {"name": "add"')
     assert texts[0].endswith('[user]a[assistant]<add 1>[tool]{"sum": "3"}[assistant]')
-    unread = "the policy's chat template does not read '{}' of a message: 1 prompt, the first p, line 4"
-    assert sorted(findings) == [unread.format("name"), unread.format("tool_call_id")]
 
 
 def test_a_row_without_tools_needs_no_template_that_takes_them(with_template):

@@ -54,38 +54,12 @@ def test_a_template_is_given_its_arguments(with_template):
         encode([chat_row(("user", "a"))], tokenizer, arguments={"thnk": False})
 
 
-NO_SYSTEM = (
-    "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('roles must alternate') }}{% endif %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-)
-
-
-def test_a_template_without_a_system_role(with_template):
-    tokenizer, row = with_template(NO_SYSTEM), chat_row(("system", "S"), ("user", "a"))
-    words = "the policy's chat template takes no system message: System role not supported; {}, and put what it says"
-    with pytest.raises(UserError, match=f"^p, line 4: {words.format('take it out')}"):
-        encode([row], tokenizer)
-    with pytest.raises(UserError, match=f"^data.system_prompt: {words.format('set data.system_prompt=null')}"):
-        encode([row], tokenizer, system_prompt="S")
-
-
-def test_roles_that_do_not_alternate(with_template):
-    with pytest.raises(UserError, match=r"^p, line 4: .* roles must alternate; .* \(this row: user, user\)$"):
-        encode([chat_row(("user", "a"), ("user", "b"))], with_template(NO_SYSTEM))
-
-
 def test_a_template_that_drops_the_system_message_in_silence(with_template):
     tokenizer = with_template("{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}")
     with pytest.raises(
         UserError, match=r"^p, line 4: the policy's chat template leaves the system message out; take it"
     ):
         encode([chat_row(("system", "S"), ("user", "a"))], tokenizer)
-
-
-def test_no_template(tokenizer):
-    with pytest.raises(UserError, match=r"data.format: .*no chat template; "):
-        encode([chat_row(("user", "a"))], tokenizer)
 
 
 def test_a_template_that_refuses(chat_tokenizer):

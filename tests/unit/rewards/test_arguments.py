@@ -1,4 +1,4 @@
-"""What a reward function's parameters are given: by name in any order, by position only where names say nothing."""
+"""What a reward function's parameters are given: by name, in any order."""
 
 from __future__ import annotations
 
@@ -86,10 +86,6 @@ CASES = {
     "decorated": (wrapped(lambda responses, prompts: locals()), {"responses": R, "prompts": P}),
     "decorated without wraps": (
         bare(lambda responses, prompts, **c: locals()), {"responses": R, "prompts": P, "c": COLUMNS}),
-    "by position": (lambda a, b: locals(), {"a": P, "b": R}),
-    "by position, and a column": (lambda a, b, answer: locals(), {"a": P, "b": R, "answer": ANSWER}),
-    "the second by position": (lambda prompts, texts: locals(), {"prompts": P, "texts": R}),
-    "arguments alone": (lambda *args: {"args": list(args)}, {"args": [P, R]}),
 }  # fmt: skip
 
 
@@ -100,21 +96,7 @@ def test_every_parameter_is_given_what_its_name_says(name):
     values, keywords = arguments.of(FINISHED)
     given = function(*values, **keywords)
     assert {key: value for key, value in given.items() if key != "self"} == expected
-    arguments.check_columns(list(FINISHED.columns), "data.jsonl")
-    assert ("by position" in arguments.describe()) == (
-        name.startswith(("by position", "the second by position", "arguments alone"))
-    )
-
-
-def test_the_log_says_what_is_not_plain():
-    def said(function):
-        return Arguments(function, "mine:f", "reward.function").describe()
-
-    assert said(lambda prompts, responses, answer, **columns: 0) == ""
-    assert said(lambda completions, prompts: 0) == "mine:f is called with completions = responses, as text"
-    assert said(lambda a, b: 0) == (
-        "mine:f is called with a = prompts, b = responses (by position: the names say nothing)"
-    )
+    arguments.check_columns(list(FINISHED.columns))
 
 
 @pytest.mark.parametrize(
@@ -123,20 +105,18 @@ def test_the_log_says_what_is_not_plain():
         (lambda: 0, "does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
         (lambda prompts: 0, "does not take prompts and responses"),
         (lambda texts: 0, "does not take prompts and responses"),
+        (lambda response, prompt: 0, "does not take prompts and responses"),
+        (lambda *args: 0, "does not take prompts and responses"),
         (lambda texts, **columns: 0, "does not take prompts and responses"),
-        (lambda response, prompt: 0, "takes response and prompt, and neither name says which of them are the"),
-        (lambda answers, questions: 0, "takes answers and questions, and neither name"),
-        (lambda a, b, *, references: 0, "needs references, which is neither known nor a column of the data (it has"),
-        (lambda prompts, responses, references: 0, "needs references"),
+        (lambda prompts, responses, references: 0, "needs references, which is neither known nor a column of the data"),
         (lambda x, responses: 0, "needs x"),
-        (lambda prompts, answer: 0, "has no parameter responses, and answer is also a column of data.jsonl"),
         (print, "does not take prompts and responses"),
         (dict, "does not take prompts and responses"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_bound_is_refused_before_it_is_called(function, words):
     with pytest.raises(UserError) as caught:
-        Arguments(function, "mine:f", "reward.function").check_columns(["answer"], "data.jsonl")
+        Arguments(function, "mine:f", "reward.function").check_columns(["answer"])
     assert str(caught.value).startswith("reward.function: mine:f ")
     assert words in str(caught.value)
 
@@ -156,7 +136,3 @@ def test_the_lists_are_copies():
 
     assert RewardFunction(spoils, "mine:f", key="k")(FINISHED) == [0.0, 0.0]
     assert (P, R, ANSWER) == (["p1", "p2"], ["r1", "r2"], [4, 5])
-
-
-def test_scores_as_openrlhf_gives_them():
-    assert RewardFunction(lambda queries, prompts, labels: {"rewards": [1, 2]}, "f", key="k")(FINISHED) == [1.0, 2.0]

@@ -49,29 +49,6 @@ def test_only_the_users_frames_are_in_the_traceback(timeout):
     assert functions_of(error.__cause__) == ["outer", "inner"]
 
 
-@pytest.mark.parametrize("timeout", [None, 20.0])
-def test_a_function_that_wants_to_end_the_process(timeout):
-    def leave(prompts, responses):
-        raise SystemExit(3)
-
-    assert "raised SystemExit: 3" in str(failure(leave, timeout))
-
-
-def test_an_error_that_cannot_be_printed_or_fills_pages():
-    class SilentError(Exception):
-        def __str__(self):
-            raise RuntimeError("not even this")
-
-    def silent(prompts, responses):
-        raise SilentError
-
-    def long(prompts, responses):
-        raise ValueError("word " * 10_000)
-
-    assert "raised SilentError; " in str(failure(silent))
-    assert len(str(failure(long))) < 500
-
-
 def test_a_hanging_function_is_given_up_and_shown_where_it_hangs():
     gate, hanging = threading.Event(), []
 
@@ -126,35 +103,26 @@ def test_a_signal_ends_the_wait_at_once():
 
 
 def test_the_thread_is_as_a_direct_call():
-    """Gradients, random numbers, context variables and a default device."""
+    """Gradients, random numbers and context variables."""
     note = contextvars.ContextVar("note", default="")
     note.set("here")
     seen = []
 
     def look(prompts, responses):
-        device = torch.zeros(1).device.type
-        seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), note.get(), device))
-        return torch.rand(2, device="cpu").tolist()
+        seen.append((torch.is_grad_enabled(), torch.is_inference_mode_enabled(), note.get()))
+        return torch.rand(2).tolist()
 
     def both(timeout):
         seen.clear()
         torch.manual_seed(7)
         scores = [scorer(look, timeout)(ROWS)]
-        with torch.no_grad():
-            scores.append(scorer(look, timeout)(ROWS))
-        with torch.inference_mode():
-            scores.append(scorer(look, timeout)(ROWS))
-        torch.set_default_device("meta")
-        try:
-            scores.append(scorer(look, timeout)(ROWS))
-        finally:
-            torch.set_default_device(None)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                scores.append(scorer(look, timeout)(ROWS))
         return scores, list(seen), torch.rand(1).item()
 
-    threaded, direct = both(20.0), both(None)
-    assert threaded == direct
-    assert [row[:2] for row in direct[1]] == [(True, False), (False, False), (False, True), (True, False)]
-    assert [row[3] for row in direct[1]] == ["cpu", "cpu", "cpu", "meta"]
+    assert both(20.0) == (direct := both(None))
+    assert [row[:2] for row in direct[1]] == [(True, False), (False, False), (False, True)]
 
 
 def test_what_a_function_keeps_by_thread_stays():
@@ -179,15 +147,6 @@ def test_a_function_that_needs_the_main_thread_is_told_how():
     assert scorer(alarm, None)(ROWS) == [1.0, 2.0]
 
 
-def test_a_file_that_ends_the_process_when_imported(tmp_path):
-    file = tmp_path / "script.py"
-    file.write_text("def f(prompts, responses):\n    return []\n\nraise SystemExit('usage: script.py')\n")
-    with pytest.raises(UserError, match="raised SystemExit: usage") as caught:
-        load_function(f"{file}:f", "reward.function")
-    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
-    assert [(frame.filename, frame.lineno) for frame in frames] == [(str(file), 4)]
-
-
 POOLED = """
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -202,10 +161,6 @@ def one(response):
 def reward(prompts, responses):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return list(pool.map(one, responses))
-
-
-def same(responses):
-    return [1.0 * (one.__module__ == __name__) for _ in responses]
 """
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import math
 import signal
 import socket
 import threading
 import time
-from urllib.error import URLError
 
 import pytest
 from reward_server import Answer, lengths, scores, serving
+from tiny_models import make_config
 
 from apa_cli.config.schema import ScorerConfig
 from apa_cli.errors import UserError
 from apa_cli.rewards import json_server
-from apa_cli.rewards.http import HttpReward
+from apa_cli.rewards.http import HttpReward, probe_served
 from apa_cli.rewards.record import FinishedResponses
 
 
@@ -68,30 +66,24 @@ def test_batches_go_out_and_scores_come_back_in_order():
         return answer
 
     with serving(later_first) as server:
-        columns = {"answer": ["a", math.nan, None, 2, {"x": (1,)}]}
-        found = reward(server.url, batch_size=2)(finished(columns=columns))
+        columns = {"answer": ["ä\ud800", math.nan, None, 2, {"x": (1,)}]}
+        chats = [[{"role": "user", "content": f"p{row}"}] for row in range(5)]
+        found = reward(server.url, batch_size=2)(finished(columns=columns, messages=chats))
     assert found == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert len(server.requests) == 3
     first = next(request for request in server.requests if "p0" in request["prompts"])
     assert first == {
         "prompts": ["p0", "p1"],
         "responses": ["", "r"],
-        "query": ["p0", "p1r"],
+        "query": ["p0\n\n", "p1\n\nr"],
+        "messages": chats[:2],
         "token_ids": [[0, 99], [1]],
         "ended": [True, False],
-        "columns": {"answer": ["a", None]},
+        "columns": {"answer": ["ä\ud800", None]},
     }
     assert {"x": [1]} in [value for request in server.requests for value in request["columns"]["answer"]]
     assert server.headers[0]["Content-Type"] == "application/json"
     assert "Authorization" not in server.headers[0]
-
-
-def test_chats_bring_their_messages():
-    chats = [[{"role": "user", "content": f"p{row}"}] for row in range(2)]
-    with serving(lengths) as server:
-        reward(server.url)(finished(2, messages=chats))
-    assert server.requests[0]["messages"] == chats
-    assert server.requests[0]["query"] == ["p0\n\n", "p1\n\nr"]
 
 
 def test_openrlhfs_answer_is_understood_and_null_is_a_missing_score():
@@ -172,20 +164,6 @@ def test_nobody_there():
     )
 
 
-def test_a_connection_that_the_system_gives_up_is_tried_again(monkeypatch):
-    tried = []
-
-    class Opener:
-        def open(self, request, timeout):
-            tried.append(timeout)
-            raise URLError(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
-
-    monkeypatch.setattr(json_server, "build_opener", lambda *_: Opener())
-    line = failure("http://127.0.0.1:9/score", timeout_seconds=None)
-    assert "cannot be reached: [Errno 110] Connection timed out, in 3 tries" in line
-    assert tried == [None] * 3
-
-
 @pytest.mark.parametrize(
     "endless", [scores([0.0] * 5, delay=5.0), Answer(b"", status=503, headers={"Retry-After": "9"})]
 )
@@ -255,11 +233,9 @@ def test_a_redirect_does_not_carry_the_token_on(monkeypatch):
 
 def test_the_probe_asks_for_one_score():
     with serving(lengths) as server:
-        reward(server.url).probe()
+        probe_served(make_config("p", reward__kind="http", reward__function=None, reward__url=server.url))
     (request,) = server.requests
     assert (len(request["prompts"]), len(request["responses"]), request["columns"]) == (1, 1, {})
-    with serving(lambda request: scores([1.0, 2.0])) as server, pytest.raises(UserError, match="2 scores for 1 resp"):
-        reward(server.url).probe()
 
 
 def test_a_signal_ends_the_wait_at_once(monkeypatch):
@@ -290,11 +266,3 @@ def test_a_failure_stops_the_other_batches():
         failure(server.url, count=40, batch_size=1, concurrency=2)
         time.sleep(0.3)
         assert len(server.requests) < 10
-
-
-def test_json_has_no_nan_and_no_letters_that_a_server_may_not_read():
-    with serving(lengths) as server:
-        reward(server.url)(finished(1, prompts=["ä\ud800"], columns={"x": [math.inf]}))
-    assert server.requests[0]["prompts"] == ["ä\ud800"]
-    assert server.requests[0]["columns"] == {"x": [None]}
-    assert json.dumps(server.requests[0])

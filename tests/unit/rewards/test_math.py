@@ -137,7 +137,7 @@ def test_an_interrupt_leaves_no_reply_to_the_next_question(verifier):
             return self.pipe.readline()
 
     assert verifier.equal("1", "1.0") == 1
-    verifier._running[0].stdout = Interrupted(verifier._running[0].stdout)
+    verifier._process.stdout = Interrupted(verifier._process.stdout)
     with pytest.raises(KeyboardInterrupt):
         verifier.equal("1", "1.00")
     assert verifier.equal("1", "2") == 0

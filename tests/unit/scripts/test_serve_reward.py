@@ -13,7 +13,7 @@ from tiny_models import CPU, make_config
 from apa_cli.config.schema import RewardConfig, ScorerConfig
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.rewards.http import HttpReward
+from apa_cli.rewards.http import HttpReward, probe_served
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rewards.scorers import load_reward
 
@@ -61,11 +61,11 @@ def test_the_scores_are_those_of_the_model(policy_dir, reward_dir, serve, option
 
 
 def test_odd_requests_and_the_token(serve, monkeypatch):
-    reward = HttpReward(ScorerConfig(kind="http", url=serve(), retries=0), key="reward")
+    server = HttpReward(ScorerConfig(kind="http", url=serve(), retries=0), key="reward").server
     with pytest.raises(UserError, match=r"400: .*2 prompts and 1 responses"):
-        reward._scores(reward.server, [{"prompts": ["a", "b"], "responses": ["c"]}])
+        server.ask({"prompts": ["a", "b"], "responses": ["c"]}, None, threading.Event())
     with pytest.raises(UserError, match=r"400: .*KeyError"):
-        reward._scores(reward.server, [{"prompts": ["a", "b"]}])
+        server.ask({"prompts": ["a", "b"]}, None, threading.Event())
     one = FinishedResponses(prompts=["a"], responses=["c"], messages=None, columns={}, token_ids=[[1]])
     guarded = serve(token="right")
     with pytest.raises(UserError, match=r"requires a token \(401\)"):
@@ -79,4 +79,4 @@ def test_odd_requests_and_the_token(serve, monkeypatch):
 
 def test_the_probe_passes(serve):
     for options in ((), ("--token-ids",)):
-        HttpReward(ScorerConfig(kind="http", url=serve(*options)), key="reward").probe()
+        probe_served(make_config("p", reward__kind="http", reward__function=None, reward__url=serve(*options)))
