@@ -62,7 +62,7 @@ class Tracker:
                 note=self.note,
                 warn=self.warn,
             )
-            self._tensorboard = TensorBoardRun(run_dir, warn=self.warn) if config.tracking.tensorboard else None
+            self._tensorboard = TensorBoardRun(run_dir) if config.tracking.tensorboard else None
             self._opened = opened.pop_all()
 
     def begin(self) -> Tracker:
@@ -71,10 +71,9 @@ class Tracker:
         start, trouble = self._start_iteration, self._trouble
         self._samples = JsonLines(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
         self._metrics = JsonLines(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
-        if self._tensorboard is not None:
-            self._tensorboard.begin(self._metrics.read(), start, trouble)
-            self._opened.callback(self._tensorboard.close)
         self._written = [self._metrics, self._samples, self._run_log.open(self.run_dir / LOG_FILE)]
+        if self._tensorboard is not None:
+            self._written.append(self._tensorboard.begin(self._metrics.read(), start, trouble))
         return self
 
     def note(self, message: str) -> None:
@@ -109,9 +108,8 @@ class Tracker:
 
     def sync(self) -> bool:
         """Flush metrics and samples to the disk. Returns whether that succeeded."""
-        if self._tensorboard is not None:
-            self._tensorboard.sync()
-        return all([self._metrics.write(sync=True), self._samples.write(sync=True)])
+        written = [file.write(sync=True) for file in self._written]
+        return written[0] and written[1]
 
     def copy_to(self, folder: Path) -> None:
         """Copy metrics and samples, including lines that a full disk has refused."""
@@ -154,10 +152,10 @@ class Tracker:
             finally:
                 self._wandb.finish(exit_code, seconds=seconds)
                 for file in self._written:
-                    if not file.write() and (lines := file.pending.count(b"\n")):
+                    if not file.write() and file.problem is not None:
+                        lines = file.pending.count(b"\n")
                         lost = "1 line" if lines == 1 else f"{lines} lines"
-                        reason = file.problem.strerror if file.problem else ""
-                        self.warn(f"{lost} of {file.path} could not be written ({reason}), and are lost")
+                        self.warn(f"{lost} of {file.path} could not be written ({file.problem.strerror}), and are lost")
 
     def __enter__(self) -> Tracker:
         return self
