@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -71,19 +72,10 @@ def load_reward(
     """Load one reward, or reuse its model in `loaded` or its file in `modules`. key: the group's name in messages."""
     loaded = {} if loaded is None else loaded
     if isinstance(config, SeveralConfig) and config.components:
-        scorers = {
-            name: load_reward(
-                part,
-                policy,
-                runtime,
-                key=f"{key}.components.{name}",
-                microbatch_tokens=microbatch_tokens,
-                loaded=loaded,
-                modules=modules,
-            )
-            for name, part in config.components.items()
-        }
-        return WeightedRewards(scorers, {name: part.weight for name, part in config.components.items()})
+        load = partial(load_reward, microbatch_tokens=microbatch_tokens, loaded=loaded, modules=modules)
+        parts = config.components.items()
+        scorers = {name: load(part, policy, runtime, key=f"{key}.components.{name}") for name, part in parts}
+        return WeightedRewards(scorers, {name: part.weight for name, part in parts})
     if config.kind == "function":
         assert config.function is not None  # check_config has seen to it
         function = load_function(config.function, f"{key}.function", modules)
