@@ -23,8 +23,7 @@ from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.token_ids import same_tokenizer
 from apa_cli.rewards.record import FinishedResponses, Scored
-from apa_cli.rewards.scorers import load_reward
-from apa_cli.rewards.weighted import require_scores
+from apa_cli.rewards.scorers import load_reward, require_scores
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.sources import finished_responses
 
