@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from command import run_command
+
 from apa_cli.commands import eval as eval_command
 from apa_cli.commands import report as report_command
 from apa_cli.commands import train as train_command
@@ -87,6 +89,12 @@ def run_script(row: Row, parts: Parts, folder: Path, *, prefix: tuple[str, ...] 
         check=False, timeout=120,
     )  # fmt: skip
     return Said(done.returncode, *(stream.decode("utf-8", "replace") for stream in (done.stderr, done.stdout)))
+
+
+def run_forked(row: Row, parts: Parts, folder: Path) -> Said:
+    """In a process of its own that has imported what it needs."""
+    done = run_command(*words(row, parts), cwd=folder, **row.environment)
+    return Said(done.code, done.errors, done.output)
 
 
 def contents(folder: Path) -> set[str]:

@@ -107,7 +107,7 @@ def mine(name: str, function: str, line: str) -> Row:
 # Run by the script alone: they spoil the process that they run in. What is saved at the end may be left.
 HOSTILE = {
     "closes": (2, "reward.function: mine.py:closes closed sys.stdout; leave it open: the run prints to it"),
-    "deletes": (1, "…run/metrics.jsonl was deleted during the run"),
+    "deletes": (1, "the end of training could not be saved (the lines of metrics before it are not on the disk); …"),
 }
 
 ROWS = [

@@ -38,6 +38,10 @@ class DiskTrouble:
             self._warn("the run's files can be written again, and hold the lines that were kept")
 
 
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
+
+
 class PatientFile:
     """Appends to a file, and keeps what the disk refuses for the next write, in order. Only opening raises OSError."""
 
@@ -53,7 +57,8 @@ class PatientFile:
         """Append, and with `sync` flush to the disk. Returns whether everything was written."""
         self.pending += data
         try:
-            with self.path.open("ab", buffering=0) as file:  # anew, as a network disk may let handles die
+            # anew, as a network disk may let handles die; what was deleted is not made again, without its lines
+            with open(self.path, "ab", buffering=0, opener=_existing) as file:
                 if self.problem is not None and file.tell() > self._size:
                     file.truncate(self._size)  # bytes that a failed write left behind
                 while self.pending:
