@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 
 import leave_nothing
 import pytest
@@ -14,6 +15,7 @@ settings.register_profile("repeatable", derandomize=True)  # pytest --hypothesis
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)  # tiny models are slower on more
+os.fsync = lambda descriptor: None  # no test cuts the power, and a run of a few iterations waits for the disk 150 times
 
 
 def pytest_configure(config):

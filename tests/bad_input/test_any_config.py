@@ -98,7 +98,7 @@ GIVEN = {"policy.path": "p", "reward.path": "r", "data.path": "d", "output_dir":
 in_a_folder = [HealthCheck.function_scoped_fixture]
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=in_a_folder)
+@settings(max_examples=40, deadline=None, suppress_health_check=in_a_folder)
 @given(name=st.sampled_from(sorted(KEYS)), value=anything)
 def test_any_value_passes_or_is_named(tmp_path: Path, name: str, value: Any):
     try:

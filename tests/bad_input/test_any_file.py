@@ -21,7 +21,7 @@ from apa_cli.data.table import Table
 from apa_cli.errors import UserError
 from apa_cli.tracking.lines import JsonLines, read_json_lines
 
-often = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 words = st.text(st.characters(codec="utf-8"), max_size=20)
 lines = st.text(st.characters(codec="utf-8", exclude_characters="\n\r\ufeff"), min_size=1, max_size=20).filter(

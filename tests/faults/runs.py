@@ -120,13 +120,13 @@ def kill_until_done(
     while code != 0:
         again = (*overrides, "resume=auto")
         if kills.total >= limit:
-            code = server.run(folder, *again, pictures=True)
+            code = server.run(folder, *again)
         elif draw.random() < 0.5:
             code = server.run(folder, *again, die_at=draw.randint(1, FAULT_POINTS), pictures=True)
             kills.at_fault_points += code == -signal.SIGKILL
         else:
             number = draw.choice(signals)
-            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds), kill_with=number, pictures=True)
+            code = server.run(folder, *again, kill_after=draw.uniform(0.0, seconds), kill_with=number)
             kills.at_random_moments += code != 0
             if number != signal.SIGKILL and code in (130, -number):
                 continue

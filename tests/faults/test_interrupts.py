@@ -137,7 +137,7 @@ def test_handlers_are_given_back_and_nothing_begins_after_a_signal():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2], ids=lambda number: number.name)
 def test_a_closed_terminal_and_slurms_other_signals_save(server, tmp_path, number):
     assert server.run(tmp_path / "run", *SMALL, terminate_at=6, terminate_with=number) == 130
     assert f"{number.name}: saving and stopping" in server.output.read_text()
@@ -151,16 +151,11 @@ def test_nohup_is_respected():
     assert process.wait(timeout=30) == 0
 
 
-# Each keeps the interpreter's lock, so that no other thread and no handler of Python's runs.
-HANGS = {
-    "a regular expression": "import re\ndef reward(prompts, responses):\n    re.fullmatch('(a+)+b', 'a' * 60)\n",
-    "a library's C code": ("import ctypes\ndef reward(prompts, responses):\n    ctypes.PyDLL(None).sleep(600)\n"),
-}
-
-
-@pytest.mark.parametrize("hang", HANGS)
-def test_a_reward_that_holds_the_interpreter_ends_in_its_time(server, tmp_path, hang):
-    (tmp_path / "mine.py").write_text(HANGS[hang])
+def test_a_reward_that_holds_the_interpreter_ends_in_its_time(server, tmp_path):
+    """In C code, so that no other thread and no handler of Python's runs."""
+    (tmp_path / "mine.py").write_text(
+        "import ctypes\ndef reward(prompts, responses):\n    ctypes.PyDLL(None).sleep(600)\n"
+    )
     mine = ("reward.kind=function", "reward.path=null", f"reward.function={tmp_path}/mine.py:reward")
     assert server.run(tmp_path / "run", *SMALL, *mine, "reward.timeout_seconds=1") == -signal.SIGKILL
     output = server.output.read_text()

@@ -158,8 +158,7 @@ def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str | None
 
 
 def _score(prompt: Prompt, name: str) -> float:
-    value: Any = prompt.columns.get(name)
-    score = math.nan
+    value, score = prompt.columns.get(name), math.nan
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number or isinstance(value, str):  # as every value of a CSV file
         with contextlib.suppress(ValueError, OverflowError):
