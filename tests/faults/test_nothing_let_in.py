@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from command import apa_train
-from tiny_models import CPU, make_config, make_prompts, make_tokenizer, save_policy, save_reward
+from tiny_models import CPU, make_config, make_prompts, make_tokenizer, save_reward
 
 from apa_cli.checkpoints.export import save_policy as export_policy
 from apa_cli.config.compose import compose_train
@@ -318,8 +318,3 @@ def test_hydra_in_yaml_may_say_all_that_is_no_code(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("defaults: [reviews_apa]\nhydra:\n  sweep:\n    dir: somewhere\n  verbose: true\n")
     compose_train([f"config={file}", "output_dir=x"])
-
-
-def test_a_small_policy_of_the_same_kind_still_loads(tmp_path, plain_tokenizer):
-    """So that what is refused above is refused for the planted code."""
-    load_models(make_config(save_policy(tmp_path, plain_tokenizer)), CPU)

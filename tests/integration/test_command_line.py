@@ -60,24 +60,6 @@ def test_cfg_job_shows_the_configuration(run, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
 
 
-def test_cfg_job_shows_where_the_run_will_be(run):
-    assert "output_dir: runs/${now:" in run("--cfg", "job").stdout
-
-
-def test_bad_input_is_one_line(run, tmp_path: Path):
-    done = run("objective.kl_lamda=0.3")
-    assert done.returncode == 2
-    assert done.stderr == ("apa-train: error: objective.kl_lamda: unknown key; did you mean objective.kl_lambda?\n")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_bad_sweep_starts_nothing(run, tmp_path: Path):
-    done = run("-m", "objective.kl_lambda=0.1,-1")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
