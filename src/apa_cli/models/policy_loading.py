@@ -71,18 +71,17 @@ def load_policy(
 
 def _tokenizer_of_adapter(config: PolicyConfig, tokenizer: Any, weights: Path | None, known: int) -> Any:
     """The adapter's tokenizer and chat template, if they differ from its base's."""
-    if weights is not None:
-        key, path = "checkpoint", str(weights)
-    elif config.adapter.path is not None:
-        key, path = "policy.adapter.path", adapter_folder(config.adapter)
-    else:
+    if weights is None and config.adapter.path is None:
         return tokenizer
+    key, path = "checkpoint", str(weights)
+    if weights is None:
+        key, path = "policy.adapter.path", adapter_folder(config.adapter)
     if not has_tokenizer(key, path):
         return tokenizer
     own = load_tokenizer(key, path, trust_remote_code=config.trust_remote_code)
     check_ids_agree(key, path, own, tokenizer)
-    facts = [(t.chat_template, t.special_tokens_map) for t in (own, tokenizer)]
-    if same_tokenizer(own, tokenizer) and facts[0] == facts[1]:
+    alike = all(getattr(own, name) == getattr(tokenizer, name) for name in ("chat_template", "special_tokens_map"))
+    if alike and same_tokenizer(own, tokenizer):
         return tokenizer
     added = max(own.get_vocab().values())
     if added >= known:

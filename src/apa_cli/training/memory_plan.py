@@ -150,11 +150,9 @@ def announce_estimates(
 
 
 def gib(number: float) -> str:
-    """3.0 GiB, 12 MiB, 0.3 KiB."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if number >= size:
-            return f"{number / size:.1f} {unit}" if number < 10 * size else f"{number / size:,.0f} {unit}"
-    return f"{number / 1024:.1f} KiB"
+    """3.0 GiB, 12 MiB."""
+    size, unit = (1 << 30, "GiB") if number >= 1 << 30 else (1 << 20, "MiB")
+    return f"{number / size:,.{int(number < 10 * size)}f} {unit}"
 
 
 def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
@@ -242,8 +240,7 @@ def _generation(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequ
     """The KV cache, and beside it a step's logits."""
     model, T, device = plan.models[0], config.generation.max_new_tokens, runtime.device.type
     rows = config.evaluation.prompts if config.rollout.offline else config.rollout.batch_size
-    if config.generation.backend == "hf":
-        rows = rows_at_once(config.generation.rows, rows, device)
+    rows = rows_at_once(config.generation.rows, rows, device) if config.generation.backend == "hf" else rows
     P = max(len(prompt.token_ids) for prompt in prompts)
     with torch.no_grad():
         held = _forward(model.base_model, 1, 64, use_cache=True)[1].layers
