@@ -89,15 +89,3 @@ def test_a_model_that_does_not_compile_is_said_in_a_line(policy_dir, monkeypatch
     models.policy.parts = None
     with pytest.raises(UserError, match="called whole"):
         compile_trunks(models.policy, models.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "key"),
-    [
-        ({"policy__gradient_checkpointing": True}, "policy.gradient_checkpointing"),
-        ({"value__kind": "adapter", "policy__adapter__r": 2}, "value.kind=adapter"),
-    ],
-)
-def test_what_cannot_go_together(policy_dir, changes, key):
-    with pytest.raises(UserError, match=f"training.compile: .*{key}"):
-        make_config(policy_dir(), training__compile=True, **changes)

@@ -53,15 +53,6 @@ def test_pythia_410m_in_full(pythia_dir):
     assert (value.parameters, value.trained, reward.bytes) == (critic, critic, 0)
 
 
-def test_lora_on_pythia_410m_in_bf16(pythia_dir):
-    """r = 16 on query_key_value: 24 layers × 16 × (1024 + 3072), in float32 on a frozen base in bf16."""
-    config = make_config(pythia_dir, policy__adapter__r=16, value__kind="shared", precision="bf16")
-    policy, reference, value, _ = make_plan(config, runtime(bf16=True)).roles.values()
-    n, adapter = 405_334_016, 1_572_864
-    assert policy[2:] == (n + adapter, adapter, 2 * n + 4 * adapter, 4 * adapter, 8 * adapter)
-    assert (reference.bytes, value.parameters) == (0, 1025)
-
-
 LORA, TWO, BF16 = {"policy__adapter__r": 2}, {"policy__adapter__r": 2, "value__kind": "adapter"}, {"precision": "bf16"}
 SETTINGS = {
     "full": {},
