@@ -158,13 +158,9 @@ def _redact_named(key: Any, value: Any, secrets: tuple[str, ...]) -> Any:
             return REDACTED
         if isinstance(value, (list, tuple)):
             return [REDACTED for _ in value]
-    if isinstance(key, str) and isinstance(value, str) and _is_address_name(key):
+    if isinstance(key, str) and isinstance(value, str) and key.rsplit(".", 1)[-1].lower() in _ADDRESS_KEYS:
         return _redact(public_address(value), secrets)
     return _redact(value, secrets)
-
-
-def _is_address_name(key: str) -> bool:
-    return key.rsplit(".", 1)[-1].lower() in _ADDRESS_KEYS
 
 
 def read_key(variable: str, where: str) -> str | None:

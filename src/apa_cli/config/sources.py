@@ -105,7 +105,7 @@ class UserFileSource(ConfigSource):
         return ConfigResult(
             provider=self.provider,
             path=f"{self.scheme()}://{path}",
-            config=OmegaConf.create(_unset(body) | {"defaults": defaults}),
+            config=OmegaConf.create(body | {"defaults": defaults}),
             header={"package": "_global_"},
         )
 
@@ -117,17 +117,20 @@ class UserFileSearchPath(SearchPathPlugin):
 
 def register() -> None:
     """Tell Hydra of both, once."""
-    OmegaConf.register_new_resolver(_NOT_SET, _refuse_reading, replace=True)
+
+    def refuse_reading(key: str) -> None:
+        raise not_set(key)
+
+    OmegaConf.register_new_resolver(_NOT_SET, refuse_reading, replace=True)
     for plugin in (UserFileSource, UserFileSearchPath):
         Plugins.instance().register(plugin)
 
 
-def _refuse_reading(key: str) -> None:
-    raise not_set(key)
-
-
 def _spread(content: dict[str, Any], where: str) -> dict[str, Any]:
-    """`objective.kl_lambda: 0.1` means the same as the nested form; a key may not have a value in both."""
+    """`objective.kl_lambda: 0.1` means the same as the nested form; a key may not have a value in both.
+
+    `policy.path: ???` takes the value of what the file extends away.
+    """
     body: dict[str, Any] = {}
     for name, value in _leaves(content):
         *parents, leaf = name.split(".")
@@ -136,6 +139,8 @@ def _spread(content: dict[str, Any], where: str) -> dict[str, Any]:
             node = node.setdefault(part, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict) or node.get(leaf, {}) != {}:
             raise UserError(f"{where}: {name}", "set twice", "keep one of the two")
+        if value == "???" and name in all_keys():  # to Hydra it would say nothing of what the file extends
+            value = f"${{{_NOT_SET}:{name}}}"
         node[leaf] = value
     return body
 
@@ -146,18 +151,6 @@ def _leaves(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _unset(body: dict[str, Any], parent: str = "") -> dict[str, Any]:
-    """`policy.path: ???` takes the value of what the file extends away: to Hydra it would say nothing."""
-    return {
-        key: _unset(value, f"{parent}{key}.")
-        if isinstance(value, dict)
-        else f"${{{_NOT_SET}:{parent}{key}}}"
-        if value == "???" and f"{parent}{key}" in all_keys()
-        else value
-        for key, value in body.items()
-    }
 
 
 def _complete_defaults(defaults: Any, path: str) -> list[Any]:
