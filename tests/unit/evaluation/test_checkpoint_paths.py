@@ -107,12 +107,6 @@ def test_what_is_named_twice_counts_once(run):
     assert names(run, run / "final", checkpoints / "latest", checkpoints / "iter_000004") == ["final", "iter_000004"]
 
 
-def test_a_pattern_may_match_symlinks_only(run, tmp_path):
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links" / "mine").symlink_to(run, target_is_directory=True)
-    assert names(tmp_path / "links" / "*") == ["final"]
-
-
 def test_a_name_may_hold_the_signs_of_a_pattern(tmp_path):
     make_run(tmp_path / "run[1]")
     assert only(tmp_path / "run[1]").name == "final"
@@ -154,12 +148,6 @@ def test_a_hub_id_passes_through(tmp_path, monkeypatch):
     for name in ("gpt2", "organisation/model"):
         found = only(name)
         assert (found.name, found.policy, found.run_dir, found.iteration) == (name, name, None, None)
-
-
-def test_a_metrics_file_cut_short_leaves_the_iteration_open(run):
-    with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"iterat')
-    assert only(run).iteration is None
 
 
 def test_half_written(run):

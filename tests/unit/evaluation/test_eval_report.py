@@ -1,6 +1,5 @@
 """The files of an evaluation: numbers as they were measured, in formats that others can read."""
 
-import dataclasses
 import json
 import math
 from html.parser import HTMLParser
@@ -16,11 +15,6 @@ from apa_cli.evaluation.eval_report import (
 )
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.respond import JudgedResponse
-
-ACCOUNT = {
-    "model": "m", "judged": 3, "pairs": 4, "wins": 2, "ties": 1, "losses": 0, "inconsistent": 1, "unparsed": 0,
-    "stopped": "cost cap reached",
-}  # fmt: skip
 
 
 def response(text="fine", score=1.0, **changes):
@@ -68,33 +62,6 @@ def strict_json(text):
     return json.loads(text, parse_constant=refuse)
 
 
-def test_eval_json(tmp_path):
-    account = {**ACCOUNT, "input_tokens": 7}
-    one = dataclasses.replace(policy("final", 4, reward=2.0, win_rate=0.75), judge=account)
-    write_evaluation(evaluation(one), tmp_path / "new" / "folder")
-    found = strict_json((tmp_path / "new" / "folder" / "eval.json").read_text(encoding="utf-8"))
-    assert {key: found[key] for key in ("prompts", "decoding", "seed", "seconds")} == {
-        "prompts": "1 prompt from mine.jsonl",
-        "decoding": "sampled",
-        "seed": 3,
-        "seconds": 1.3,
-    }
-    initial, final = found["policies"]
-    assert (initial["name"], initial["iteration"]) == ("initial", 0)
-    assert initial["figures"]["entropy"] == {"value": 2.0, "low": 1.5, "high": 2.5}
-    assert "judge" not in initial
-    assert final == {
-        "name": "final",
-        "iteration": 4,
-        "path": "run/final",
-        "figures": {
-            "reward": {"value": 2.0, "low": 1.5, "high": 2.5},
-            "win_rate": {"value": 0.75, "low": 0.25, "high": 1.25},
-        },
-        "judge": account,
-    }
-
-
 def test_what_json_cannot_hold_becomes_null(tmp_path):
     broken = policy("final", 4, kl_exact=math.inf, responses=[response(kl_exact=math.inf, score=math.nan)])
     write_evaluation(evaluation(broken), tmp_path)
@@ -102,24 +69,6 @@ def test_what_json_cannot_hold_becomes_null(tmp_path):
     assert figures["kl_exact"] == {"value": None, "low": None, "high": None}
     row = strict_json((tmp_path / "samples.jsonl").read_text(encoding="utf-8"))
     assert (row["kl"], row["score_after"]) == (None, None)
-
-
-def test_samples_are_pairs_for_every_checkpoint(tmp_path):
-    one = policy("one", 2, responses=[response("x1", 5.0, evaluator=0.5), response("x2", 6.0, evaluator=0.6)])
-    two = policy("two", 4, responses=[response("y1", 7.0), response("y2", 8.0)])
-    before = [response("b1", 1.0, evaluator=0.1), response("b2", 2.0, evaluator=0.2)]
-    write_evaluation(evaluation(one, two, opponents=before), tmp_path)
-    found = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [(r["checkpoint"], r["before"], r["after"], r["score_before"], r["score_after"]) for r in found] == [
-        ("one", "b1", "x1", 1.0, 5.0),
-        ("one", "b2", "x2", 2.0, 6.0),
-        ("two", "b1", "y1", 1.0, 7.0),
-        ("two", "b2", "y2", 2.0, 8.0),
-    ]
-    assert found[1] == {
-        "checkpoint": "one", "prompt": "a prompt", "before": "b2", "after": "x2", "score_before": 2.0,
-        "score_after": 6.0, "evaluator_before": 0.2, "evaluator_after": 0.6, "kl": 0.3,
-    }  # fmt: skip
 
 
 def test_secrets_of_the_environment_stay_out(tmp_path, monkeypatch):

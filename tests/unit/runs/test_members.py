@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -137,8 +136,3 @@ def test_a_finished_run_is_not_touched_by_a_failure(folder: Path, config):
     assert read_run(folder).status == FINISHED
     with alone(folder):  # the next attempt forgets it
         assert failures_of(folder.parent, "now") == []
-
-
-def test_failures_can_be_read_by_others(folder: Path, config):
-    note_failure(folder, "x", code=1, sweep="now", overrides=["seed=0"], config=config)
-    assert json.loads((folder / "failed.json").read_text())["code"] == 1
