@@ -92,7 +92,7 @@ class Terminal(logging.Handler):
             TextColumn("elapsed,", style="dim"),
             TimeRemainingColumn(),
             TextColumn("left", style="dim"),
-            TextColumn("{task.description}", style="cyan"),
+            TextColumn("{task.description}", style="cyan", markup=False),
             console=self.console,
             speed_estimate_period=float("inf"),  # at the pace of this process so far
         )
