@@ -99,53 +99,42 @@ def _round_weights(folder: Path, dtype: torch.dtype | None) -> None:
 
 def model_card(config: TrainConfig, before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """The model card: base, training and metrics before and after."""
-    objective = config.objective
+    objective, policy, method = config.objective, config.policy, config.method
     symbol, value = objective.knob
-    target = objective.kl_target
-    knob = f"{symbol} {value:g}" + (
-        f" at first, steered to a KL of {target:g} nats" if target is not None else " (fixed)"
-    )
+    knob = f"{symbol} {value:g}"
+    knob += f" at first, steered to a KL of {t:g} nats" if (t := objective.kl_target) is not None else " (fixed)"
     if objective.target_bound is not None:
         knob += f", target log-ratios within ± {objective.target_bound:g} nats"
     if objective.huber_delta is not None:
         knob += f", Huber's error beyond {objective.huber_delta:g} nats"
-    reward = config.reward.source
-    hub_id = not config.policy.path.startswith(("builtin:", ".", "/", "~")) and config.policy.path.count("/") <= 1
-    hub_id = hub_id and not Path(config.policy.path).exists()
-    front = [
-        "---",
-        "tags:",
-        "- rlhf",
-        f"- {config.method}",
-        *([f"base_model: {config.policy.path}"] if hub_id else []),
-        f"library_name: {'peft' if config.policy.adapter.enabled else 'transformers'}",
-        "---",
-    ]
+    hub_id = not policy.path.startswith(("builtin:", ".", "/", "~")) and policy.path.count("/") <= 1
+    base = f"base_model: {policy.path}\n" if hub_id and not Path(policy.path).exists() else ""
+    work = f"{config.training.iterations} × {config.rollout.batch_size} responses"
     rows = [
         f"| {label} | {before[name]:.3f} | {after[name]:.3f} |"
         for name, label in CARD_METRICS.items()
         if name in before and name in after
     ]
-    table = ["| metric | before | after |", "|---|---|---|", *rows] if rows else ["No evaluation was configured."]
-    return "\n".join(
-        [
-            *front,
-            "",
-            f"# {Path(config.policy.path).name}, aligned with {config.method.upper()}",
-            "",
-            f"- base: `{config.policy.path}`" + (f" at `{config.policy.revision}`" if config.policy.revision else ""),
-            f"- data: `{config.data.path}`",
-            f"- reward: `{reward}`",
-            f"- objective: {config.method.upper()}, {knob}",
-            f"- iterations: {config.training.iterations} × {config.rollout.batch_size} responses, "
-            f"learning rate {config.optimizer.learning_rate:g}, seed {config.seed}",
-            f"- weights: {'LoRA adapter' if config.policy.adapter.enabled else 'full model'}",
-            "",
-            "## Measured on held-out prompts",
-            "",
-            *table,
-            "",
-            "Trained with apa-cli (APA: arXiv 2306.02231). The reward is a proxy: judge the model before using it.",
-            "",
-        ]
-    )
+    table = "\n".join(["| metric | before | after |", "|---|---|---|", *rows])
+    return f"""---
+tags:
+- rlhf
+- {method}
+{base}library_name: {"peft" if policy.adapter.enabled else "transformers"}
+---
+
+# {Path(policy.path).name}, aligned with {method.upper()}
+
+- base: `{policy.path}`{f" at `{policy.revision}`" if policy.revision else ""}
+- data: `{config.data.path}`
+- reward: `{config.reward.source}`
+- objective: {method.upper()}, {knob}
+- iterations: {work}, learning rate {config.optimizer.learning_rate:g}, seed {config.seed}
+- weights: {"LoRA adapter" if policy.adapter.enabled else "full model"}
+
+## Measured on held-out prompts
+
+{table if rows else "No evaluation was configured."}
+
+Trained with apa-cli (APA: arXiv 2306.02231). The reward is a proxy: judge the model before using it.
+"""

@@ -8,7 +8,7 @@ import re
 import socket
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from apa_cli.config.sources import shown
@@ -25,12 +25,17 @@ def run_lock(run_dir: Path) -> Iterator[None]:
 
     A file system without locks is left unguarded. Folders made for the lock go again where nothing else came into them.
     """
-    made = missing_folders(run_dir)
+    made, path = missing_folders(run_dir), run_dir / LOCK_FILE
     make_folder(run_dir)
+    descriptor = None
     try:
-        with _locked(run_dir, run_dir / LOCK_FILE):
-            yield
+        while descriptor is None:
+            descriptor = _taken(path, run_dir)
+        yield
     finally:
+        if descriptor is not None and descriptor >= 0:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
         remove_empty(made)
 
 
@@ -47,59 +52,41 @@ def no_folder(name: str, reason: str | None) -> UserError:
     return UserError("output_dir", problem, "name another: output_dir=DIR")
 
 
-@contextmanager
-def _locked(run_dir: Path, path: Path) -> Iterator[None]:
-    while True:
-        descriptor = _open(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise UserError(
-                "output_dir",
-                f"another run{f' ({holder})' if holder else ''} is at work in {run_dir}",
-                "wait for it to end, or choose another folder",
-            ) from None
-        except OSError:  # a file system without locks
-            os.close(descriptor)
-            yield
-            return
-        if _is_still(descriptor, path):
-            break
-        os.close(descriptor)  # its holder removed it in between; another may hold the new one
+def _taken(path: Path, run_dir: Path) -> int | None:
+    """The locked file; -1 where the file system has no locks, None where its holder has just removed it."""
+    descriptor = _open(path)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            return -1
+        problem = f"another run{f' ({holder})' if holder else ''} is at work in {run_dir}"
+        raise UserError("output_dir", problem, "wait for it to end, or choose another folder") from None
+    try:
+        ours = os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        ours = False
+    if not ours:  # another may hold the new one
+        os.close(descriptor)
+        return None
+    with suppress(OSError):  # a full disk: the lock still holds
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    except OSError:  # a full disk: the lock still holds
-        pass
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+    return descriptor
 
 
 def _open(path: Path) -> int:
     """Raise UserError if the lock's name is something else."""
+    refusal = UserError("output_dir", f"{path} is not the lock of a run", "move it away, or choose another folder")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        if not (path.is_symlink() or path.is_dir()):
-            raise
-        raise _no_lock(path) from error
+        if path.is_symlink() or path.is_dir():
+            raise refusal from error
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode) or not _CONTENT.fullmatch(os.pread(descriptor, 1000, 0)):
         os.close(descriptor)
-        raise _no_lock(path)
+        raise refusal
     return descriptor
-
-
-def _no_lock(path: Path) -> UserError:
-    return UserError("output_dir", f"{path} is not the lock of a run", "move it away, or choose another folder")
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False

@@ -15,7 +15,7 @@ from apa_cli.errors import UserError
 from apa_cli.files import UNFINISHED, files_in, write_text
 
 MANIFEST = "manifest.json"
-CHUNK = 1 << 20
+REMEDY = "give another checkpoint of the run"
 
 
 def write_manifest(folder: Path) -> None:
@@ -33,24 +33,24 @@ def check_manifest(folder: Path, key: str) -> list[str]:
 
     Raises UserError, naming `key`, unless every listed file is there and as it was written.
     """
-    remedy = "give another checkpoint of the run"
     try:
         files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
         if not entries:
             raise ValueError("it names no files")
     except FileNotFoundError:
-        raise UserError(key, f"{folder} has no {MANIFEST}: it is half-written or no checkpoint", remedy) from None
+        raise UserError(key, f"{folder} has no {MANIFEST}: it is half-written or no checkpoint", REMEDY) from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, OSError) as error:
-        raise UserError(key, f"{folder / MANIFEST} cannot be read ({error})", remedy) from None
+        raise UserError(key, f"{folder / MANIFEST} cannot be read ({error})", REMEDY) from None
     try:
-        _check_files(folder, entries, key, remedy)
+        for name, (size, digest) in entries.items():
+            _check_file(folder, name, size, digest, key)
     except OSError as error:
-        raise UserError(key, f"{error.filename or folder} cannot be read: {error.strerror}", remedy) from None
-    return unlisted(folder, entries)
+        raise UserError(key, f"{error.filename or folder} cannot be read: {error.strerror}", REMEDY) from None
+    return _unlisted(folder, entries)
 
 
-def unlisted(folder: Path, listed: Collection[str]) -> list[str]:
+def _unlisted(folder: Path, listed: Collection[str]) -> list[str]:
     return [name for name in files_in(folder) if name not in (*listed, MANIFEST, UNFINISHED)]
 
 
@@ -64,7 +64,7 @@ def listed_only(folder: Path) -> Path:
     """The checkpoint for a library that reads whatever lies in a folder: where it holds more than its manifest lists,
     a temporary folder of links to what it lists. The manifest has been checked."""
     listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-    if not any(name.startswith(("policy/", "value/")) for name in unlisted(folder, listed)):
+    if not any(name.startswith(("policy/", "value/")) for name in _unlisted(folder, listed)):
         return folder
     view = Path(tempfile.mkdtemp(prefix=f"apa_{folder.name}_"))
     atexit.register(shutil.rmtree, view, ignore_errors=True)
@@ -74,25 +74,23 @@ def listed_only(folder: Path) -> Path:
     return view
 
 
-def _check_files(folder: Path, entries: dict[str, tuple[int, str]], key: str, remedy: str) -> None:
-    for name, (size, digest) in entries.items():
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts:
-            raise UserError(key, f"the manifest of {folder} names {name}, outside its folder", "do not use it")
-        if str(inside) != name or "\0" in name:
-            raise UserError(key, f"the manifest of {folder} names {name!r}, which is no file's name", remedy)
-        path = folder / name
-        if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
-            raise UserError(key, f"{path} is a link that leads out of the checkpoint", "do not use it")
-        if not path.is_file():
-            raise UserError(key, f"{folder} lacks {name}", remedy)
-        if path.stat().st_size != size or sha256_of(path) != digest:
-            raise UserError(key, f"{path} is damaged: not as it was written", remedy)
+def _check_file(folder: Path, name: str, size: int, digest: str, key: str) -> None:
+    path, inside = folder / name, PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts:
+        raise UserError(key, f"the manifest of {folder} names {name}, outside its folder", "do not use it")
+    if str(inside) != name or "\0" in name:
+        raise UserError(key, f"the manifest of {folder} names {name!r}, which is no file's name", REMEDY)
+    if path.exists() and not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(key, f"{path} is a link that leads out of the checkpoint", "do not use it")
+    if not path.is_file():
+        raise UserError(key, f"{folder} lacks {name}", REMEDY)
+    if path.stat().st_size != size or sha256_of(path) != digest:
+        raise UserError(key, f"{path} is damaged: not as it was written", REMEDY)
 
 
 def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()

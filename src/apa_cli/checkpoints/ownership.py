@@ -68,18 +68,10 @@ def is_run(folder: Path) -> bool:
 
 
 def owned(folder: Path, kind: str) -> set[str] | None:
-    """The names that are the command's own; None: every name that it writes, as in a folder of an older version."""
+    """The names that are the command's own; None: every name that it writes, as in a run of an older version."""
     if kind in _marker(folder):
         return recorded(folder, kind)
-    if kind == RUN:
-        old = is_run(folder)
-    elif kind == EVALUATION:
-        old = {"policies", "decoding"} <= _json(folder / "eval.json").keys()
-    else:
-        tables = [_first_line(folder / f"{stem}.csv") for stem in ("sweep", "report")]
-        old = any(line.startswith("run,status,reason") for line in tables)
-        old = old or (_first_line(folder / "multirun.yaml") == "hydra:\n" and any(map(is_run, _folders(folder))))
-    return None if old else set()
+    return None if kind == RUN and is_run(folder) else set()
 
 
 def check_free(
@@ -210,15 +202,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _first_line(path: Path) -> str:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.readline(1000)
-    except OSError:
-        return ""
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []

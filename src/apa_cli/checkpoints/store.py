@@ -94,10 +94,11 @@ class CheckpointStore:
             with contextlib.suppress(OSError):
                 remove_partial(final.with_name(f".{final.name}.partial"))
             self.failure = _reason(error)
-            kept = self._newest()
+            kept = checkpoints_in(self.folder)
+            before = f"{kept[-1].name} is kept" if kept else "there is none before it"
             self._warn(
                 f"the checkpoint of iteration {state.iteration} could not be saved ({self.failure}); "
-                f"{f'{kept.name} is kept' if kept else 'there is none before it'}, the next try is at the next interval"
+                f"{before}, the next try is at the next interval"
             )
             return None
         self.failure, self._saved = None, state.position
@@ -127,7 +128,7 @@ class CheckpointStore:
 
         Raises UserError when there is no such metric.
         """
-        name = self.config.best_metric
+        name, best = self.config.best_metric, self._best()
         if name is None:
             return False
         if name not in metrics:
@@ -135,13 +136,14 @@ class CheckpointStore:
             raise UserError("checkpoint.best_metric", f"{name} is not measured", f"choose one of {known}")
         if not math.isfinite(metrics[name]):
             return False
-        best = self._best_value()
-        return best is None or (metrics[name] > best if self.config.best_mode == "max" else metrics[name] < best)
+        if best.get("metric") != name:
+            return True
+        return metrics[name] > best["value"] if self.config.best_mode == "max" else metrics[name] < best["value"]
 
     def mark_best(self, checkpoint: Path, metrics: Mapping[str, float]) -> None:
         """Keep `checkpoint`, which has just been saved, as the best one."""
-        assert self.config.best_metric is not None
-        facts = {"metric": self.config.best_metric, "value": metrics[self.config.best_metric], "name": checkpoint.name}
+        name = self.config.best_metric or ""
+        facts = {"metric": name, "value": metrics[name], "name": checkpoint.name}
         try:
             write_text(self.folder / BEST_FILE, json.dumps(facts) + "\n")
         except OSError as error:
@@ -157,10 +159,6 @@ class CheckpointStore:
             return {}
         return facts if isinstance(facts, dict) else {}
 
-    def _best_value(self) -> float | None:
-        facts = self._best()
-        return float(facts["value"]) if facts.get("metric") == self.config.best_metric else None
-
     def _point(self, name: str, checkpoint: Path) -> None:
         """Write the checkpoint's name to `latest` or `best`, which is for people: nothing fails where it cannot be.
 
@@ -172,10 +170,6 @@ class CheckpointStore:
             with contextlib.suppress(OSError):
                 write_text(pointer, checkpoint.name + "\n")
 
-    def _newest(self) -> Path | None:
-        found = checkpoints_in(self.folder)
-        return found[-1] if found else None
-
     def _prune(self, newest: Path) -> None:
         """Keep the newest and the best; one made in the middle of an iteration only while it is the newest.
 
@@ -183,9 +177,9 @@ class CheckpointStore:
         """
         kept = {newest.name, self._best().get("name")}
         found = checkpoints_in(self.folder)
-        whole = [path for path in found if not path.name.endswith(PART)]
-        beyond = whole[: -self.config.keep] if self.config.keep else []
-        for old in [*beyond, *(path for path in found if path.name.endswith(PART))]:
+        parts = [path for path in found if path.name.endswith(PART)]
+        beyond = [path for path in found if path not in parts][: -self.config.keep] if self.config.keep else []
+        for old in [*beyond, *parts]:
             if old.name not in kept:
                 fault_point()
                 discard(old, own_files(self.run_dir, old) or [])

@@ -6,6 +6,7 @@ Imports torch only once it evaluates.
 from __future__ import annotations
 
 import glob
+import shutil
 import sys
 import time
 import warnings
@@ -163,19 +164,18 @@ def read_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     for argument in arguments:
         if argument.startswith("-"):
             raise UserError(argument, "unknown option", f"see {PROGRAM} --help")
-    given = [argument for argument in arguments if argument.startswith(f"{KEY}=")]
-    rest = [argument for argument in arguments if not argument.startswith(f"{KEY}=")]
-    if not given:
-        raise UserError(KEY, "not given", f"say what to judge: {PROGRAM} {KEY}=runs/mine")
-    if len(given) > 1:
-        raise UserError(KEY, "given twice", f"write a list: {KEY}=[runs/a,runs/b]")
-    value = given[0].removeprefix(f"{KEY}=")
-    place = Path(value).expanduser()
+    given = [word.removeprefix(f"{KEY}=") for word in arguments if word.startswith(f"{KEY}=")]
+    rest = [word for word in arguments if not word.startswith(f"{KEY}=")]
+    if len(given) != 1:
+        problem = "given twice" if given else "not given"
+        remedy = f"write a list: {KEY}=[runs/a,runs/b]" if given else f"say what to judge: {PROGRAM} {KEY}=runs/mine"
+        raise UserError(KEY, problem, remedy)
+    value, place = given[0], Path(given[0]).expanduser()
     if value and (place.exists() or (glob.glob(str(place)) and not value.startswith("["))):
         return [value], rest  # whole: a sweep's folders have commas in their names
-    if value.startswith("[") and not value.endswith("]"):
-        raise UserError(KEY, f"{value} does not end its list", "write a list such as [runs/a,runs/b]")
     if value.startswith("["):
+        if not value.endswith("]"):
+            raise UserError(KEY, f"{value} does not end its list", "write a list such as [runs/a,runs/b]")
         value = value[1:-1]
     return [place.strip().strip("'\"") for place in value.split(",")], rest
 
@@ -207,9 +207,8 @@ def compose_evaluation(checkpoints: list[EvaluatedCheckpoint], overrides: list[s
 def _output_folder(checkpoints: list[EvaluatedCheckpoint], config: TrainConfig, overrides: list[str]) -> Path:
     if any(override.startswith("output_dir=") for override in overrides):
         return Path(config.output_dir)
-    runs = {checkpoint.run_dir for checkpoint in checkpoints}
-    run = runs.pop() if len(runs) == 1 else None
-    if run is None:
+    run = checkpoints[0].run_dir
+    if run is None or any(checkpoint.run_dir != run for checkpoint in checkpoints):
         return Path("evaluations") / time.strftime("%Y-%m-%d_%H-%M-%S")
     name = checkpoints[0].name if len(checkpoints) == 1 else "checkpoints"
     return run / "evaluation" / (name if config.evaluation.decoding == "sampled" else f"{name}-greedy")
@@ -225,38 +224,23 @@ def _progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("starting", total=None)
-
-        def show(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name, completed=done, total=total or None)
-
-        yield show
+        yield lambda name, done, total: bar.update(task, description=name, completed=done, total=total or None)
 
 
 def _print_table(evaluation: Evaluation) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from apa_cli.evaluation.eval_report import NOTES, judge_line, rows
     from apa_cli.secrets import printable
+    from apa_cli.tracking.pages import aligned
 
     header, cells = rows(evaluation)
-    width = None if sys.stdout.isatty() else 60 + 28 * len(evaluation.policies)
-    console = Console(width=width, highlight=False)
     notes: tuple[str, ...] = NOTES
-    if sum(max(map(len, column)) + 1 for column in list(zip(header, *cells, strict=True))[1:]) > console.width - 30:
+    table = aligned([header, *cells])
+    if sys.stdout.isatty() and len(table[0]) > shutil.get_terminal_size().columns:
         notes = ("Too wide for the terminal with its 95 % intervals, which are in eval.md.", *NOTES[1:])
-        cells = [[row[0], *(cell.partition(" [")[0] for cell in row[1:])] for row in cells]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", no_wrap=bool(i), overflow="fold")
-    for row in cells:
-        table.add_row(*row)
-    console.print(printable(f"On {evaluation.prompts}; {evaluation.decoding}, seed {evaluation.seed}"), markup=False)
-    console.print(table)
-    console.print(" ".join(notes), style="dim", markup=False)
-    for policy in evaluation.policies:
-        if policy.judge:
-            console.print(f"Endpoint judge on {policy.name}: {judge_line(policy.judge)}", markup=False)
+        table = aligned([header, *([cell.partition(" [")[0] for cell in row] for row in cells)])
+    judged = [f"Endpoint judge on {p.name}: {judge_line(p.judge)}" for p in evaluation.policies if p.judge]
+    title = f"On {evaluation.prompts}; {evaluation.decoding}, seed {evaluation.seed}"
+    print(printable("\n".join([title, *table, " ".join(notes), *judged])))
 
 
 def _log_to_wandb(

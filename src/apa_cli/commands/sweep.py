@@ -156,7 +156,7 @@ def sweep_folder(overrides: Sequence[str]) -> tuple[Path, list[str]]:
         return Path(os.path.abspath(given[-1].partition("=")[2].strip("'\""))), []
     composed = compose.compose_raw(first_choices(overrides))
     folder = Path(f"sweeps/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}").absolute()
-    default = OmegaConf.load(sources.config_dir() / f"{sources.PRIMARY}.yaml")._get_node("output_dir")
+    default = OmegaConf.load(sources.config_dir() / f"{sources.PRIMARY}.yaml")._get_node("output_dir")  # type: ignore[arg-type]
     if composed._get_node("output_dir")._value() != default._value():  # type: ignore[union-attr]
         folder = Path(str(composed.output_dir)).absolute()
     return folder, [f"hydra.sweep.dir={sources.quoted(str(folder))}"]

@@ -196,7 +196,7 @@ def _resumed(words: list[str], *, sweep: bool) -> list[str]:
         return words
     from apa_cli.training import resume  # reads runs, which --help need not wait for
 
-    return resume.expand(words, sweep=sweep, named=False)
+    return resume.expand(words, sweep=sweep)
 
 
 if __name__ == "__main__":

@@ -24,18 +24,17 @@ class Facts:
 @cache
 def objectives() -> dict[str, Facts]:
     """By name: every file of algorithms/ that has a KNOB."""
-    bases = _classes(ast.parse((ALGORITHMS / "objective.py").read_text(encoding="utf-8")))
+    bases = _classes(_body(ALGORITHMS / "objective.py"))
     found = {}
     for file in sorted(ALGORITHMS.glob("*.py")):
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        literals = {name: value for node in tree.body for name, value in _assigned(node) if name.isupper()}
+        body = _body(file)
+        literals = {name: value for name, value, _ in _assigned(body)}
         if "KNOB" in literals:
-            fields = [found for own in _classes(tree).values() for found in _fields(own, bases)]
+            fields = [part for own in _classes(body).values() for part in _fields(own, bases)]
             fixed = {name: value for name, value, is_key in fields if not is_key}
-            knob, symbol = literals["KNOB"]
             found[file.stem] = Facts(
-                knob=knob,
-                symbol=symbol,
+                knob=literals["KNOB"][0],
+                symbol=literals["KNOB"][1],
                 defaults=literals["DEFAULTS"],
                 reads=frozenset(name for name, _, is_key in fields if is_key),
                 anchor=fixed.get("anchor", "initial"),
@@ -72,28 +71,30 @@ def unread(name: str) -> set[str]:
     return {f"objective.{key}" for key in every - reads}
 
 
-def _classes(tree: ast.Module) -> dict[str, ast.ClassDef]:
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef) and node.bases}
+def _body(file: Path) -> list[ast.stmt]:
+    return ast.parse(file.read_text(encoding="utf-8")).body
+
+
+def _classes(body: list[ast.stmt]) -> dict[str, ast.ClassDef]:
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef) and node.bases}
 
 
 def _fields(node: ast.ClassDef, bases: dict[str, ast.ClassDef]) -> list[tuple[str, Any, bool]]:
-    """Attributes of a class and of the objectives that it extends, and whether each is a key: annotated, as a field."""
+    """Attributes of a class and of the objectives that it extends."""
+    names = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id != "Objective"]
+    return [part for name in names if name in bases for part in _fields(bases[name], bases)] + _assigned(node.body)
+
+
+def _assigned(body: list[ast.stmt]) -> list[tuple[str, Any, bool]]:
+    """Each assigned name, its value, None where that is no literal, and whether it is a key: annotated, as a field."""
     found: list[tuple[str, Any, bool]] = []
-    for base in node.bases:
-        if isinstance(base, ast.Name) and base.id in bases and base.id != "Objective":
-            found += _fields(bases[base.id], bases)
-    return found + [
-        (name, value, isinstance(part, ast.AnnAssign)) for part in node.body for name, value in _assigned(part)
-    ]
-
-
-def _assigned(node: ast.stmt) -> list[tuple[str, Any]]:
-    """(name, literal value) of an assignment; None of a value that is no literal."""
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return []
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    try:
-        literal = None if node.value is None else ast.literal_eval(node.value)
-    except ValueError:
-        literal = None
-    return [(target.id, literal) for target in targets if isinstance(target, ast.Name)]
+    for node in body:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            try:
+                value = ast.literal_eval(node.value) if node.value is not None else None
+            except ValueError:
+                value = None
+            if isinstance(target, ast.Name):
+                found.append((target.id, value, isinstance(node, ast.AnnAssign)))
+    return found

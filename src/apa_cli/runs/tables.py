@@ -14,7 +14,7 @@ from apa_cli.runs.figures import draw_all
 from apa_cli.runs.folders import FAILED, FINISHED, UNFINISHED, Run
 from apa_cli.runs.settings import FOOTNOTE, Estimate, Setting, group
 from apa_cli.secrets import printable, redact_text
-from apa_cli.tracking.pages import cell, format_number, image, markdown_table, relative
+from apa_cli.tracking.pages import aligned, cell, format_number, image, markdown_table, relative
 
 # Metric, title, unit, digits.
 MEASURES = (
@@ -162,11 +162,7 @@ def terminal_lines(overview: Overview, files: Iterable[Path], *, page: Path | No
     lines = [f"{overview.title}: {overview.counts()}"]
     header, rows = settings_table(overview.settings)
     if rows:
-        table = [[title.split(",")[0] for title in header], *rows]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for first, *rest in table:
-            cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]
-            lines.append("  " + "  ".join(cells))
+        lines += [f"  {line}" for line in aligned([[title.split(",")[0] for title in header], *rows])]
     unfinished = [run for run in overview.runs if run.status == UNFINISHED]
     lines += [f"  failed: {name}: {reason}" for name, reason in overview.failures]
     lines += [f"  not finished: {overview.label(run)}, {run.iterations} iterations" for run in unfinished]

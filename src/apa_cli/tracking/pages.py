@@ -59,6 +59,13 @@ def html_text(value: object) -> str:
     return escape(printable(str(value)))
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table for the terminal: the first column on the left, numbers on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return ["  ".join(row) for row in cells]
+
+
 def html_table(header: Iterable[str], rows: Iterable[Iterable[str]], *, name: str) -> str:
     head = "".join(f"<th>{html_text(title)}</th>" for title in header)
     body = "".join(f"<tr>{''.join(f'<td>{html_text(text)}</td>' for text in row)}</tr>" for row in rows)

@@ -66,11 +66,8 @@ class Resumption:
     finished: bool
 
 
-def expand(overrides: Sequence[str], *, sweep: bool, named: bool) -> list[str]:
-    """Add the run's configuration and folder to a command line with `resume=DIR`, unless it names others.
-
-    named: the command line names a configuration in another way than `config=`. Raises UserError.
-    """
+def expand(overrides: Sequence[str], *, sweep: bool) -> list[str]:
+    """Add the configuration and folder of the run in `resume=DIR`, unless others are named. Raises UserError."""
     value = _value(overrides)
     if value is None or value == AUTO:
         return list(overrides)
@@ -79,7 +76,7 @@ def expand(overrides: Sequence[str], *, sweep: bool, named: bool) -> list[str]:
     run, _ = locate(value)
     others = [word for word in overrides if not _is(word, KEY)]
     start = []
-    if not named and not any(_is(word, "config") for word in others):
+    if not any(_is(word, "config") for word in others):
         for word in others:
             group = word.partition("=")[0]
             if group in groups():  # defaults, which the run's configuration overrides

@@ -191,13 +191,13 @@ def test_the_command_line_of_a_resumed_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "run", "iter_000001")
     expected = [f"config={run}/config.yaml", f"output_dir={run}", "seed=1", f"resume={run}"]
-    assert expand(["resume=run", "seed=1"], sweep=False, named=False) == expected
+    assert expand(["resume=run", "seed=1"], sweep=False) == expected
     given = ["config=mine", "output_dir=elsewhere", "resume=run"]
-    assert expand(given, sweep=False, named=False) == ["config=mine", "output_dir=elsewhere", f"resume={run}"]
+    assert expand(given, sweep=False) == ["config=mine", "output_dir=elsewhere", f"resume={run}"]
     for untouched in (["resume=auto", "seed=1"], ["resume=null"], []):
-        assert expand(untouched, sweep=True, named=False) == untouched
+        assert expand(untouched, sweep=True) == untouched
     with pytest.raises(UserError, match="a sweep has several; use resume=auto"):
-        expand(["resume=run"], sweep=True, named=False)
+        expand(["resume=run"], sweep=True)
 
 
 def test_what_a_place_means(tmp_path):
