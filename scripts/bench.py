@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -41,14 +42,16 @@ ITERATIONS = 12  # prompts are laid out for so many; more rounds than that are r
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
+    import torch
+
+    arguments, device = parse(argv), "cuda" if torch.cuda.is_available() else "cpu"
     for job in (job for job in JOBS if any(f"{job.name}-".startswith(f"{name}-") for name in arguments.jobs)):
-        if job.cuda and arguments.device != "cuda" and not arguments.quick:
+        if job.cuda and device != "cuda" and not arguments.quick:
             print(f"{job.name} needs a GPU: not measured", file=sys.stderr)
             continue
         job = quick(job) if arguments.quick else job
         everyone = contestants(job, with_trl=importlib.util.find_spec("trl") is not None)
-        run(job, [c for c in everyone if arguments.only is None or c.name in arguments.only], arguments)
+        run(job, [c for c in everyone if arguments.only is None or c.name in arguments.only], device, arguments)
     lines = report(arguments.page)
     page.write(arguments.page, "performance", lines, program="bench.py")
     print("\n".join(["", *lines[lines.index(page.DETAILS) :], "", f"Page      {arguments.page}"]))
@@ -67,7 +70,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", help="HH dialogues for the job hh, .jsonl or .jsonl.gz", type=Path,
         default=next(p for p in HH if p.exists()))  # fmt: skip
     add("--output", help="folder for models and logs (default: under runs/)", type=Path)
-    add("--device", help="auto, cpu or cuda", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", help="of each contestant (default: all cores)", type=int, default=os.cpu_count() or 1)
     add("--quick", help="small sizes and one round, GPU jobs too; the page is in --output", action="store_true")
     add("--report-only", help="measure nothing: write the page from what is kept beside it", action="store_true")
@@ -76,10 +78,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"no job {', '.join(sorted(unknown))}: there are {', '.join(KNOWN)}")
     if not 2 <= arguments.rounds < ITERATIONS:
         parser.error(f"--rounds is from 2 to {ITERATIONS - 1}")
-    if arguments.device == "auto":
-        import torch
-
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     arguments.jobs = [] if arguments.report_only else arguments.jobs or (QUICK if arguments.quick else KNOWN)
     arguments.data = arguments.data.resolve()
     arguments.output = (arguments.output or ROOT / "runs" / ("bench_quick" if arguments.quick else "bench")).resolve()
@@ -88,9 +86,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def run(job: Job, people: Sequence[Contestant], arguments: argparse.Namespace) -> None:
+def run(job: Job, people: Sequence[Contestant], device: str, arguments: argparse.Namespace) -> None:
     """Measure the job; what was measured, on what and when, is kept beside the page."""
-    folder, device, threads = arguments.output / job.name, arguments.device, arguments.threads
+    folder, threads = arguments.output / job.name, arguments.threads
     shutil.rmtree(folder, ignore_errors=True)
     print(f"{job.name}: models, tokenizer and prompts", flush=True)
     prompts = materials.build(job, folder, arguments.data, iterations=ITERATIONS)
@@ -153,9 +151,8 @@ def facts(device: str, threads: int) -> dict[str, str]:
     names = ("torch", "transformers", "peft", "trl", "accelerate")
     versions = {name: importlib.metadata.version(name) for name in names if importlib.util.find_spec(name)}
     info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    processor = models[0] if models else platform.processor() or platform.machine()
+    model = re.search(r"^model name\s*: (.*)", info.read_text("utf-8") if info.exists() else "", re.MULTILINE)
+    processor = model[1] if model else platform.machine()
     return {
         "hardware": torch.cuda.get_device_name() if device == "cuda" else f"{processor}, {os.cpu_count()} cores",
         "threads": str(threads),
@@ -169,12 +166,9 @@ def facts(device: str, threads: int) -> dict[str, str]:
 def commit() -> str:
     """Of the code that is measured; a plus where files differ from it."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
+    words = ["git", "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "src", "scripts")
-        return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -65,10 +65,6 @@ def train_tokenizer(texts: list[str], vocabulary: int, *, chat: bool = False) ->
     return tokenizer
 
 
-def in_template(tokenizer: PreTrainedTokenizerFast, dialogue: str) -> str:
-    return str(tokenizer.apply_chat_template(hh_messages(dialogue), tokenize=False))
-
-
 def padded(rows: list[list[int]], pad: int) -> dict[str, torch.Tensor]:
     """Ids and mask, (rows, longest), right-padded."""
     longest = max(map(len, rows))
@@ -105,7 +101,7 @@ def main() -> None:
     pairs = read_pairs(options.data)
     tokenizer = train_tokenizer([text for pair in pairs for text in pair], options.vocabulary, chat=options.chat)
     if options.chat:
-        pairs = [(in_template(tokenizer, one), in_template(tokenizer, other)) for one, other in pairs]
+        pairs = [tuple(tokenizer.apply_chat_template(hh_messages(text), tokenize=False) for text in p) for p in pairs]
     chosen, rejected = (
         [[*ids, tokenizer.eos_token_id][-LONGEST:] for ids in tokenizer(list(texts))["input_ids"]]
         for texts in zip(*pairs, strict=True)

@@ -67,20 +67,16 @@ PYTHIA_1B = Shape(vocabulary=50304, hidden=2048, layers=16, heads=8, intermediat
 LLAMA_7B = Shape(vocabulary=32000, hidden=4096, layers=32, heads=32, intermediate=11008, family="llama", positions=2048)
 
 
-def _on_gpu(name: str, title: str, shape: Shape, lora: int = 0) -> Job:
-    title = f"{title}, bf16, prompts up to 512 + 128 tokens"
-    return Job(name=name, title=title, shape=shape, prompts="ragged", prompt_tokens=512, response_tokens=128,
-               precision="bf16", cuda=True, lora=lora)  # fmt: skip
-
-
 JOBS = (
     Job(name="fixed-2k", title="64 + 64 tokens, vocabulary 2,048", shape=SMALL),
     Job(name="fixed-50k", title="64 + 64 tokens, vocabulary 50,304", shape=replace(SMALL, vocabulary=50304)),
     Job(name="hh", title="HH prompts up to 384 + 64 tokens, vocabulary 8,192", shape=replace(SMALL, vocabulary=8192),
         prompts="hh", prompt_tokens=384),
-    _on_gpu("pythia-410m", "Pythia 410M shape", PYTHIA_410M),
-    _on_gpu("pythia-1b", "Pythia 1B shape", PYTHIA_1B),
-    _on_gpu("llama-7b-lora", "Llama 7B shape with LoRA", LLAMA_7B, LORA_RANK),
+    *(Job(name=name, title=f"{title}, bf16, prompts up to 512 + 128 tokens", shape=shape, lora=lora, prompts="ragged",
+          prompt_tokens=512, response_tokens=128, precision="bf16", cuda=True)
+      for name, title, shape, lora in (("pythia-410m", "Pythia 410M shape", PYTHIA_410M, 0),
+                                       ("pythia-1b", "Pythia 1B shape", PYTHIA_1B, 0),
+                                       ("llama-7b-lora", "Llama 7B shape with LoRA", LLAMA_7B, LORA_RANK))),
 )  # fmt: skip
 
 # Growth: one size of the first is changed in each of the others.

@@ -17,23 +17,23 @@ def build(job: Job, folder: Path, data: Path, *, iterations: int) -> Path:
     """Write policy/, reward/ and batches.json into `folder`; returns the prompts' file, which apa-train reads."""
     import torch
     import transformers
+    from make_small_models import read_pairs, train_tokenizer
 
     transformers.utils.logging.disable_progress_bar()
     folder.mkdir(parents=True, exist_ok=True)
     if job.prompts == "hh":
-        tokenizer, prompts = _dialogue_tokenizer(data, job.shape.vocabulary), data
+        texts = [text for pair in read_pairs(data) for text in pair]
+        tokenizer, prompts = train_tokenizer(texts, job.shape.vocabulary), data
     else:
         tokenizer, prompts = _word_tokenizer(job.shape.vocabulary), folder / "prompts.jsonl"
         prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in _word_prompts(job)), encoding="utf-8")
     torch.manual_seed(SEED)
     config = _config(job.shape, tokenizer)
     dtype = torch.bfloat16 if job.precision == "bf16" else torch.float32
-    for name, auto, labels in (
-        ("policy", transformers.AutoModelForCausalLM, {}),
-        ("reward", transformers.AutoModelForSequenceClassification, {"num_labels": 1}),
-    ):
-        for key, value in labels.items():
-            setattr(config, key, value)
+    autos = {"policy": transformers.AutoModelForCausalLM, "reward": transformers.AutoModelForSequenceClassification}
+    for name, auto in autos.items():
+        if name == "reward":
+            config.num_labels = 1
         auto.from_config(config, dtype=dtype).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     batches = _batches(job, prompts, tokenizer, iterations)
@@ -64,22 +64,10 @@ def _config(shape: Shape, tokenizer: Any) -> Any:
 
     family = {"gpt_neox": GPTNeoXConfig, "llama": LlamaConfig}[shape.family]
     return family(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        max_position_embeddings=shape.positions,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def _dialogue_tokenizer(data: Path, vocabulary: int) -> Any:
-    from make_small_models import read_pairs, train_tokenizer
-
-    return train_tokenizer([text for pair in read_pairs(data) for text in pair], vocabulary)
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, intermediate_size=shape.intermediate, max_position_embeddings=shape.positions,
+        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
 
 
 def _word_tokenizer(vocabulary: int) -> Any:

@@ -40,7 +40,7 @@ def count(of: Callable[[Run], bool]) -> Column:
 
 LAST_THIRD = {f"{title}, last third": third(f"eval/{name}")
               for title, name in (("evaluator", "evaluator"), ("KL", "kl"), ("reward", "reward"))}  # fmt: skip
-UNIQUE = {"different responses": measures.least_unique}
+UNIQUE = {"different responses": mean("eval/unique_fraction")}
 SECONDS = {"CPU seconds per iteration": mean(partial(measures.typical, name="time/cpu")),
            "wall seconds": mean(partial(measures.typical, name="time/iteration"))}  # fmt: skip
 

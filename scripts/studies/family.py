@@ -82,13 +82,6 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         Panel(title="Entropy", of=over(y="eval/entropy"), y="nats per token", **common),
         Panel(title="Distinct-2", of=over(y="eval/distinct_2"), y="different bigrams / bigrams", **common),
     ]
-    theirs = any(row.name == TRL for row, _ in rows)
-    note = (
-        "TRL's GRPO is its GRPOTrainer with the sizes of the preset `grpo` and else its defaults (loss type dapo, the "
-        "KL times the ratio), judged by the same evaluator."
-        if theirs
-        else "TRL's GRPO was not run: trl is not installed here."
-    )
     said = compare.report(
         [row for row, _ in rows],
         HEADER,
@@ -96,6 +89,7 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
         lambda ours, theirs: [*measures.at_common_kl(ours, theirs), measures.OVER_TRAINING, *END],
         picture=curves(pictures / "methods_family.png", "Evaluator, entropy and distinct-2", panels),
         note="Lines are means over seeds. KL is in nats per response, entropy in nats per token; equal KL is the "
-        f"highest multiple of half a nat that all runs of both settings reach. {note}",
+        "highest multiple of half a nat that all runs of both settings reach."
+        + ("" if any(row.name == TRL for row, _ in rows) else " TRL's GRPO was not run: trl is not installed here."),
     )
     return [*said, "", *grid(size).table(found)]

@@ -13,7 +13,6 @@ from typing import TypeVar
 from apa_cli.runs.folders import Run
 from apa_cli.runs.settings import Estimate, estimate
 from apa_cli.runs.tables import spread
-from apa_cli.tracking.report import format_number
 
 COLLAPSED_ENTROPY = 0.5  # of what it was before training
 COLLAPSED_UNIQUE = 0.9  # fraction of different responses
@@ -122,12 +121,6 @@ def shown(runs: Sequence[Run], of: Of | str, digits: int = 2) -> str:
     return spread(value, digits) + (
         "" if value is None or value.count == len(runs) else f" ({value.count} of {len(runs)})"
     )
-
-
-def least_unique(runs: Sequence[Run]) -> str:
-    """The lowest share of different responses at the end over seeds."""
-    value = final(runs, "eval/unique_fraction")
-    return format_number(value.lowest if value else None, 2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def circumstances(found: Found, size: Size, *, planned: int) -> str:
     """On what, and how much of the study it is. Versions and hardware are those that the runs noted."""
-    runs = found.everything()
+    runs = [run for mine in found.values() for run in mine]
     files = [run.folder / "versions.json" for run in runs]
     noted = [json.loads(file.read_text("utf-8")) for file in files if file.is_file()]
     torch, device = (" / ".join(sorted({str(n[name]) for n in noted if name in n})) for name in ("torch", "device"))

@@ -46,17 +46,13 @@ def stages(size: Size, read: Callable[[], Found]) -> Stages:
     return grid(size).stages(size, read)
 
 
-def last(name: str) -> measures.Of:
-    return lambda run: run.last(f"eval/{name}")
-
-
 MEASURES = [
     *(Measure(name=f"(a) evaluator at {kl:g} nats", of=partial(measures.reward_at_kl, level=kl)) for kl in KL_LEVELS),
     Measure(name="(b) KL at the end", of=partial(measures.tail, name="kl/to_init", part=10)),
     Measure(name="(b) back-and-forth of KL", of=measures.back_and_forth, digits=3),
-    Measure(name="(c) entropy at the end", of=last("entropy"), digits=3),
-    Measure(name="(c) different responses at the end", of=last("unique_fraction"), digits=3),
-    Measure(name="(c) distinct-2 at the end", of=last("distinct_2"), digits=3),
+    Measure(name="(c) entropy at the end", of=lambda run: run.last("eval/entropy"), digits=3),
+    Measure(name="(c) different responses at the end", of=lambda run: run.last("eval/unique_fraction"), digits=3),
+    Measure(name="(c) distinct-2 at the end", of=lambda run: run.last("eval/distinct_2"), digits=3),
     Measure(name="(d) evaluator, mean over training", of=measures.over_training),
     *(Measure(name=f"(d) responses sampled until evaluator {level:g}", digits=0,
               of=partial(measures.cost_until, level=level)) for level in REWARDS),

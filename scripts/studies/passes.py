@@ -27,14 +27,6 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "ppo": ("ppo", {}),
     "grpo": ("grpo", {}),
 }
-COLUMNS = {
-    **compare.LAST_THIRD,
-    measures.OVER_TRAINING.name: compare.mean(measures.over_training),
-    "entropy at the end": compare.mean("eval/entropy"),
-    "different responses at the end": compare.mean("eval/unique_fraction"),
-    **compare.SECONDS,
-    "collapsed": compare.count(measures.collapsed),
-}
 Y = {  # of the picture
     "Separate evaluator, last third": (EVALUATOR, measures.LAST_THIRD.of),
     "KL, last third": ("nats per response", partial(measures.tail, name="eval/kl")),
@@ -95,7 +87,7 @@ def lines(found: Found, size: Size, pictures: Path) -> list[str]:
     return compare.report(
         rows,
         ["objective", "passes"],
-        COLUMNS,
+        family.COLUMNS,
         lambda ours, theirs: [measures.LAST_THIRD, measures.OVER_TRAINING],
         picture=curves(pictures / "methods_passes.png", "Evaluator, KL and entropy against passes", panels),
         note="Learning rate and KL knob are those chosen with the preset's own passes. KL is in nats per response, "

@@ -73,9 +73,6 @@ class Found(dict[str, list[Run]]):
     def __missing__(self, name: str) -> list[Run]:
         return []
 
-    def everything(self) -> list[Run]:
-        return [run for runs in self.values() for run in runs]
-
 
 Stages = Iterator[tuple[Sequence[Setting], Sequence[int]]]  # each with its seeds
 

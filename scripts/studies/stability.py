@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "scaled3": ("target_bound 3", {"objective.target_bound": 3.0}),
     "huber1": ("huber_delta 1", {"objective.huber_delta": 1.0}),
 }
-
-Cells = Mapping[tuple[float, float], Sequence[Run]]  # by λ and learning rate
 
 
 def setting(variant: str, kl_lambda: float, rate: float) -> Setting:
@@ -60,6 +58,8 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
     grid = list(itertools.product(LAMBDAS, RATES))
     found = {title: {cell: mine for cell in grid if (mine := runs[setting(variant, *cell).name])}
              for variant, (title, _) in VARIANTS.items()}  # fmt: skip
+    found = {title: cells for title, cells in found.items() if cells}
+    kept = {title: sum(not any(map(lost, mine)) for mine in cells.values()) for title, cells in found.items()}
     rows = [[title, *(f"{value:g}" for value in cell), *(column(mine) for column in COLUMNS.values())]
             for title, cells in found.items() for cell, mine in cells.items()]  # fmt: skip
     short = [[title, f"{kl_lambda:g}", *(_in_cell(cells.get((kl_lambda, rate), [])) for rate in RATES)]
@@ -70,7 +70,11 @@ def lines(runs: Found, size: Size, pictures: Path) -> list[str]:
         f"value, or fewer than {measures.COLLAPSED_UNIQUE:.0%} different responses) or if the evaluator's reward did "
         f"not rise. The options were not run at λ {OPTIONS_BELOW:g}, where a target is rarely beyond 3 nats.",
         "",
-        *(_stable(title, cells) for title, cells in found.items() if cells),
+        *(
+            f"- {title}: no seed is lost in {kept[title]} of {len(cells)} cells."
+            for title, cells in found.items()
+            if cells
+        ),
         "",
         "Seeds lost, and the mean evaluator and KL at the end:",
         "",
@@ -87,13 +91,3 @@ def _in_cell(runs: Sequence[Run]) -> str:
     ends = [value.mean if (value := measures.final(runs, f"eval/{name}")) else None for name in ("evaluator", "kl")]
     ours = f"{sum(map(lost, runs))} of {len(runs)}, {{}} (KL {{}})" if runs else "–"
     return ours.format(*(format_number(end, 2) for end in ends))
-
-
-def _stable(title: str, cells: Cells) -> str:
-    """In how many cells no seed is lost, and the best of them."""
-    kept = {cell: mine for cell, mine in cells.items() if not any(map(lost, mine))}
-    ends = {cell: value.mean for cell, mine in kept.items() if (value := measures.final(mine, "eval/evaluator"))}
-    best = max(ends, key=ends.__getitem__, default=None)
-    where = f"λ {best[0]:g}, learning rate {best[1]:g}" if best else ""
-    where = f"; the best of them reaches {ends[best]:.2f} at {where}" if best else ""
-    return f"- {title}: no seed is lost in {len(kept)} of {len(cells)} cells{where}."

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command import Finished, apa_train, run_command
+from reward_server import Answer, serving
 from wandb_file import read_records
 
 from apa_cli.commands.eval import main
@@ -220,38 +218,20 @@ def test_any_model_folder_with_a_configuration(full_run: Path, of_full_run: tupl
     assert (found[1]["name"], found[1]["iteration"]) == ("taken", None)
 
 
-@pytest.fixture
-def endpoint() -> Iterator[str]:
+def longer(request: dict[str, Any]) -> Answer:
     """/v1/chat/completions of a judge that likes the longer response."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][1]["content"]
-            a, b = re.findall(r"<<<RESPONSE [AB] \w+>>>\n(.*?)\n<<<END", asked, re.DOTALL)
-            answer = "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
-            body = {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-            data = json.dumps({**body, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}})
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    a, b = re.findall(r"<<<RESPONSE [AB] \w+>>>\n(.*?)\n<<<END", request["messages"][1]["content"], re.DOTALL)
+    answer = "tie" if len(a) == len(b) else "A" if len(a) > len(b) else "B"
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": answer}}
+    usage = {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}
+    return Answer(json.dumps({"choices": [choice], "usage": usage}).encode())
 
 
-def test_an_endpoint_judges_too(full_run: Path, endpoint: str, tmp_path: Path):
-    judge = (f"evaluation.judge.base_url={endpoint}", "evaluation.judge.model=m")
+def test_an_endpoint_judges_too(full_run: Path, tmp_path: Path):
     quiet = ("tracking.wandb.mode=disabled", f"output_dir={tmp_path / 'out'}", "evaluation.prompts=10")
-    finished = apa_eval(f"checkpoint={full_run}/checkpoints/iter_000002", *judge, *quiet)
+    with serving(longer) as served:
+        judge = (f"evaluation.judge.base_url={served.url.replace('/score', '/v1')}", "evaluation.judge.model=m")
+        finished = apa_eval(f"checkpoint={full_run}/checkpoints/iter_000002", *judge, *quiet)
     rows = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text("utf-8").splitlines()]
     lengths = [(len(row["after"]), len(row["before"])) for row in rows]
     wins, losses = sum(a > b for a, b in lengths), sum(a < b for a, b in lengths)

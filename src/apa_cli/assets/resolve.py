@@ -14,12 +14,8 @@ PREFIX = "builtin:"
 def builtin_names() -> list[str]:
     """Every folder and file that builtin:NAME can mean, sorted; Python modules are not among them."""
     root = Path(str(files("apa_cli.assets")))
-    found: set[str] = set()
-    for path in root.rglob("*"):
-        if path.is_file() and path.suffix not in (".py", ".pyc", ".pyi"):
-            name = path.relative_to(root)
-            found.update(part.as_posix() for part in (name, *name.parents) if part.as_posix() != ".")
-    return sorted(found)
+    data = [path.relative_to(root) for path in root.rglob("*.*") if path.is_file() and ".py" not in path.suffix]
+    return sorted({part.as_posix() for path in data for part in (path, *path.parents)} - {"."})
 
 
 def resolve_path(path: str) -> str:

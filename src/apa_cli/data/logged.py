@@ -158,7 +158,8 @@ def _response_names(prompts: PromptSet, config: TrainConfig) -> tuple[str | None
 
 
 def _score(prompt: Prompt, name: str) -> float:
-    value, score = prompt.columns.get(name), math.nan
+    value: Any = prompt.columns.get(name)
+    score = math.nan
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number or isinstance(value, str):  # as every value of a CSV file
         with contextlib.suppress(ValueError, OverflowError):

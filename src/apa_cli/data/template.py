@@ -130,8 +130,9 @@ class Template:
         def renamed(function: dict[str, Any], what: str) -> dict[str, Any]:
             name, inner = f"{_PROBE}{what}{len(names[what])}x", function.get("function")
             names[what].append(name)
-            nested = isinstance(inner, dict)
-            return {**function, "function": {**inner, "name": name}} if nested else {**function, "name": name}
+            if isinstance(inner, dict):
+                return {**function, "function": {**inner, "name": name}}
+            return {**function, "name": name}
 
         named = [renamed(tool, TOOLS) for tool in tools]
         calling = [{**m, CALLS: [renamed(c, CALLS) for c in m[CALLS]]} if CALLS in m else m for m in messages]

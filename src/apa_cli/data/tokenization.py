@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CONTEXT = 32  # characters before a text that decide its first token
-CHUNK = 200_000, 32  # minimum characters and texts in one call of the tokenizer
+CHUNK = 256  # texts in one call of the tokenizer
 
 
 def encode(
@@ -114,16 +114,12 @@ def tokenize(
 ) -> list[list[int]]:
     """Token ids of each text, without a length limit; with the tokenizer's `special` tokens or without them."""
     ids: list[list[int]] = []
-    while len(ids) < len(texts):
-        start = end = len(ids)
+    # verbose=False: no warning about length, which data.max_prompt_tokens limits
+    options: dict[str, Any] = {"padding": False, "truncation": False, "return_attention_mask": False, "verbose": False}
+    for start in range(0, len(texts), CHUNK):
         if progress is not None:
             progress("tokenize", start, len(texts))
-        characters = 0
-        while end < len(texts) and (characters < CHUNK[0] or end - start < CHUNK[1]):
-            characters, end = characters + len(texts[end]), end + 1
-        options: dict[str, Any] = {"padding": False, "truncation": False, "return_attention_mask": False}
-        # verbose=False: no warning about length, which data.max_prompt_tokens limits
-        encoded = tokenizer(texts[start:end], add_special_tokens=special, verbose=False, **options)
+        encoded = tokenizer(texts[start : start + CHUNK], add_special_tokens=special, **options)
         ids += map(list, encoded["input_ids"])
     return ids
 

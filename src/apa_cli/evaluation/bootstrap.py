@@ -34,9 +34,9 @@ def bootstrap_ratio(
     One entry per prompt. With all denominators 1 it is a mean; with lengths, a mean over tokens.
     """
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    value = _divide(above.sum(), below.sum())
+    value = divide(above.sum(), below.sum())
     draws = np.random.default_rng(seed).integers(0, len(above), size=(resamples, len(above)))
-    ratios = np.array([_divide(above[rows].sum(), below[rows].sum()) for rows in draws])
+    ratios = np.array([divide(above[rows].sum(), below[rows].sum()) for rows in draws])
     low, high = np.quantile(ratios, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=float(value), low=float(low), high=float(high))
 
@@ -59,5 +59,5 @@ def jackknife(whole: float, without: Sequence[float]) -> Estimate:
     return Estimate(value=whole, low=max(0.0, whole - Z * error), high=min(1.0, whole + Z * error))
 
 
-def _divide(above: float, below: float) -> float:
+def divide(above: float, below: float) -> float:
     return above / below if below else 0.0

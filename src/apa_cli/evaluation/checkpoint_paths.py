@@ -18,6 +18,7 @@ from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 
 KEY = "checkpoint"
+_OF_A_RUN = ("config.yaml", "metrics.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def find_checkpoints(places: Sequence[str], warn: Callable[[str], None] = lambda
     runs = {checkpoint.run_dir for checkpoint in found.values() if checkpoint.run_dir is not None}
     ordered = sorted(found.values(), key=lambda checkpoint: (checkpoint.iteration is None, checkpoint.iteration or 0))
     if len(runs) > 1:
-        ordered = [_with_run(checkpoint) for checkpoint in ordered]
+        ordered = [replace(c, name=f"{c.run_dir.name}/{c.name}") if c.run_dir else c for c in ordered]
     names = Counter(checkpoint.name for checkpoint in ordered)
     return [replace(c, name=shown(c.policy)) if names[c.name] > 1 else c for c in ordered]
 
@@ -67,16 +68,20 @@ def _read(place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
     folder = folder.resolve()
     if (folder / "trainer_state").is_dir() or folder.name.endswith(".partial") or (folder / "manifest.json").exists():
         return _checkpoint_of_run(folder, place, warn)
-    if (folder / "config.yaml").is_file():
-        return _newest_of_run(folder, place, warn)
+    if (folder / "config.yaml").is_file():  # final/ of a finished run, otherwise its latest checkpoint
+        if (folder / "final").is_dir():
+            return _folder(folder / "final", name="final", run_dir=folder, iteration=_last_iteration(folder))
+        if newest := _newest(folder / "checkpoints"):
+            return _checkpoint_of_run(newest.resolve(), place, warn)
+        raise UserError(KEY, f"{place} has saved no checkpoint yet", "wait for one, or lower checkpoint.every")
     if folder.name == "checkpoints" and (newest := _newest(folder)):
         return _checkpoint_of_run(newest, place, warn)
     if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
-        run = next((parent for parent in folder.parents[:3] if _is_run(parent)), None)
-        iteration = _last_iteration(run) if run is not None and folder.name == "final" else None
-        if run is not None and folder.name == "policy":
+        runs = [above for above in folder.parents[:3] if all((above / name).is_file() for name in _OF_A_RUN)]
+        if runs and folder.name == "policy":
             return _checkpoint_of_run(folder.parent, place, warn)
-        return _folder(folder, name=folder.name, run_dir=run, iteration=iteration)
+        iteration = _last_iteration(runs[0]) if runs and folder.name == "final" else None
+        return _folder(folder, name=folder.name, run_dir=runs[0] if runs else None, iteration=iteration)
     raise UserError(
         KEY,
         f"{place} is neither a run nor a model (no config.yaml, config.json or adapter_config.json)",
@@ -87,15 +92,6 @@ def _read(place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
 def _newest(folder: Path) -> Path | None:
     """The latest of a run's checkpoints/."""
     return pointed_to(folder / "latest") or next(reversed(checkpoints_in(folder)), None)
-
-
-def _newest_of_run(folder: Path, place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
-    """final/ of a finished run, otherwise its latest checkpoint."""
-    if (folder / "final").is_dir():
-        return _folder(folder / "final", name="final", run_dir=folder, iteration=_last_iteration(folder))
-    if newest := _newest(folder / "checkpoints"):
-        return _checkpoint_of_run(newest.resolve(), place, warn)
-    raise UserError(KEY, f"{place} has saved no checkpoint yet", "wait for one, or lower checkpoint.every")
 
 
 def _checkpoint_of_run(folder: Path, place: str, warn: Callable[[str], None]) -> EvaluatedCheckpoint:
@@ -113,19 +109,8 @@ def _folder(folder: Path, *, name: str, run_dir: Path | None, iteration: int | N
     return EvaluatedCheckpoint(name=name, policy=str(folder), is_adapter=adapter, run_dir=run_dir, iteration=iteration)
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "metrics.jsonl").is_file() and (folder / "config.yaml").is_file()
-
-
 def _last_iteration(run: Path) -> int | None:
     try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        return int(json.loads(lines[-1])["iteration"])
+        return int(json.loads((run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["iteration"])
     except (OSError, ValueError, KeyError, IndexError):
         return None
-
-
-def _with_run(checkpoint: EvaluatedCheckpoint) -> EvaluatedCheckpoint:
-    if checkpoint.run_dir is None:
-        return checkpoint
-    return replace(checkpoint, name=f"{checkpoint.run_dir.name}/{checkpoint.name}")

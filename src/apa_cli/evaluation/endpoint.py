@@ -140,9 +140,11 @@ class Spending:
     """
 
     def __init__(self, config: JudgeConfig) -> None:
-        self._prices = config.price_per_million_input, config.price_per_million_output
-        caps = {"max_tokens_total": config.max_tokens_total, "max_cost": config.max_cost}
-        self.caps: dict[str, float] = {name: cap for name, cap in caps.items() if cap is not None}
+        prices = config.price_per_million_input, config.price_per_million_output
+        self._prices = (prices[0] or 0.0) / 1e6, (prices[1] or 0.0) / 1e6  # of a token, in and out
+        self._priced = None not in prices
+        caps = ("max_tokens_total", config.max_tokens_total, (1, 1)), ("max_cost", config.max_cost, self._prices)
+        self.caps = [(name, cap, per_token) for name, cap, per_token in caps if cap is not None]
         self._lock = threading.Lock()
         self._in_flight, self._largest = 0, (0, 0)  # tokens of one request, in and out
         self.spent: Counter[str] = Counter(requests=0, input_tokens=0, output_tokens=0, requests_without_usage=0)
@@ -151,9 +153,9 @@ class Spending:
     def admit(self) -> bool:
         """Whether a request may be sent now."""
         with self._lock:
-            for name, cap in self.caps.items():
-                spent = self._measure(name, self.spent["input_tokens"], self.spent["output_tokens"])
-                if spent + (self._in_flight + 1) * self._measure(name, *self._largest) > cap:
+            for name, cap, per_token in self.caps:
+                spent = _total((self.spent["input_tokens"], self.spent["output_tokens"]), per_token)
+                if spent + (self._in_flight + 1) * _total(self._largest, per_token) > cap:
                     self.stopped = self.stopped or f"{WHERE}.{name}={cap:.12g} is used up: {spent:.6g} spent"
             admitted = self.stopped is None
             self.spent["requests"] += admitted
@@ -169,18 +171,16 @@ class Spending:
                 self._largest = max(self._largest[0], usage[0]), max(self._largest[1], usage[1])
                 return
             self.spent["requests_without_usage"] += 1
-            for cap in self.caps:
-                self.stopped = f"the server reports no usage, so {WHERE}.{cap} cannot be kept"
+            for name, *_ in self.caps:
+                self.stopped = f"the server reports no usage, so {WHERE}.{name} cannot be kept"
 
     def cost(self, spent: Counter[str]) -> float | None:
         """In the currency of the prices, None without them."""
-        return None if None in self._prices else self._measure("", spent["input_tokens"], spent["output_tokens"])
+        return _total((spent["input_tokens"], spent["output_tokens"]), self._prices) if self._priced else None
 
-    def _measure(self, cap: str, tokens_in: int, tokens_out: int) -> float:
-        """Tokens in the unit of a cap."""
-        if cap == "max_tokens_total":
-            return tokens_in + tokens_out
-        return (tokens_in * (self._prices[0] or 0.0) + tokens_out * (self._prices[1] or 0.0)) / 1e6
+
+def _total(tokens: tuple[int, int], per_token: tuple[float, float]) -> float:
+    return tokens[0] * per_token[0] + tokens[1] * per_token[1]
 
 
 def check_judge(judge: JudgeConfig) -> None:

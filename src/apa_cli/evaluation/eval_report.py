@@ -15,7 +15,7 @@ from apa_cli.evaluation.respond import OPPONENTS, RESPONSES, JudgedResponse
 from apa_cli.files import json_value
 from apa_cli.secrets import printable, redact, redact_text
 from apa_cli.tracking.pages import cell, format_number, html_page, html_pair, html_text, markdown_table
-from apa_cli.tracking.style import BLUE, GREEN, new_figure, tidy, whole_iterations
+from apa_cli.tracking.style import BLUE, GREEN, new_figure, over_iterations
 
 PICTURE = "over_iterations.png"
 EACH = 6  # best, typical and worst samples in samples.html
@@ -29,22 +29,20 @@ NOTES = (
 def write_evaluation(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write all files into `folder` and return them."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    samples = "".join(json.dumps(json_value(row), ensure_ascii=False) + "\n" for row in sample_rows(evaluation))
-    for name, content in (
-        ("eval.json", json.dumps(redact(as_json(evaluation)), indent=2, ensure_ascii=False) + "\n"),
-        ("eval.md", markdown(evaluation)),
-        ("samples.jsonl", samples),
-        ("samples.html", samples_page(evaluation)),
-    ):
-        path = folder / name
-        safe = redact_text if path.suffix in (".json", ".jsonl") else printable  # JSON escapes control characters
-        path.write_text(safe(content), encoding="utf-8", errors="backslashreplace")
-        written.append(path)
+    lines = (json.dumps(json_value(row), ensure_ascii=False) + "\n" for row in sample_rows(evaluation))
+    contents = {  # JSON escapes control characters
+        "eval.json": json.dumps(redact(as_json(evaluation)), indent=2, ensure_ascii=False) + "\n",
+        "eval.md": printable(markdown(evaluation)),
+        "samples.jsonl": redact_text("".join(lines)),
+        "samples.html": printable(samples_page(evaluation)),
+    }
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8", errors="backslashreplace")
+    written = [folder / name for name in contents]
+    (folder / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
     if len(curve(evaluation)) > 2:
-        written.append(_draw(evaluation, folder / PICTURE))
-    else:
-        (folder / PICTURE).unlink(missing_ok=True)  # of an earlier evaluation
+        _draw(curve(evaluation), folder / PICTURE)
+        written.append(folder / PICTURE)
     return written
 
 
@@ -73,13 +71,12 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 def rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table: a row for each metric, a column for each policy."""
     policies = evaluation.policies
-    header = ["", *(policy.name for policy in policies)]
     table = []
-    for name in in_order(dict.fromkeys(name for policy in policies for name in policy.figures)):
+    for name in in_order({name: None for policy in policies for name in policy.figures}):
         label, unit, digits = label_of(name)
-        figures = [policy.figures.get(name) for policy in policies]
-        table.append([f"{label}{f', {unit}' if unit else ''}", *(with_interval(figure, digits) for figure in figures)])
-    return header, table
+        cells = [with_interval(policy.figures.get(name), digits) for policy in policies]
+        table.append([f"{label}, {unit}" if unit else label, *cells])
+    return ["", *(policy.name for policy in policies)], table
 
 
 def with_interval(figure: Estimate | None, digits: int) -> str:
@@ -142,32 +139,25 @@ def samples_page(evaluation: Evaluation) -> str:
         "Before: the initial policy. Ordered by the separate evaluator's score of the response after training "
         "where there is one, otherwise by the training reward's."
     )
-    body = "\n".join(_section(policy, evaluation.opponents) for policy in evaluation.policies[1:])
-    return html_page("Samples before and after", about, body)
+    parts = []
+    for policy in evaluation.policies[1:]:
+        parts.append(f"<h2>{html_text(policy.name)}</h2>")
+        for kind, indices in chosen(policy.responses).items():
+            parts += [f"<h3>{kind}</h3>"] if indices else []
+            for before, after in ((evaluation.opponents[i], policy.responses[i]) for i in indices):
+                parts.append(html_pair(after.prompt, _shown("before", before), _shown("after", after)))
+    return html_page("Samples before and after", about, "\n".join(parts))
 
 
 def chosen(responses: list[JudgedResponse], each: int = EACH) -> dict[str, list[int]]:
     """Indices of the best, the typical (nearest to the median) and the worst responses, without repetition."""
-    ordered = sorted(range(len(responses)), key=lambda i: (-_score(responses[i]), i))
+    scores = [r.score if r.evaluator is None else r.evaluator for r in responses]
+    ordered = sorted(range(len(responses)), key=lambda i: (-scores[i], i))
     each = min(each, len(ordered) // 3) or 1
     best, rest = ordered[:each], ordered[each:]
-    worst, rest = rest[len(rest) - each :] if len(rest) > each else rest, rest[: max(0, len(rest) - each)]
+    worst, rest = rest[max(0, len(rest) - each) :], rest[: max(0, len(rest) - each)]
     middle = max(0, (len(rest) - each) // 2)
-    return {"Best": best, "Typical": rest[middle : middle + each], "Worst": list(reversed(worst))}
-
-
-def _score(response: JudgedResponse) -> float:
-    return response.score if response.evaluator is None else response.evaluator
-
-
-def _section(policy: EvaluatedPolicy, opponents: list[JudgedResponse]) -> str:
-    parts = [f"<h2>{html_text(policy.name)}</h2>"]
-    for kind, indices in chosen(policy.responses).items():
-        if indices:
-            parts.append(f"<h3>{kind}</h3>")
-            for before, after in ((opponents[i], policy.responses[i]) for i in indices):
-                parts.append(html_pair(after.prompt, _shown("before", before), _shown("after", after)))
-    return "\n".join(parts)
+    return {"Best": best, "Typical": rest[middle : middle + each], "Worst": worst[::-1]}
 
 
 def _shown(when: str, response: JudgedResponse) -> tuple[str, str]:
@@ -183,23 +173,15 @@ def curve(evaluation: Evaluation) -> list[EvaluatedPolicy]:
     return sorted(known, key=lambda policy: policy.iteration or 0)
 
 
-def _draw(evaluation: Evaluation, path: Path) -> Path:
+def _draw(policies: Sequence[EvaluatedPolicy], path: Path) -> None:
     figure = new_figure(13, 3.8)
-    panels = [("reward", "evaluator"), ("kl_exact",), ("entropy",)]
-    for axes, names in zip(figure.subplots(1, 3), panels, strict=True):
-        drawn = [name for name in names if any(name in policy.figures for policy in curve(evaluation))]
+    for axes, names in zip(figure.subplots(1, 3), (("reward", "evaluator"), ("kl_exact",), ("entropy",)), strict=True):
+        drawn = [name for name in names if any(name in policy.figures for policy in policies)]
         for name, colour in zip(drawn, (BLUE, GREEN), strict=False):
-            _line(axes, curve(evaluation), name, colour)
-        tidy(axes, " and ".join(LABELS[name][0] for name in drawn), legend=len(drawn) > 1)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel(LABELS[names[0]][1] or "score per response")
-        whole_iterations(axes)
+            known = [(policy.iteration, policy.figures[name]) for policy in policies if name in policy.figures]
+            x, ends = [iteration for iteration, _ in known], [(figure.low, figure.high) for _, figure in known]
+            axes.plot(x, [f.value for _, f in known], "o-", color=colour, label=LABELS[name][0], markersize=4)
+            axes.fill_between(x, *zip(*ends, strict=True), color=colour, alpha=0.18)
+        title = " and ".join(LABELS[name][0] for name in drawn)
+        over_iterations(axes, title, LABELS[names[0]][1] or "score per response", legend=len(drawn) > 1)
     figure.savefig(path)
-    return path
-
-
-def _line(axes: Any, policies: Sequence[EvaluatedPolicy], name: str, colour: str) -> None:
-    known = [(policy.iteration, policy.figures[name]) for policy in policies if name in policy.figures]
-    x = [iteration for iteration, _ in known]
-    axes.plot(x, [figure.value for _, figure in known], "o-", color=colour, label=LABELS[name][0], markersize=4)
-    axes.fill_between(x, [f.low for _, f in known], [f.high for _, f in known], color=colour, alpha=0.18)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
-from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, jackknife
+from apa_cli.evaluation.bootstrap import Estimate, bootstrap_mean, bootstrap_ratio, divide, jackknife
 from apa_cli.evaluation.respond import JudgedResponse
 from apa_cli.rollouts.statistics import ngrams
 
@@ -32,15 +32,19 @@ LABELS = {
     "distinct_2": ("distinct-2", "fraction", 3),
     "unique_fraction": ("different responses", "fraction", 3),
     "repetition": ("repeated 3-grams within a response", "fraction", 3),
-    "win_rate": ("wins against the initial policy, training reward", "fraction", 3),
-    "tie_rate": ("ties", "fraction", 3),
-    "lose_rate": ("losses", "fraction", 3),
-    "evaluator_win_rate": ("wins against the initial policy, separate evaluator", "fraction", 3),
-    "evaluator_tie_rate": ("ties, separate evaluator", "fraction", 3),
-    "evaluator_lose_rate": ("losses, separate evaluator", "fraction", 3),
-    "judge_win_rate": ("wins against the initial policy, endpoint judge", "fraction", 3),
-    "judge_tie_rate": ("ties, endpoint judge", "fraction", 3),
-    "judge_lose_rate": ("losses, endpoint judge", "fraction", 3),
+    **{
+        f"{prefix}{rate}": (label.format(judge), "fraction", 3)
+        for prefix, judge in (
+            ("", "training reward"),
+            ("evaluator_", "separate evaluator"),
+            ("judge_", "endpoint judge"),
+        )
+        for rate, label in (
+            ("win_rate", "wins against the initial policy, {}"),
+            ("tie_rate", "ties, {}"),
+            ("lose_rate", "losses, {}"),
+        )
+    },
 }
 
 
@@ -79,12 +83,6 @@ def measure(
         scored = [value for value in values if math.isfinite(value)]
         return mean(scored) if scored else MISSING
 
-    def rates(prefix: str, pairs: Sequence[tuple[float, float]]) -> dict[str, Estimate]:
-        scored = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-        if not scored:
-            return dict.fromkeys((f"{prefix}{name}" for name in _RATES), MISSING)
-        return verdict_rates(prefix, [compare(a, b) for a, b in scored], resamples=resamples, seed=seed)
-
     ids = [response.token_ids for response in responses]
     lengths = [float(len(row)) for row in ids]
     figures = {
@@ -112,23 +110,21 @@ def measure(
     for name, scores in (("unscored", [r.score for r in responses]), ("evaluator_unscored", judged)):
         if not all(map(math.isfinite, scores)):
             figures[name] = mean([float(not math.isfinite(score)) for score in scores])
-    if initial is not None:
-        figures |= rates("", [(r.score, i.score) for r, i in zip(responses, initial, strict=True)])
-        both = [(r.evaluator, i.evaluator) for r, i in zip(responses, initial, strict=True)]
-        known = [(a, b) for a, b in both if a is not None and b is not None]
-        if known:
-            figures |= rates("evaluator_", known)
+    for prefix, attribute in (("", "score"), ("evaluator_", "evaluator")) if initial is not None else ():
+        both = [(getattr(r, attribute), getattr(i, attribute)) for r, i in zip(responses, initial or (), strict=True)]
+        known = [pair for pair in both if None not in pair]
+        outcomes = [compare(*pair) for pair in known if all(map(math.isfinite, pair))]
+        if outcomes:
+            figures |= verdict_rates(prefix, outcomes, resamples=resamples, seed=seed)
+        elif known:
+            figures |= dict.fromkeys((f"{prefix}{name}" for name in _RATES), MISSING)
     return figures
 
 
 def verdict_rates(prefix: str, outcomes: Sequence[int], *, resamples: int, seed: int) -> dict[str, Estimate]:
     """Win, tie and lose rates of outcomes 1, 0 and −1, as `{prefix}win_rate` and so on."""
-    return {
-        f"{prefix}{name}": bootstrap_mean(
-            [float(outcome == meaning) for outcome in outcomes], resamples=resamples, seed=seed
-        )
-        for name, meaning in _RATES.items()
-    }
+    shares = {name: [float(outcome == meaning) for outcome in outcomes] for name, meaning in _RATES.items()}
+    return {f"{prefix}{name}": bootstrap_mean(is_so, resamples=resamples, seed=seed) for name, is_so in shares.items()}
 
 
 def compare(ours: float, theirs: float) -> int:
@@ -148,18 +144,14 @@ def diversity(things: Sequence[Sequence[Hashable]]) -> Estimate:
     without = []
     for row in things:
         only_here = sum(counts[thing] == count for thing, count in Counter(row).items())
-        without.append(_share(len(counts) - only_here, total - len(row)))
-    return jackknife(_share(len(counts), total), without)
+        without.append(divide(len(counts) - only_here, total - len(row)))
+    return jackknife(divide(len(counts), total), without)
 
 
 def repetition(row: Sequence[int], n: int = 3) -> float:
     """1 − distinct n-grams / n-grams within one response (seq-rep-n, Welleck et al. 2020); 0 if it has none."""
     grams = ngrams(row, n)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
 
 
 def check_best_metric(config: TrainConfig) -> None:

@@ -83,40 +83,27 @@ def write_messages(
 
 _THINKING = re.compile(r"\A.*</think>", re.DOTALL)  # reasoning that some servers leave in the answer
 _PUNCTUATION = re.compile(r"[\s*_`\"'’“”()\[\]{}<>.,;:!=#-]+")
-_PHRASE = re.compile(
-    r"(?:(?:so |therefore )?(?:my |the )?(?:final )?"
-    r"(?:answer|verdict|winner|choice|judgement|judgment|preference) (?:is )?"
-    r"|(?:the )?better (?:response|one|answer) (?:is )?"
-    r"|i (?:prefer|choose|pick) )?"
-    r"(?:(?:the )?(?:response|option|answer|assistant) )?"
-    r"(?P<answer>a|b|(?:it s |it is )?(?:a )?(?:tie|draw)|tied|equal|equally good|neither|both)"
+_ANSWER = re.compile(
+    r"(?:(?:the |my )?(?:final )?(?:answer|verdict|winner|choice|preference) (?:is )?|i prefer )?"
+    r"(?:(?:the )?(?:better )?response (?:is )?)?"
+    r"(?P<answer>a|b|(?:it s )?(?:a )?(?:tie|draw)|equally good|neither)"
     r"(?: is (?:the )?better(?: response| one)?| wins)?"
 )
-_HEADING = re.compile(r"(?:the )?(?:response|option|answer|assistant) [ab]")  # heading of a discussion
-_LONGEST = 200  # characters; longer text is no answer
 
 
 def read_answer(text: str) -> Answer | None:
-    """A, B or tie from a word or a short phrase, alone or as the first or last line; otherwise None.
+    """A, B or tie: a short phrase on the last line, or the word alone on the first; otherwise None.
 
     Contradicting lines are no answer.
     """
     lines = [line for line in _THINKING.sub("", text).splitlines() if line.strip()]
     if not lines or "<think>" in lines[0]:
         return None
-    answers = [None if _HEADING.fullmatch(_plain(line)) else _read_line(line) for line in lines[:-1]]
-    answers.append(_read_line(lines[-1]))
-    found = {answer for answer in answers if answer is not None}
-    return (answers[0] or answers[-1]) if len(found) == 1 else None
-
-
-def _read_line(text: str) -> Answer | None:
-    match = _PHRASE.fullmatch(_plain(text)) if len(text) <= _LONGEST else None
-    if match is None:
-        return None
-    answers: dict[str, Answer] = {"a": "A", "b": "B"}
-    return answers.get(match["answer"], "tie")
-
-
-def _plain(text: str) -> str:
-    return _PUNCTUATION.sub(" ", text).strip().lower()
+    first, last = (_PUNCTUATION.sub(" ", line[:200]).strip().lower() for line in (lines[0], lines[-1]))
+    answers: dict[str, Answer] = {"a": "A", "b": "B", "tie": "tie"}
+    found = set()
+    if first in answers and not lines[0].rstrip().endswith(":"):  # which would be a heading
+        found.add(answers[first])
+    if match := _ANSWER.fullmatch(last):
+        found.add(answers.get(match["answer"], "tie"))
+    return found.pop() if len(found) == 1 else None

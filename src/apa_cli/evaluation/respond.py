@@ -19,8 +19,7 @@ from apa_cli.models.microbatches import pass_tokens
 from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
 from apa_cli.models.roles import Models
-from apa_cli.rewards.scorers import Scorers
-from apa_cli.rewards.weighted import require_scores, score
+from apa_cli.rewards.scorers import Scorers, require_scores, score
 from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.sources import Sampled
 from apa_cli.rollouts.trajectory import Trajectory

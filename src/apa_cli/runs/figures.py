@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apa_cli.runs.settings import Setting, estimate
 from apa_cli.tracking.plots import PLOTS_FOLDER
-from apa_cli.tracking.style import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    drawable,
-    legend_below,
-    new_figure,
-    over_iterations,
-    tidy,
-)
+from apa_cli.tracking.style import BLUE, GREEN, GREY, ORANGE, legend_below, new_figure, over_iterations, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +87,7 @@ def _label(axes: Axes, x: float, y: float, knob: str, colour: str) -> Annotation
     from matplotlib.patheffects import withStroke
 
     label = axes.annotate(
-        drawable(knob), (x, y), xytext=_PLACES[0], textcoords="offset points", fontsize=9, color=colour,
+        knob, (x, y), xytext=_PLACES[0], textcoords="offset points", fontsize=9, color=colour,
         parse_math=False, in_layout=False,
     )  # fmt: skip
     label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])

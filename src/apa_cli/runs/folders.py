@@ -214,13 +214,8 @@ def _read_yaml(path: Path) -> Any:
         return None
     try:
         plain = load_yaml(path, str(path))
-        if not isinstance(plain, (dict, list)):
-            return plain
-        content = OmegaConf.create(plain)
-        try:
-            return OmegaConf.to_container(content, resolve=True)
-        except OmegaConfBaseException:  # of an older version, which did not escape ${
-            return OmegaConf.to_container(content, resolve=False)
+        nested = isinstance(plain, (dict, list))
+        return OmegaConf.to_container(OmegaConf.create(plain), resolve=True) if nested else plain
     except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
         problem = str(error).splitlines()[0]
         raise UserError(str(path), f"cannot be read: {problem}", "fix it, or leave this run out") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import printable
-from apa_cli.tracking.pages import cell, format_number, format_seconds, markdown_table
+from apa_cli.tracking.pages import cell, format_number, format_seconds, image, markdown_table, relative
 from apa_cli.tracking.samples import SamplePair
 
 REPORT_FILE = "report.md"
@@ -35,22 +35,15 @@ class Outcome:
     @classmethod
     def from_evaluation(cls, metrics: Mapping[str, float | None]) -> Outcome:
         """From the names that begin with `eval/`."""
-        single = {name: metrics.get(f"eval/{name}") for name in cls.__dataclass_fields__ if name != "parts"}
         start = "eval/reward/"
         parts = {name.removeprefix(start): value for name, value in metrics.items() if name.startswith(start)}
-        return cls(**single, parts=parts)
+        return cls(**{name: metrics.get(f"eval/{name}") for _, name, *_ in _ROWS}, parts=parts)
 
     @classmethod
     def from_rollout(cls, metrics: Mapping[str, float | None]) -> Outcome:
         """From the metrics of one iteration, for a run without held-out prompts."""
-        return cls(
-            reward=metrics.get("reward/mean"),
-            kl=metrics.get("kl/to_init"),
-            entropy=metrics.get("policy/entropy"),
-            unique_fraction=metrics.get("policy/unique_fraction"),
-            response_length=metrics.get("policy/response_length"),
-            eos_rate=metrics.get("policy/eos_rate"),
-        )
+        names = {"reward": "reward/mean", "evaluator": "", "kl": "kl/to_init"}
+        return cls(**{name: metrics.get(names.get(name, f"policy/{name}")) for _, name, *_ in _ROWS}, parts={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,27 +76,31 @@ def measured_rows(before: Outcome, after: Outcome) -> list[tuple[str, str, str, 
     """(what, before, after, unit) of everything measured at least once."""
     rows = []
     for title, attribute, unit, digits in _ROWS:
-        a, b = getattr(before, attribute), getattr(after, attribute)
-        if a is not None or b is not None:
-            rows.append((title, format_number(a, digits), format_number(b, digits), unit))
+        found = [(title, getattr(before, attribute), getattr(after, attribute))]
         if attribute == "reward":
-            for name in dict.fromkeys((*before.parts, *after.parts)):
-                a, b = before.parts.get(name), after.parts.get(name)
-                rows.append((f"reward, {name}", format_number(a, digits), format_number(b, digits), unit))
+            names = dict.fromkeys((*before.parts, *after.parts))
+            found += [(f"reward, {name}", before.parts.get(name), after.parts.get(name)) for name in names]
+        rows += [
+            (what, format_number(a, digits), format_number(b, digits), unit)
+            for what, a, b in found
+            if a is not None or b is not None
+        ]
     return rows
+
+
+def _opening(summary: Summary) -> str:
+    return f"{summary.iterations} iteration{'s' * (summary.iterations != 1)} in {format_seconds(summary.seconds)}"
 
 
 def summary_lines(summary: Summary) -> list[str]:
     """Reward, KL and entropy before → after, sample responses before → after, and where everything is."""
     rows = measured_rows(summary.before, summary.after)
-    how = f", on {summary.measured_on}:" if rows else f"; {UNMEASURED}"
-    lines = [f"{_count(summary)} in {format_seconds(summary.seconds)}{how}"]
-    if summary.stopped:
-        lines.insert(0, f"Stopped early: {summary.stopped}")
-    title_width = max([len(title) for title, *_ in rows], default=0)
-    before_width, after_width = (max([len(row[i]) for row in rows], default=0) for i in (1, 2))
+    lines = [f"Stopped early: {summary.stopped}"] if summary.stopped else []
+    lines.append(_opening(summary) + (f", on {summary.measured_on}:" if rows else f"; {UNMEASURED}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for title, before, after, unit in rows:
-        lines.append(f"  {title:<{title_width}}  {before:>{before_width}} → {after:>{after_width}}  {unit}".rstrip())
+        numbers = f"{before:>{widths[1]}} → {after:>{widths[2]}}"
+        lines.append(f"  {title:<{widths[0]}}  {numbers}  {unit}".rstrip())
     for pair in summary.samples[:2]:
         lines.append(f"  prompt: {_one_line(pair.prompt, tail=True)}")
         lines.append(f"    before ({pair.score_before:+.2f}): {_one_line(pair.before)}")
@@ -113,8 +110,7 @@ def summary_lines(summary: Summary) -> list[str]:
         lines.append(f"Policy    {summary.final_dir}")
     if summary.plots:
         lines.append(f"Pictures  {summary.plots[0].parent}{os.sep}  ({', '.join(path.name for path in summary.plots)})")
-    lines.append(f"Report    {summary.run_dir / REPORT_FILE}")
-    return lines
+    return [*lines, f"Report    {summary.run_dir / REPORT_FILE}"]
 
 
 def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
@@ -123,12 +119,11 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
     if summary.stopped:
         parts += [f"**Stopped early:** {summary.stopped}", ""]
     rows = measured_rows(summary.before, summary.after)
-    how = f". Measured on {summary.measured_on}." if rows else f"; {UNMEASURED}."
-    parts += [f"{_count(summary)} in {format_seconds(summary.seconds)}{how}", ""]
+    parts += [_opening(summary) + (f". Measured on {summary.measured_on}." if rows else f"; {UNMEASURED}."), ""]
     if rows:
         parts += markdown_table(["", "before", "after", ""], (map(cell, row) for row in rows))
     for path in summary.plots:
-        parts += ["", f"![{path.stem}]({_relative(path, run_dir)})"]
+        parts += ["", image(path, run_dir)]
     if summary.samples:
         parts += ["", "## Responses before and after"]
     for pair in summary.samples:
@@ -138,48 +133,33 @@ def write_report(run_dir: Path, summary: Summary, config: TrainConfig) -> Path:
     parts += ["", "## Settings", "", "All of them: [config.yaml](config.yaml).", ""]
     parts += markdown_table(["", ""], ((name, cell(value)) for name, value in _settings(config)), numbers=False)
     if summary.final_dir is not None:
-        final = _relative(summary.final_dir, run_dir)
-        parts += [
-            "",
-            f"Aligned policy: [{final}]({final}). Metrics of every iteration: [metrics.jsonl](metrics.jsonl).",
-        ]
+        final = relative(summary.final_dir, run_dir)
+        metrics = "Metrics of every iteration: [metrics.jsonl](metrics.jsonl)."
+        parts += ["", f"Aligned policy: [{final}]({final}). {metrics}"]
     parts += ["", "Versions of Python and its packages: [versions.json](versions.json).", ""]
     path = run_dir / REPORT_FILE
     path.write_text(printable("\n".join(parts)), "utf-8", "backslashreplace")
     return path
 
 
-def _count(summary: Summary) -> str:
-    return "1 iteration" if summary.iterations == 1 else f"{summary.iterations} iterations"
-
-
 def _settings(config: TrainConfig) -> list[tuple[str, object]]:
-    objective = config.objective
+    objective, reward, generation = config.objective, config.reward, config.generation
     knob = f"{objective.knob[0]} {objective.knob[1]:g}"
     if objective.kl_target is not None:
         knob += f" at first, steered to a KL of {objective.kl_target:g} nats"
     adapter = f", LoRA rank {config.policy.adapter.r}" if config.policy.adapter.r else ""
+    penalty = f", less {reward.length_penalty:g} a token beyond {reward.length_target}" if reward.length_penalty else ""
     return [
         ("objective", f"{config.method}, {knob}"),
         ("policy", f"{config.policy.path}{adapter}"),
-        ("reward", _reward(config)),
+        ("reward", f"{reward.source}{penalty}"),
         ("prompts", config.data.path),
         ("responses an iteration", config.rollout.batch_size),
         ("passes × minibatch", f"{config.training.epochs_per_rollout} × {config.training.minibatch_size}"),
         ("learning rate", f"{config.optimizer.learning_rate:g}, {config.optimizer.schedule}"),
-        (
-            "temperature, longest response",
-            f"{config.generation.temperature:g}, {config.generation.max_new_tokens} tokens",
-        ),
+        ("temperature, longest response", f"{generation.temperature:g}, {generation.max_new_tokens} tokens"),
         ("seed, precision", f"{config.seed}, {config.precision}"),
     ]
-
-
-def _reward(config: TrainConfig) -> str:
-    reward = config.reward
-    if reward.length_penalty == 0:
-        return reward.source
-    return f"{reward.source}, less {reward.length_penalty:g} a token beyond {reward.length_target}"
 
 
 def _one_line(text: str, width: int = 64, *, tail: bool = False) -> str:
@@ -196,7 +176,3 @@ def _fenced(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _relative(path: Path, run_dir: Path) -> str:
-    return Path(os.path.relpath(path, run_dir)).as_posix()

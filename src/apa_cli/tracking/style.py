@@ -60,21 +60,13 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     room = int(figure.get_figwidth() / 0.07)  # characters
     widest = max(map(len, labels)) + 8
     columns = max(1, min(4, max(room // widest, math.ceil(len(labels) / LEGEND_ROWS))))
-    texts, shown = [shortened(drawable(label), room // columns - 8) for label in labels], list(handles)
+    texts, shown = [shortened(label, room // columns - 8) for label in labels], list(handles)
     if (left := len(texts) - columns * LEGEND_ROWS) > 0:
         texts[-left - 1 :] = [f"… and {left + 1} more (see the table)"]
         shown[-left - 1 :] = [Line2D([], [], linestyle="")]
     legend = figure.legend(shown, texts, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
     for text in legend.get_texts():
         text.set_parse_math(False)  # $ is literal
-
-
-def drawable(text: str) -> str:
-    """Escape characters that matplotlib's font lacks, so that names stay distinct."""
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont("DejaVu Sans"))
-    return "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in text)
 
 
 def whole_iterations(axes: Axes) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ NAME = "events.out.tfevents."  # and a number: TensorBoard reads the files of a 
 
 
 class TensorBoardRun:
-    """A failure to write is a warning. Raises UserError if TensorBoard cannot be imported."""
+    """Raises UserError if TensorBoard cannot be imported."""
 
-    def __init__(self, run_dir: Path, *, warn: Callable[[str], None]) -> None:
-        self._folder, self._warn = run_dir / FOLDER, warn
-        self._file: PatientFile | None = None
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / FOLDER
         try:
             from tensorboard.compat.proto.event_pb2 import Event
             from torch.utils.tensorboard import RecordWriter
@@ -35,21 +34,21 @@ class TensorBoardRun:
             raise UserError("tracking.tensorboard", problem, remedy) from None
         self._event, self._writer = Event, RecordWriter
 
-    def begin(self, rows: Sequence[Mapping[str, Any]], start_iteration: int | None, trouble: DiskTrouble) -> None:
+    def begin(
+        self, rows: Sequence[Mapping[str, Any]], start_iteration: int | None, trouble: DiskTrouble
+    ) -> PatientFile:
         """A file that hides what older ones say after `start_iteration`; None: whatever they say.
 
         `rows` are those of metrics.jsonl so far: they are written too where there is no older file.
         """
-        try:
-            self._folder.mkdir(exist_ok=True)
-            numbers = [int(path.suffix[1:]) for path in self._folder.glob(f"{NAME}*") if path.suffix[1:].isdecimal()]
-            self._file = PatientFile(self._folder / f"{NAME}{max(numbers, default=0) + 1:06d}", trouble)
-        except OSError as error:
-            return self._warn(f"tensorboard: {error.filename} cannot be written ({error.strerror})")
+        self._folder.mkdir(exist_ok=True)
+        numbers = [int(path.suffix[1:]) for path in self._folder.glob(f"{NAME}*") if path.suffix[1:].isdecimal()]
+        self.file = PatientFile(self._folder / f"{NAME}{max(numbers, default=0) + 1:06d}", trouble)
         self._write(0, file_version="brain.Event:2")
         self._write(0 if start_iteration is None else start_iteration + 1, session_log={"status": "START"})
         for row in () if numbers else rows:
             self.log(int(row["iteration"]), row)
+        return self.file
 
     def log(self, iteration: int, metrics: Mapping[str, float | None]) -> None:
         values = [
@@ -59,15 +58,6 @@ class TensorBoardRun:
         ]
         self._write(iteration, summary={"value": values})
 
-    def sync(self) -> None:
-        if self._file is not None:
-            self._file.write(sync=True)
-
-    def close(self) -> None:
-        if self._file is not None and not self._file.write():
-            self._warn("tensorboard: the newest events could not be written; metrics.jsonl is complete")
-
     def _write(self, step: int, **content: Any) -> None:
-        if self._file is not None:
-            event = self._event(wall_time=time.time(), step=step, **content)
-            self._writer(self._file).write(event.SerializeToString())
+        event = self._event(wall_time=time.time(), step=step, **content)
+        self._writer(self.file).write(event.SerializeToString())

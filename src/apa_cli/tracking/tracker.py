@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.secrets import redact
@@ -63,7 +62,7 @@ class Tracker:
                 note=self.note,
                 warn=self.warn,
             )
-            self._tensorboard = TensorBoardRun(run_dir, warn=self.warn) if config.tracking.tensorboard else None
+            self._tensorboard = TensorBoardRun(run_dir) if config.tracking.tensorboard else None
             self._opened = opened.pop_all()
 
     def begin(self) -> Tracker:
@@ -72,10 +71,9 @@ class Tracker:
         start, trouble = self._start_iteration, self._trouble
         self._samples = JsonLines(self.run_dir / SAMPLES_FILE, start_iteration=start, trouble=trouble)
         self._metrics = JsonLines(self.run_dir / METRICS_FILE, start_iteration=start, trouble=trouble)
-        if self._tensorboard is not None:
-            self._tensorboard.begin(self._metrics.read(), start, trouble)
-            self._opened.callback(self._tensorboard.close)
         self._written = [self._metrics, self._samples, self._run_log.open(self.run_dir / LOG_FILE)]
+        if self._tensorboard is not None:
+            self._written.append(self._tensorboard.begin(self._metrics.read(), start, trouble))
         return self
 
     def note(self, message: str) -> None:
@@ -92,9 +90,8 @@ class Tracker:
 
     def log(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
         """All metrics of one iteration, with those of its evaluation if there is one."""
-        merged = {**self._held.pop(iteration, {}), **metrics}
         self._sample(iteration, samples, "training")
-        self._write(iteration, merged, samples)
+        self._write(iteration, {**self._held.pop(iteration, {}), **metrics}, samples)
 
     def log_evaluation(self, iteration: int, metrics: Mapping[str, float], samples: Sequence[Sample]) -> None:
         """An evaluation; the names begin with `eval/`.
@@ -111,9 +108,8 @@ class Tracker:
 
     def sync(self) -> bool:
         """Flush metrics and samples to the disk. Returns whether that succeeded."""
-        if self._tensorboard is not None:
-            self._tensorboard.sync()
-        return all([self._metrics.write(sync=True), self._samples.write(sync=True)])
+        written = [file.write(sync=True) for file in self._written]
+        return written[0] and written[1]
 
     def copy_to(self, folder: Path) -> None:
         """Copy metrics and samples, including lines that a full disk has refused."""
@@ -137,8 +133,8 @@ class Tracker:
             _log.debug("", exc_info=True)
         for when, outcome in (("before", summary.before), ("after", summary.after)):
             figures = asdict(outcome)
-            figures |= {f"reward/{name}": value for name, value in figures.pop("parts").items()}
-            self._wandb.summarise({f"{when}/{name}": value for name, value in figures.items()})
+            parts = {f"reward/{name}": value for name, value in figures.pop("parts").items()}
+            self._wandb.summarise({f"{when}/{name}": value for name, value in (figures | parts).items()})
         lines = summary_lines(summary)
         for line in lines:
             _log.info(line, extra={"terminal": False})
@@ -155,14 +151,16 @@ class Tracker:
                 self._flush_held()
             finally:
                 self._wandb.finish(exit_code, seconds=seconds)
-                self._report_unwritten()
+                for file in self._written:
+                    if not file.write() and file.problem is not None:
+                        lines = file.pending.count(b"\n")
+                        lost = "1 line" if lines == 1 else f"{lines} lines"
+                        self.warn(f"{lost} of {file.path} could not be written ({file.problem.strerror}), and are lost")
 
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         deadline = getattr(error, "deadline", None)  # after a signal
         seconds = None if deadline is None else max(0.0, deadline - time.monotonic() - 1.0)
         self.close(0 if kind is None else 130 if issubclass(kind, KeyboardInterrupt) else 1, seconds=seconds)
@@ -187,10 +185,3 @@ class Tracker:
         """Write evaluations whose iteration was interrupted."""
         for iteration in sorted(self._held):
             self._write(iteration, self._held.pop(iteration), ())
-
-    def _report_unwritten(self) -> None:
-        """Warn of lines that could not be written."""
-        for file in self._written:
-            if not file.write() and file.problem is not None and (lines := file.pending.count(b"\n")):
-                lost = "1 line" if lines == 1 else f"{lines} lines"
-                self.warn(f"{lost} of {file.path} could not be written ({file.problem.strerror}), and are lost")

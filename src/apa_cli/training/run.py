@@ -34,8 +34,7 @@ from apa_cli.rewards.function import check_functions
 from apa_cli.rewards.http import probe_served
 from apa_cli.rewards.math import check_answers
 from apa_cli.rewards.preview import check_templates, how_scored, readings
-from apa_cli.rewards.scorers import Scorers, load_scorers
-from apa_cli.rewards.weighted import by_role
+from apa_cli.rewards.scorers import Scorers, by_role, load_scorers
 from apa_cli.rollouts.agreement import check_agreement
 from apa_cli.rollouts.sources import Logged, Sampled, Source
 from apa_cli.runs.folders import SUMMARY_FILE

@@ -3,8 +3,6 @@
 import gzip
 import json
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 from hh_data import SAMPLE, hh_file
 
@@ -31,14 +29,6 @@ def test_everything_trains_when_nothing_is_held_out(tmp_path, tokenizer, config)
     assert (texts(training), len(held_out)) == (["a", "b", "a"], 0)
     assert [prompt.columns for prompt in training.prompts] == [{"n": 1}, {"n": 2}, {"n": 3}]
     assert (training.cut, training.dropped, training.withheld, training.source) == (0, 0, 0, str(path))
-
-
-def test_progress_hears_of_every_part(tmp_path, chat_tokenizer, config):
-    path = write_rows(tmp_path / "a.jsonl", [{"prompt": [{"role": "user", "content": f"a {i}"}]} for i in range(250)])
-    heard = []
-    load_prompts(config(path), chat_tokenizer, evaluation_prompts=0, seed=0, progress=lambda *said: heard.append(said))
-    expected = [("read", 0, 0), ("read", 100, 0), ("read", 200, 0)]
-    assert heard == [*expected, *(("render", done, 250) for done in (0, 100, 200)), ("tokenize", 0, 250)]
 
 
 def test_held_out_prompts_are_chosen_by_the_seed_and_never_trained_on(tmp_path, tokenizer, config):
@@ -143,16 +133,6 @@ def test_overlong_prompts_are_dropped(tmp_path, tokenizer, config):
     assert (training.cut, training.dropped, held_out.dropped) == (0, 2, 0)
     with pytest.raises(UserError, match=r"data.max_prompt_tokens: every prompt .* longer than 2 tokens"):
         load_prompts(config(path, max_prompt_tokens=2, overlong="drop"), tokenizer, evaluation_prompts=0, seed=0)
-
-
-def test_chat_from_parquet(tmp_path, chat_tokenizer, config):
-    rows = [{"messages": [{"role": "user", "content": "hello"}], "n": 1}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
-    settings = config(tmp_path / "a.parquet", prompt_column="messages")
-    training, _ = load_prompts(settings, chat_tokenizer, evaluation_prompts=0, seed=0)
-    prompt = training.prompts[0]
-    assert chat_tokenizer.decode(prompt.token_ids) == "<s>[user]hello[assistant]"
-    assert (prompt.text, prompt.messages, prompt.columns) == ("hello", tuple(rows[0]["messages"]), {"n": 1})
 
 
 LONG = [("system", "S"), ("user", "one"), ("assistant", "1"), ("user", "two"), ("assistant", "2"), ("user", "three")]

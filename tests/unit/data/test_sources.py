@@ -165,12 +165,6 @@ def test_hub_errors_are_one_line(folder, monkeypatch, error, expected):
     assert expected in message_of("org/x")
 
 
-def test_the_hub_is_not_reached_offline(folder, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "the Hub cannot be reached" in message_of("no-such-org/no-such-set")
-
-
 @pytest.mark.parametrize("name", ["json", "csv", "pandas", "imagefolder"])
 def test_a_reader_of_datasets_is_not_a_data_set(folder, name):
     assert f"'{name}' is a reader" in message_of(name)

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, PromptTuningConfig, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_models import CPU, make_config, save_encoder_reward, save_policy, save_reward
 from transformers import AutoModelForSequenceClassification
 
@@ -103,32 +104,24 @@ def test_from_the_hub(policy, tmp_path, plain_tokenizer, monkeypatch):
     assert not any("bin" in pattern for pattern in asked[0][2])
 
 
-def drop_head(folder, tmp_path):
-    from safetensors.torch import load_file, save_file
+def with_weights(change):
+    def spoil(folder, tmp_path):
+        weights = load_file(folder / "adapter_model.safetensors")
+        save_file(change(weights), folder / "adapter_model.safetensors")
 
-    weights = load_file(folder / "adapter_model.safetensors")
-    save_file({n: t for n, t in weights.items() if "score" not in n}, folder / "adapter_model.safetensors")
-
-
-def spare_weight(folder, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "adapter_model.safetensors")
-    save_file({**weights, "base_model.model.more": torch.zeros(1)}, folder / "adapter_model.safetensors")
+    return spoil
 
 
-def elsewhere(folder, tmp_path):
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/no/such/base"}))
+def with_config(**changes):
+    def spoil(folder, tmp_path):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+
+    return spoil
 
 
 def pickled(folder, tmp_path):
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-
-
-def nameless(folder, tmp_path):
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
 
 
 def of_prompts(folder, tmp_path):
@@ -136,17 +129,11 @@ def of_prompts(folder, tmp_path):
     save_adapter(folder, tmp_path / "base", kind=PromptTuningConfig(num_virtual_tokens=2, task_type=TaskType.SEQ_CLS))
 
 
-def of_another_base(folder, tmp_path):
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa_niter_2"}))
-
-
-def not_finite(folder, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    weights = load_file(folder / "adapter_model.safetensors")
-    name = next(name for name in weights if "lora_B" in name)
-    save_file({**weights, name: weights[name] * torch.nan}, folder / "adapter_model.safetensors")
+drop_head = with_weights(lambda weights: {n: t for n, t in weights.items() if "score" not in n})
+spare_weight = with_weights(lambda weights: {**weights, "base_model.model.more": torch.zeros(1)})
+not_finite = with_weights(lambda weights: {n: t * torch.nan if "lora_B" in n else t for n, t in weights.items()})
+elsewhere, nameless = (with_config(base_model_name_or_path=name) for name in ("/no/such/base", None))
+of_another_base = with_config(init_lora_weights="pissa_niter_2")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A reward function that raises, hangs or answers nonsense ends in one line, with the user's own traceback."""
 
 import contextvars
+import math
 import signal
 import sys
 import threading
@@ -34,6 +35,17 @@ def failure(function, timeout=20.0, **settings):
 
 def functions_of(error):
     return [frame.name for frame in traceback.extract_tb(error.__traceback__)]
+
+
+@pytest.mark.parametrize("good", [[1, None], torch.tensor([1.0, torch.nan]), {"rewards": (True, float("nan"))}])
+def test_numbers_of_any_kind_are_taken_and_none_is_no_score(good):
+    first, second = scorer(lambda prompts, responses: good)(ROWS)
+    assert (first, math.isnan(second)) == (1.0, True)
+
+
+def test_what_float32_cannot_hold_is_no_score():
+    assert scorer(lambda prompts, responses: [1e39, torch.tensor([-1e39])])(ROWS) == [math.inf, -math.inf]
+    assert "a whole number beyond every float for row 1" in str(failure(lambda prompts, responses: [0, 10**5000]))
 
 
 @pytest.mark.parametrize("timeout", [None, 20.0])
@@ -137,8 +149,6 @@ def test_what_a_function_keeps_by_thread_stays():
 
 
 def test_a_function_that_needs_the_main_thread_is_told_how():
-    import signal
-
     def alarm(prompts, responses):
         signal.signal(signal.SIGALRM, signal.signal(signal.SIGALRM, signal.SIG_IGN))
         return [1, 2]

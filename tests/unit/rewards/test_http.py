@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import socket
 import threading
 import time
@@ -120,18 +119,6 @@ def test_what_may_pass_is_tried_again(trouble, caplog):
     assert caplog.records[0].getMessage().endswith("; trying again, up to 2 times")
 
 
-def test_a_server_that_begins_while_it_is_asked():
-    port = free_port()
-    results = []
-    asked = reward(f"http://127.0.0.1:{port}/score", retries=9)
-    thread = threading.Thread(target=lambda: results.append(asked(finished(2))))
-    thread.start()
-    time.sleep(0.1)
-    with serving(lengths, port):
-        thread.join(20)
-    assert results == [[0.0, 1.0]]
-
-
 @pytest.mark.parametrize(
     ("answer", "said", "requests"),
     [
@@ -154,14 +141,6 @@ def test_one_line(answer, said, requests):
         line = failure(server.url)
     assert line.startswith(f"reward.url: {server.url} {said}")
     assert len(server.requests) == requests
-
-
-def test_nobody_there():
-    url = f"http://127.0.0.1:{free_port()}/score"
-    line = failure(url)
-    assert line.startswith(
-        f"reward.url: {url} cannot be reached: [Errno 111] Connection refused, in 3 tries; start the"
-    )
 
 
 @pytest.mark.parametrize(
@@ -236,26 +215,6 @@ def test_the_probe_asks_for_one_score():
         probe_served(make_config("p", reward__kind="http", reward__function=None, reward__url=server.url))
     (request,) = server.requests
     assert (len(request["prompts"]), len(request["responses"]), request["columns"]) == (1, 1, {})
-
-
-def test_a_signal_ends_the_wait_at_once(monkeypatch):
-    class Stopped(KeyboardInterrupt):
-        pass
-
-    def handle(number, frame):
-        raise Stopped
-
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        with serving(lambda request: scores([0.0] * 5, delay=5.0)) as server:
-            signal.setitimer(signal.ITIMER_REAL, 0.3)
-            began = time.monotonic()
-            with pytest.raises(Stopped):
-                reward(server.url)(finished())
-            assert time.monotonic() - began < 3
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_failure_stops_the_other_batches():

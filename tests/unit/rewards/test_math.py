@@ -15,7 +15,7 @@ from apa_cli.rewards.final_answer import LONGEST, final_answer, right_answer
 from apa_cli.rewards.math import MathReward, check_answers
 from apa_cli.rewards.math_verifier import Verifier
 from apa_cli.rewards.record import FinishedResponses
-from apa_cli.rewards.weighted import WeightedRewards, complaint, score
+from apa_cli.rewards.scorers import WeightedRewards, complaint, score
 
 
 @pytest.fixture(scope="module")

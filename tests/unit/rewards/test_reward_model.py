@@ -1,4 +1,4 @@
-"""Reward models read what they should, one text like many; reward functions are checked."""
+"""Reward models read what they should, one text like many."""
 
 import json
 import math
@@ -13,7 +13,6 @@ from tiny_models import (
     save_encoder_reward,
     save_policy,
     save_reward,
-    vowels,
 )
 from transformers import AutoModelForSequenceClassification
 
@@ -23,10 +22,8 @@ from apa_cli.data.prompts import collate
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.token_ids import same_tokenizer
-from apa_cli.rewards.function import RewardFunction, load_function
 from apa_cli.rewards.record import FinishedResponses, Scored
-from apa_cli.rewards.scorers import load_reward
-from apa_cli.rewards.weighted import require_scores
+from apa_cli.rewards.scorers import load_reward, require_scores
 from apa_cli.rollouts.generation import sample
 from apa_cli.rollouts.sources import finished_responses
 
@@ -244,21 +241,6 @@ def test_a_long_dialogue_loses_its_oldest_turns_whole(tmp_path):
     assert scorer(one_chat(policy)) == pytest.approx([score_alone(folder, ids)], abs=1e-5)
 
 
-def test_functions_are_given_the_messages_by_name(policy):
-    def by_name(prompts, responses, messages):
-        return [float(len(messages[0]))]
-
-    def all_columns(prompts, responses, **columns):
-        return [float(len(columns["messages"][0]))]
-
-    def neither(prompts, responses):
-        return [0.5]
-
-    for function, expected in ((by_name, 4.0), (all_columns, 4.0), (neither, 0.5)):
-        scorer = RewardFunction(function, "f", key="reward.function")
-        assert scorer(finished(policy, ["p"], ["r"], messages=[DIALOGUE])) == [expected]
-
-
 def test_hh_prompts_become_messages(policy, chat_reward):
     folder, tokenizer = chat_reward
     prompt = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and now?\n\nAssistant:"
@@ -281,15 +263,6 @@ def test_a_torn_hh_prompt_brings_no_system_message(policy, chat_reward, tmp_path
     text = "<|user|>and now?<|end|><|assistant|>{}<|end|>"
     expected = [score_alone(folder, tokenizer(text.format(r.strip()))["input_ids"]) for r in texts.responses]
     assert load(folder, policy)(texts) == pytest.approx(expected, abs=1e-5)
-
-
-def test_a_shared_tokenizer_with_a_template_still_reads_chats(tmp_path):
-    tokenizer = make_tokenizer(chat=True)
-    save_reward(tmp_path / "reward", tokenizer)
-    save_policy(tmp_path / "policy", tokenizer)
-    policy = load_policy(make_config(tmp_path / "policy").policy, CPU)
-    assert not load(tmp_path / "reward", policy).passes_ids_through(chat=False)
-    assert load(tmp_path / "reward", policy, format="text").passes_ids_through(chat=False)
 
 
 @pytest.mark.parametrize(
@@ -318,13 +291,6 @@ def test_of_classes_the_score_is_the_labels_log_odds(policy, tmp_path, plain_tok
     assert scorer.describe_score() == (f"the log-odds of {name} among {labels}" if log_odds else f"the value of {name}")
 
 
-def test_the_evaluator_is_named_in_its_errors(policy, tmp_path, plain_tokenizer):
-    save_reward(tmp_path, plain_tokenizer, labels=3)
-    config = RewardConfig(path=str(tmp_path))
-    with pytest.raises(UserError, match=r"^evaluation\.reward\.label: "):
-        load_reward(config, policy, CPU, key="evaluation.reward", microbatch_tokens=10)
-
-
 def test_long_texts_are_cut_on_the_left(policy, reward_dir, tmp_path, plain_tokenizer):
     rows = finished(policy, ["the quick brown fox"], [" jumps"])
     ids = rows.token_ids[0]
@@ -337,43 +303,6 @@ def test_long_texts_are_cut_on_the_left(policy, reward_dir, tmp_path, plain_toke
     assert got == pytest.approx([score_alone(tmp_path, [long[0], *long[-63:]])], abs=1e-5)
 
 
-def test_functions_by_module_and_by_file(policy, tmp_path):
-    assert load_function("tiny_models:vowels", "reward.function") is vowels
-    file = tmp_path / "mine.py"
-    file.write_text("def length(prompts, responses):\n    return [len(r) for r in responses]\n")
-    config = RewardConfig(kind="function", function=f"{file}:length")
-    scorer = load_reward(config, policy, CPU, microbatch_tokens=1)
-    assert scorer(finished(policy)) == [10.0, 27.0, 0.0]
-
-
-@pytest.mark.parametrize("good", [[1, 2.5, True], torch.tensor([1.0, 2.5, 1.0]), (1, 2.5, 1)])
-def test_numbers_of_any_kind_are_taken(policy, good):
-    assert RewardFunction(lambda prompts, responses: good, "f", key="k")(finished(policy)) == [1.0, 2.5, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        ("abc", "returned str"),
-        (1.0, "returned float"),
-        ([1.0, 10**5000, 1.0], "a whole number beyond every float for row 1"),
-        ({0: 1.0, 1: 1.0, 2: 1.0}, "returned dict"),
-    ],
-)
-def test_answers_that_are_no_scores(policy, answer, words):
-    with pytest.raises(UserError, match=words) as caught:
-        RewardFunction(lambda prompts, responses: answer, "mine:f", key="reward.function")(finished(policy))
-    assert str(caught.value).startswith("reward.function: mine:f returned")
-    assert "\n" not in str(caught.value)
-
-
-def test_none_is_no_score_and_so_is_what_float32_cannot_hold(policy):
-    answer = [None, 1e39, torch.tensor([2.0])]
-    scores = RewardFunction(lambda prompts, responses: answer, "mine:f", key="reward.function")(finished(policy))
-    assert math.isnan(scores[0])
-    assert scores[1:] == [math.inf, 2.0]
-
-
 def test_a_score_that_is_not_finite_is_passed_on_and_can_be_refused(policy, reward_dir):
     scorer = load(reward_dir, policy)
     with torch.no_grad():
@@ -382,11 +311,4 @@ def test_a_score_that_is_not_finite_is_passed_on_and_can_be_refused(policy, rewa
     assert all(map(math.isnan, scores))
     with pytest.raises(UserError, match=r"reward\.path: .* scored response 0 as nan; try precision=fp32"):
         require_scores(scorer, Scored(scores=scores))
-
-    for bad in (math.nan, math.inf, -math.inf):
-        function = RewardFunction(lambda prompts, responses, bad=bad: [1, bad, 2], "mine:f", key="reward.function")
-        scores = function(finished(policy))
-        assert [scores[0], scores[2]] == [1.0, 2.0]
-        with pytest.raises(UserError, match=rf"^reward\.function: mine:f returned {bad} for row 0; return finite"):
-            require_scores(function, Scored(scores=[bad, bad]))
-        require_scores(function, Scored(scores=scores))
+    require_scores(scorer, Scored(scores=[math.nan, 1.0]))

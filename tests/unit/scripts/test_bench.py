@@ -83,7 +83,7 @@ def test_one_job_measured_anew_leaves_the_others_as_they_were(
     target = tmp_path / "performance.md"
     monkeypatch.setattr(bench, "PAGE", target)
     target.write_text("Prose.\n<!-- performance: written -->\nold\n<!-- end of performance -->\nTried.\n", "utf-8")
-    words = ["--device", "cpu", "--output", str(tmp_path / "out")]
+    words = ["--output", str(tmp_path / "out")]
     monkeypatch.setattr(bench, "commit", lambda: "abc1234")
     assert bench.main([*words, "--jobs", "fixed-2k"]) == 0
     monkeypatch.setattr(bench, "commit", lambda: "def5678")

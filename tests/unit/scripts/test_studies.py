@@ -58,7 +58,7 @@ def test_steering_is_shown_over_its_target_and_beside_the_nearest_fixed_lambda(t
     lines = beside.STEER.lines(found, SIZE, tmp_path)
     assert "- evaluator at equal KL: higher than λ 0.3: 5 nats from λ 3." in lines
     row = next(cells(line) for line in lines if line.startswith("| 5 nats, from λ 3 |"))
-    assert row[1:] == ["5.40 ± 0.00", "1.08 ± 0.00", "5.00 ± 0.00", "1.60 ± 1.27", "1.00"]
+    assert row[1:] == ["5.40 ± 0.00", "1.08 ± 0.00", "5.00 ± 0.00", "1.60 ± 1.27", "1.00 ± 0.00"]
     assert (tmp_path / "methods_steer.png").stat().st_size > 5000
 
 
@@ -87,41 +87,10 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
     put("plain", 0.3, 1.0, gone=False)
     put("scaled3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
     lines = stability.lines(found, SIZE, tmp_path)
-    best = "the best of them reaches {} at λ {}, learning rate 0.0003."
-    assert f"- squared error: no seed is lost in 1 of 2 cells; {best.format('1.00', '0.3')}" in lines
-    assert f"- target_bound 3: no seed is lost in 1 of 1 cells; {best.format('2.00', '0.1')}" in lines
+    assert "- squared error: no seed is lost in 1 of 2 cells." in lines
+    assert "- target_bound 3: no seed is lost in 1 of 1 cells." in lines
     assert "| squared error | 0.1 | – | 1 of 2, 3.00 (KL 4.00) | – |" in lines
     assert "| target_bound 3 | 0.1 | 0.0003 | 0 of 1 | 2.00 | 4.00 | 0.40 |" in lines
-
-
-def test_group_is_compared_with_the_critic_at_equal_kl_and_by_seed(tmp_path: Path):
-    found = runs.Found()
-
-    def put(baseline: str, kl: float, rewards: tuple[float, float], cpu: float) -> None:
-        found[f"apa_{baseline}"] = [
-            run(seed, [kl] * 6, [evaluation(0, 0, 0), evaluation(6, kl, reward)], **{"time/cpu": cpu})
-            for seed, reward in enumerate(rewards, start=1)
-        ]
-
-    # On the straight line from 0 the critic's runs are at 2 nats at 0.8 (1.2) and at 5 nats, the end, at 2 (3); the
-    # group's, which go on to 10 nats, at 2 nats at 0.8 (1.1) and at 5 nats at 2 (2.75).
-    put("critic", 5.0, (2.0, 3.0), 2.0)
-    put("group4", 10.0, (4.0, 5.5), 1.0)
-    put("group4_scaled", 5.0, (1.0, 2.0), 1.5)  # 0.4 less at 2 nats and 1 less at 5 with either seed
-    lines = beside.GROUP.lines(found, SIZE, tmp_path)
-    # Differences 0 and -0.1, and 0 and -0.25: t with one degree of freedom is 12.706, times half of their distance.
-    assert "- evaluator at 2 nats: APA with group of 4 − APA with critic = -0.05 ± 0.64 over 2 pairs of seeds." in lines
-    assert "- evaluator at 5 nats: APA with group of 4 − APA with critic = -0.12 ± 1.59 over 2 pairs of seeds." in lines
-    lower = "APA with group of 4, scaled is lower than APA with critic by 1.00 ± 0.00 over 2 pairs of seeds."
-    assert f"- evaluator at 5 nats: {lower}" in lines
-    cheaper = "APA with group of 4 is lower than APA with critic by 1.00 ± 0.00 over 2 pairs of seeds."
-    assert f"- CPU seconds per iteration: {cheaper}" in lines
-    equal = "no significant difference from APA with critic: APA with group of 4; lower than APA with critic: APA with"
-    assert any(line.startswith(f"- evaluator at equal KL: {equal} group of 4, scaled") for line in lines)
-    row = next(cells(line) for line in lines if line.startswith("| APA") and "| group of 4 |" in line)
-    assert row[2:4] == ["4.75 ± 9.53", "10.00 ± 0.00"]
-    assert row[6] == "1.00 ± 0.00"
-    assert (tmp_path / "methods_group.png").stat().st_size > 5000
 
 
 def test_settings_that_two_studies_share_are_the_same():

@@ -51,13 +51,6 @@ def test_a_run_that_begins_with_it_later_shows_what_was_before(tmp_path, config)
     assert sorted(shown(tmp_path)) == [0, 1, 2, 3, 4, 5]
 
 
-def test_files_that_cannot_be_written_cost_a_warning(tmp_path, config, capsys):
-    (tmp_path / "tensorboard").write_text("")
-    track(config, tmp_path, range(3))
-    assert capsys.readouterr().err.count("warning: ") == 1
-    assert len(read_metrics(tmp_path)) == 3
-
-
 @pytest.mark.parametrize("broken", ["", "raise TypeError('Descriptors cannot be created directly.')"])
 def test_no_tensorboard_is_said_at_once(tmp_path, monkeypatch, broken):
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard"]:
@@ -69,7 +62,7 @@ def test_no_tensorboard_is_said_at_once(tmp_path, monkeypatch, broken):
         monkeypatch.setitem(sys.modules, "tensorboard", None)
     problem = "cannot be imported .Descriptors" if broken else "is not installed"
     with pytest.raises(UserError, match=f"tracking.tensorboard: tensorboard {problem}"):
-        TensorBoardRun(tmp_path, warn=pytest.fail)
+        TensorBoardRun(tmp_path)
 
 
 def test_it_is_imported_only_where_it_is_chosen(tmp_path):

@@ -18,8 +18,7 @@ from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
 from apa_cli.models.roles import Models
 from apa_cli.rewards.record import Scored
-from apa_cli.rewards.scorers import Scorers
-from apa_cli.rewards.weighted import complaint
+from apa_cli.rewards.scorers import Scorers, complaint
 from apa_cli.rollouts.agreement import check_first_rollout
 from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.trajectory import Trajectory

@@ -10,8 +10,7 @@ from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.rewards.function import RewardFunction
 from apa_cli.rewards.record import FinishedResponses, Scored
-from apa_cli.rewards.scorers import load_reward, load_scorers
-from apa_cli.rewards.weighted import WeightedRewards, complaint, score
+from apa_cli.rewards.scorers import WeightedRewards, complaint, load_reward, load_scorers, score
 from apa_cli.training.memory_plan import make_plan
 
 
