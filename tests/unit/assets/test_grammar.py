@@ -59,21 +59,9 @@ def test_spacing_and_case_do_not_change_the_sentiment() -> None:
     assert judge("It was good . What a treat !") == judge("it was good. what a treat!") == pytest.approx(1.0)
 
 
-def test_repetition_does_not_pay() -> None:
-    once = "it was superb. the staff were kind."
-    assert judge(once + " the staff were kind.") < judge(once)
-    assert judge("superb " * 20) == -1.0
-    assert judge("superb. " * 2) == -2.0
-    assert judge("it was superb. " * 8) < judge("it was superb.")
-
-
 @pytest.mark.parametrize("response", [" ", "...", "!?", "<pad><eos>", "ünïcode 日本 \x00", "a" * 5000, ". " * 500])
 def test_any_text_gets_a_finite_score_and_none_of_these_pays(response: str) -> None:
     assert -300 < judge(response) <= -1.0
-
-
-def test_reward_function_signature_takes_extra_columns() -> None:
-    assert grammar.sentiment(["a", "b"], ["it was good.", ""], source=["x", "y"]) == pytest.approx([0.4, -1.0])
 
 
 def test_words_without_an_opinion_are_never_counted_as_one() -> None:
@@ -110,13 +98,6 @@ def test_training_and_held_out_prompts_are_unique_and_disjoint(prompts: dict[str
     assert (len(train), len(held_out)) == (2000, 256)
     assert (len(prompts["prompts"]), len(prompts["eval_prompts"])) == (2000, 256)
     assert not train & held_out
-
-
-def test_preferences_are_two_reviews_of_a_training_prompt(prompts: dict[str, list[str]]) -> None:
-    rows = [json.loads(line) for line in (REVIEWS / "preferences.jsonl").read_text().splitlines()]
-    assert len(rows) == 2000
-    assert all(set(row) == {"prompt", "chosen", "rejected"} and row["chosen"] != row["rejected"] for row in rows)
-    assert {row["prompt"] for row in rows} <= set(prompts["prompts"])
 
 
 def test_every_word_of_the_grammar_is_one_token(tokenizer) -> None:

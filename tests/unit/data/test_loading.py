@@ -23,14 +23,6 @@ def texts(prompts):
     return [prompt.text for prompt in prompts.prompts]
 
 
-def test_everything_trains_when_nothing_is_held_out(tmp_path, tokenizer, config):
-    path = write_rows(tmp_path / "a.jsonl", [{"prompt": "a", "n": 1}, {"prompt": "b", "n": 2}, {"prompt": "a", "n": 3}])
-    training, held_out = load_prompts(config(path), tokenizer, evaluation_prompts=0, seed=0)
-    assert (texts(training), len(held_out)) == (["a", "b", "a"], 0)
-    assert [prompt.columns for prompt in training.prompts] == [{"n": 1}, {"n": 2}, {"n": 3}]
-    assert (training.cut, training.dropped, training.withheld, training.source) == (0, 0, 0, str(path))
-
-
 def test_held_out_prompts_are_chosen_by_the_seed_and_never_trained_on(tmp_path, tokenizer, config):
     path = write_prompts(tmp_path / "a.jsonl", [f"p{number % 30}" for number in range(90)])
     training, held_out = load_prompts(config(path), tokenizer, evaluation_prompts=10, seed=0)
@@ -95,12 +87,6 @@ def test_overlong_prompts_are_cut_on_the_left(tmp_path, wrapping_tokenizer, conf
     assert [len(prompt.token_ids) for prompt in training.prompts] == [4, 4, 4]
     assert all(prompt.token_ids[0] == 0 for prompt in training.prompts)
     assert (training.cut, training.dropped) == (2, 0)
-
-
-def test_prompts_that_a_cut_makes_equal_are_not_on_both_sides(tmp_path, tokenizer, config):
-    path = write_prompts(tmp_path / "a.jsonl", ["1tail", "2tail", "3tail", "other"])
-    training, held_out = load_prompts(config(path, max_prompt_tokens=4), tokenizer, evaluation_prompts=1, seed=0)
-    assert not set(texts(training)) & set(texts(held_out))
 
 
 def write_chats(path, *chats):

@@ -66,33 +66,22 @@ def said(tokenizer):
     ]
 
 
-def test_a_response_gets_an_end_unless_it_is_cut(load, said):
-    logged = load([{"prompt": "p", "response": " yes"}, {"prompt": "q", "response": "x" * 30}])
-    assert said(logged) == [("p", " yes", True, True), ("q", "x" * 20, False, False)]
-    assert (logged.prompts, logged.cut, logged.astray) == (2, 1, 0)
-    assert [row.logged.score for row in logged.rows] == [None, None]
-
-
-def test_a_response_whose_end_is_the_last_token_allowed_is_complete(load, said):
-    (row,) = load([{"prompt": "p", "response": "x" * 19}]).rows
-    assert (len(row.logged.token_ids), row.logged.token_ids[-1], row.logged.ended) == (20, EOS, True)
-    (row,) = load([{"prompt": "p", "response": "x" * 20}]).rows
-    assert (len(row.logged.token_ids), row.logged.token_ids[-1] == EOS, row.logged.ended) == (20, False, False)
-
-
-def test_what_follows_an_end_in_the_text_is_not_learnt(load, said):
-    (row,) = load([{"prompt": "p", "response": "yes</s></s>more"}]).rows
-    assert row.logged.token_ids.count(EOS) == 1
-    assert said(load([{"prompt": "p", "response": "yes</s>more"}])) == [("p", "yes", True, True)]
-
-
-def test_a_response_ends_with_its_first_stop_string(load, said):
-    logged = load([{"prompt": "p", "response": "one\nHuman: two STOP"}], stop=["STOP", "Human:"])
-    assert said(logged) == [("p", "one\nHuman:", False, True)]
-
-
-def test_an_empty_response_is_an_end_alone(load, said):
-    assert [row.logged.token_ids for row in load([{"prompt": "p", "response": ""}]).rows] == [(EOS,)]
+@pytest.mark.parametrize(
+    ("response", "text", "closed", "ended"),
+    [
+        (" yes", " yes", True, True),
+        ("", "", True, True),
+        ("x" * 19, "x" * 19, True, True),
+        ("x" * 20, "x" * 20, False, False),
+        ("yes</s></s>more", "yes", True, True),
+        ("one\nHuman: two STOP", "one\nHuman:", False, True),
+    ],
+)
+def test_a_response_gets_an_end_unless_it_has_one_or_is_cut(load, said, response, text, closed, ended):
+    logged = load([{"prompt": "p", "response": response}], stop=["STOP", "Human:"])
+    assert said(logged) == [("p", text, closed, ended)]
+    assert (logged.prompts, logged.cut, logged.astray, logged.rows[0].logged.score) == (1, not ended, 0, None)
+    assert logged.rows[0].logged.token_ids.count(EOS) == closed
 
 
 def test_pairs_are_two_responses_to_a_prompt(load, said):
@@ -111,12 +100,6 @@ def test_scores_come_from_the_column_that_is_named(load, said):
     table = "prompt,response,reward\np,a,0.25\n"
     logged = load([], name="a.csv", content=table, data__score_column="reward")
     assert [row.logged.score for row in logged.rows] == [0.25]
-
-
-def test_hh_dialogues_give_the_last_turn_of_both(load, said):
-    before = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
-    logged = load([{"chosen": f"{before} good", "rejected": f"{before} bad"}])
-    assert [row[:2] for row in said(logged)] == [(before, " good"), (before, " bad")]
 
 
 def test_a_rejected_dialogue_that_went_another_way_is_left_out(load, said):
@@ -220,7 +203,6 @@ def test_a_response_is_read_after_its_prompt():
 
 
 BAD = [
-    ([{"prompt": "p", "answer": "x"}], {}, "has neither 'chosen' and 'rejected' nor 'response' beside the prompt"),
     ([{"prompt": "p", "response": "x"}], {"data__response_column": "answer"}, "has no column 'answer' beside"),
     ([{"prompt": "p", "response": "x"}], {"data__score_column": "score"}, "has no column 'score', of data.score_col"),
     (
@@ -228,9 +210,7 @@ BAD = [
         {"data__score_column": "score"},
         "has no column 'score_chosen', of data.score_column=score",
     ),
-    ([{"prompt": "p", "response": None}], {}, "line 1: 'response' is null, not a string"),
     ([{"prompt": "p", "response": "\ud800"}], {}, "line 1: 'response' holds half a surrogate pair"),
-    ([{"prompt": "p", "response": "x", "score": "high"}], {"data__score_column": "score"}, "'score' is a string, not"),
     ([{"prompt": "p", "response": "x", "score": ""}], {"data__score_column": "score"}, "'score' is a string, not"),
     ([{"prompt": "p", "response": "x", "score": True}], {"data__score_column": "score"}, "'score' is true or false"),
     (
@@ -243,7 +223,6 @@ BAD = [
         {"data__score_column": "score"},
         "'score' is not finite",
     ),
-    ([{"prompt": "p", "response": [{"role": "assistant", "content": "x"}]}], {}, "and the prompt is text; set data.fo"),
     ([{"chosen": f"{ASK} good", "rejected": None}], {"data__format": "hh"}, "'rejected' is null"),
     (
         [{"prompt": "p", "response": None}, {"prompt": "q", "response": " "}],

@@ -62,11 +62,6 @@ def test_a_template_that_drops_the_system_message_in_silence(with_template):
         encode([chat_row(("system", "S"), ("user", "a"))], tokenizer)
 
 
-def test_a_template_that_refuses(chat_tokenizer):
-    with pytest.raises(UserError, match="p, line 4: the chat template refuses the messages: tools are not"):
-        encode([chat_row(("tool", "a"), ("user", "b"))], chat_tokenizer)
-
-
 def test_a_prompt_without_tokens(wrapping_tokenizer):
     with pytest.raises(UserError, match=r"p.jsonl, line 1: the tokenizer makes no tokens"):
         encode([text_row("")], wrapping_tokenizer)
