@@ -142,8 +142,9 @@ def _append(file: Path, made: dict[str, list[float]]) -> None:
         lines.append(json.dumps({"prompt": key, "scores": kept, "sha256": _checksum(key, kept)}) + "\n")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        torn = file.is_file() and not file.read_bytes().endswith(b"\n")
         with file.open("a", encoding="utf-8") as opened:
-            opened.write("\n" + "".join(lines))  # the line before may be torn
+            opened.write("\n" * torn + "".join(lines))
     except OSError as error:
         _log.warning("reference scores could not be kept (%s): the next run draws them again", error)
 
