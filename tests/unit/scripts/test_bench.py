@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +117,6 @@ def test_a_contestant_that_ends_is_left_out_with_its_last_line(tmp_path: Path, m
     assert found["apa-shared"]["warm_up"]["beyond_bytes"] == 2
 
 
-def test_words_are_tokens():
-    """A text of n words is n tokens, also where a response was put right behind its prompt."""
-    tokenizer = materials._word_tokenizer(50)
-    assert tokenizer("w7 w49 w2")["input_ids"] == [7, 49, 2]
-    assert tokenizer("w7 w49" + "w2 w3")["input_ids"] == [7, 49, 2, 3]
-    assert tokenizer.decode([7, 49, 2]) == "w7 w49 w2"
-
-
 def test_materials_lay_out_the_order_that_the_trainer_follows(tmp_path: Path):
     """The batches' prompts are those that the trainer's own stream gives, cut to the job's length."""
     from transformers import AutoTokenizer
@@ -140,15 +131,3 @@ def test_materials_lay_out_the_order_that_the_trainer_follows(tmp_path: Path):
     assert batches[0][0]["text"] != texts[0]  # shuffled
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "policy")
     assert tokenizer(batches[2][5]["text"])["input_ids"] == batches[2][5]["ids"]
-
-
-def test_the_hh_job_has_a_tokenizer_of_the_dialogues(tmp_path: Path):
-    job = jobs.quick(JOBS["hh"])
-    job = replace(job, shape=replace(job.shape, vocabulary=300))
-    said = [f"\n\nHuman: Is {n} odd?\n\nAssistant:" for n in range(200)]
-    data = tmp_path / "hh.jsonl"
-    data.write_text("".join(json.dumps({"chosen": s + " Yes.", "rejected": s + " No."}) + "\n" for s in said), "utf-8")
-    assert materials.build(job, tmp_path / "job", data, iterations=2) == data
-    batches = json.loads((tmp_path / "job" / "batches.json").read_text("utf-8"))
-    assert [len(batch) for batch in batches] == [job.responses] * 2
-    assert json.loads((tmp_path / "job" / "reward" / "config.json").read_text("utf-8"))["vocab_size"] == 300

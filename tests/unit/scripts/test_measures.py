@@ -125,9 +125,3 @@ def test_too_few_pairs_or_no_difference_decide_nothing():
     assert nobody.value is None
     assert alone.sentence().startswith("reward: fewer than two seeds in which APA and PPO both reach it")
     assert "the same for APA and PPO over 2 pairs" in same.sentence()
-
-
-def test_a_figure_says_over_how_many_seeds_it_is_where_not_all_have_it():
-    runs = [run([(0, 0, 0), (1, kl, 1.0)], seed=seed) for seed, kl in enumerate((3.0, 3.0, 1.0))]
-    assert measures.shown(runs, "eval/evaluator") == "1.00 ± 0.00"
-    assert measures.shown(runs, lambda run: measures.reward_at_kl(run, 2.0)) == "0.67 ± 0.00 (2 of 3)"

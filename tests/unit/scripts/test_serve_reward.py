@@ -13,7 +13,7 @@ from tiny_models import CPU, make_config
 from apa_cli.config.schema import RewardConfig, ScorerConfig
 from apa_cli.errors import UserError
 from apa_cli.models.policy_loading import load_policy
-from apa_cli.rewards.http import HttpReward, probe_served
+from apa_cli.rewards.http import HttpReward
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rewards.scorers import load_reward
 
@@ -75,8 +75,3 @@ def test_odd_requests_and_the_token(serve, monkeypatch):
         ask(guarded, one, api_key_env="REWARD_TOKEN")
     monkeypatch.setenv("REWARD_TOKEN", "right")
     assert len(ask(guarded, one, api_key_env="REWARD_TOKEN")) == 1
-
-
-def test_the_probe_passes(serve):
-    for options in ((), ("--token-ids",)):
-        probe_served(make_config("p", reward__kind="http", reward__function=None, reward__url=serve(*options)))

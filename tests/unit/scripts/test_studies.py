@@ -199,13 +199,6 @@ def test_the_paper_is_judged_on_fresh_seeds_of_what_the_tuning_seed_chose(tmp_pa
     assert (tmp_path / "images" / "results_paper.png").stat().st_size > 5000
 
 
-def test_the_paper_runs_its_grid_and_then_the_chosen():
-    whole = runs.Size(quick=False, seeds=range(1, 6), iterations=60, prompts=128)
-    assert len(paper.settings(whole)) == 27
-    stages = [(len(settings), list(seeds)) for settings, seeds in paper.stages(QUICK, paper_runs)]
-    assert stages == [(6, [0]), (3, [1, 2])]
-
-
 def put(found: runs.Found, name: str, ends: list[float], **more: float) -> None:
     """Runs of the tuning seed and of the seeds from 1 on, at 4 nats, with these rewards at the end."""
     found[name] = [run(seed, [], [evaluation(0, 0, 0), {**evaluation(6, 4.0, end), **more}])
@@ -223,16 +216,6 @@ def test_every_study_writes_all_its_settings_and_pictures(name: str, tmp_path: P
     rows = [line for line in lines if line.startswith("|") and "±" in line]
     assert len(rows) == len(settings) and not any("nan" in row or "inf" in row for row in rows)
     assert name == "stability" or (tmp_path / f"methods_{name}.png").stat().st_size > 5000
-
-
-def test_offline_compares_the_best_of_each_and_counts_from_the_initial_policy(tmp_path: Path):
-    found = runs.Found()
-    for name, ends in (("apa_offline_lambda0.3", [1.0, 1.0]), ("awr_offline_lambda0.5", [0.1, 0.9])):
-        put(found, name, [0.0, *ends])
-        del found[name][0]
-    lines = beside.OFFLINE.lines(found, SIZE, tmp_path)
-    assert "- evaluator, last third: no significant difference from AWR (λ 0.5): APA (λ 0.3)." in lines
-    assert any(line.startswith("| AWR | 0.5 | 0.00 ± 0.00 | 0.50 ± 5.08 | 0.50 ± 5.08 |") for line in lines)
 
 
 def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
