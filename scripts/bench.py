@@ -36,7 +36,7 @@ from studies import page  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 HH = (ROOT.parent / "shared/data/hh/harmless-base-test.jsonl.gz", ROOT / "tests/data/hh_sample.jsonl")
-KNOWN = ("fixed", "hh", "pythia", "llama", "growth", *(job.name for job in JOBS))
+KNOWN = ("fixed", "hh", "pythia", "llama", "growth", "prompt", *(job.name for job in JOBS))
 QUICK = ("hh", "pythia-410m", "llama-7b-lora", "growth-base")
 ITERATIONS = 12  # prompts are laid out for so many; more rounds than that are refused
 
@@ -93,8 +93,10 @@ def run(job: Job, people: Sequence[Contestant], device: str, arguments: argparse
     print(f"{job.name}: models, tokenizer and prompts", flush=True)
     prompts = materials.build(job, folder, arguments.data, iterations=ITERATIONS)
     common = {"folder": folder, "data": prompts, "device": device, "threads": threads}
+    lengths = [len(row["ids"]) for batch in json.loads((folder / "batches.json").read_text("utf-8")) for row in batch]
+    counted = {"mean_prompt": sum(lengths) / len(lengths), "matrix_flops": matrix_rate(device, threads, job.precision)}
     results = rounds.measure(job, people, **common, rounds=arguments.rounds)
-    record = {"job": asdict(job), "results": results, "facts": facts(device, threads), "commit": commit()}
+    record = {"job": asdict(job), "results": results, "facts": facts(device, threads), "commit": commit(), **counted}
     file = arguments.page.with_suffix("") / f"{job.name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, ensure_ascii=False) + "\n", "utf-8")
@@ -110,9 +112,11 @@ def report(target: Path) -> list[str]:
     tables, grown, details = {}, [], []
     for record in records:
         job = read_job(record["job"])
-        table = summary.rows(job, record["results"])
+        table = summary.rows(job, record["results"], record)
         if job.alone:
-            grown += [[job.title, *summary.cells(row)[:6], summary.cells(row)[8]] for row in table.values()]
+            for name, row in table.items():
+                title = f"{job.title}{', a row for each response' if name.endswith('-plain') else ''}"
+                grown.append([title, *summary.cells(row)[:6], summary.cells(row)[8]])
             continue
         tables[job] = table
         failed = {name: result["error"] for name, result in record["results"].items() if "error" in result}
@@ -129,7 +133,10 @@ def report(target: Path) -> list[str]:
         ]
     if grown:
         header = ["changed", "responses/s", "seconds", *summary.PHASES, "memory, MiB"]
-        words = "APA with a shared critic, minibatch 16; each row changes one size of the first."
+        words = (
+            "APA, minibatch 16. With a shared critic, each row changes one size of the first; in groups without a "
+            "critic, the prompt grows, computed once a group or in a row for each response."
+        )
         details += ["## Growth", "", f"{words} {circumstances(records[-1])}", "", *page.table(header, grown), ""]
     missing = [f"{job.title}{' (needs a GPU)' if job.cuda else ''}" for job, file in files.items() if not file.exists()]
     missing = [f"- Not measured: {'; '.join(missing)}."] if missing else []
@@ -161,6 +168,22 @@ def facts(device: str, threads: int) -> dict[str, str]:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def matrix_rate(device: str, threads: int, precision: str) -> float:
+    """Operations per second of a square matrix product, the fastest of several."""
+    import torch
+
+    torch.set_num_threads(threads)
+    size = 8192 if device == "cuda" else 2048
+    square = torch.randn(size, size, device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    best = float("inf")
+    for _ in range(8):
+        start = time.perf_counter()
+        product = square @ square
+        product[0, 0].item()  # waits for a GPU
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def commit() -> str:

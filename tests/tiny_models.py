@@ -402,7 +402,8 @@ class Plain(Attendant):
 def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[str, float]:
     """One iteration as the loop makes it, without tracking."""
     attendant = Plain(config, state)
-    source = Sampled(models, config, attendant, policy_pass=state.objective.anchor == "rollout")
+    packed = config.rollout.responses_per_prompt > 1
+    source = Sampled(models, config, attendant, policy_pass=state.objective.anchor == "rollout", packed=packed)
     scorers = load_scorers(config, models.policy, models.runtime)
     learner = Learner(config=config, models=models, source=source, scorers=scorers)
     metrics = iteration.iterate(learner, state, attendant)

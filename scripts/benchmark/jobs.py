@@ -22,6 +22,8 @@ class Shape:
     heads: int
     intermediate: int
     family: str = "gpt_neox"  # or llama
+    kv_heads: int | None = None  # heads of keys and values, if fewer than `heads`
+    tied: bool = False  # the head is the embedding
     positions: int = 1024
 
 
@@ -38,7 +40,7 @@ class Job:
     minibatch: int = 16
     precision: str = "fp32"
     cuda: bool = False  # measured on a GPU only
-    alone: bool = False  # APA with a shared critic alone
+    alone: str = ""  # nobody but APA with a shared critic ("shared"), or in groups in both layouts ("group")
     lora: int = 0  # rank of the policy's adapter, for every contestant; 0 = all weights
 
 
@@ -54,6 +56,7 @@ class Contestant:
     kind: str = "ours"
     objective: str = ""
     value: str = ""
+    plain: bool = False  # a row for each response, where a group's prompt would be computed once
 
     @property
     def lesser(self) -> bool:
@@ -62,6 +65,8 @@ class Contestant:
 
 
 SMALL = Shape(vocabulary=2048, hidden=256, layers=4, heads=8, intermediate=1024)
+SMOLLM2 = Shape(vocabulary=49152, hidden=576, layers=30, heads=9, intermediate=1536, family="llama", kv_heads=3,
+                tied=True)  # fmt: skip
 PYTHIA_410M = Shape(vocabulary=50304, hidden=1024, layers=24, heads=16, intermediate=4096, positions=2048)
 PYTHIA_1B = Shape(vocabulary=50304, hidden=2048, layers=16, heads=8, intermediate=8192, positions=2048)
 LLAMA_7B = Shape(vocabulary=32000, hidden=4096, layers=32, heads=32, intermediate=11008, family="llama", positions=2048)
@@ -72,6 +77,8 @@ JOBS = (
     Job(name="fixed-50k", title="64 + 64 tokens, vocabulary 50,304", shape=replace(SMALL, vocabulary=50304)),
     Job(name="hh", title="HH prompts up to 384 + 64 tokens, vocabulary 8,192", shape=replace(SMALL, vocabulary=8192),
         prompts="hh", prompt_tokens=384),
+    Job(name="smollm2", title="SmolLM2-135M shape with LoRA, 32 + 16 tokens", shape=SMOLLM2, prompt_tokens=32,
+        response_tokens=16, lora=LORA_RANK),
     *(Job(name=name, title=f"{title}, bf16, prompts up to 512 + 128 tokens", shape=shape, lora=lora, prompts="ragged",
           prompt_tokens=512, response_tokens=128, precision="bf16", cuda=True)
       for name, title, shape, lora in (("pythia-410m", "Pythia 410M shape", PYTHIA_410M, 0),
@@ -80,7 +87,7 @@ JOBS = (
 )  # fmt: skip
 
 # Growth: one size of the first is changed in each of the others.
-GROWTH = Job(name="growth-base", title="16 responses of 64 + 64 tokens, vocabulary 8,192", responses=16, alone=True,
+GROWTH = Job(name="growth-base", title="16 responses of 64 + 64 tokens, vocabulary 8,192", responses=16, alone="shared",
              shape=replace(SMALL, vocabulary=8192))  # fmt: skip
 JOBS += (
     GROWTH,
@@ -90,19 +97,51 @@ JOBS += (
     *(replace(GROWTH, name=f"growth-vocabulary-{n}", title=f"vocabulary {n:,}", shape=replace(SMALL, vocabulary=n))
       for n in (32768, 131072)),
 )  # fmt: skip
+JOBS += tuple(
+    Job(name=f"prompt-{n}", title=f"groups of 8, {n} + 32 tokens", prompt_tokens=n, response_tokens=32, alone="group",
+        shape=replace(SMALL, vocabulary=8192)) for n in (32, 128, 512)
+)  # fmt: skip
 
 
 def contestants(job: Job, *, with_trl: bool) -> list[Contestant]:
     """Who takes part, in the order of a round: rivals between ours, so that a machine that drifts drifts for all."""
+    group = Contestant(name="apa-group", objective="apa", value="group")
+    plain = replace(group, name="apa-group-plain", plain=True)
     if job.alone:
-        return [Contestant(name="apa-shared", objective="apa", value="shared")]
+        shared = Contestant(name="apa-shared", objective="apa", value="shared")
+        return [group, plain] if job.alone == "group" else [shared]
     # with LoRA no second network, all of it trained, which is what LoRA is chosen to avoid; TRL's critic is one
     kinds = ("shared", "adapter") if job.lora else ("separate", "shared", "adapter")
     ours = [Contestant(name=f"{o}-{kind}", objective=o, value=kind) for kind in kinds for o in ("ppo", "apa")]
-    ours.append(Contestant(name="apa-group", objective="apa", value="group"))
+    ours += [group, plain]
     ppo, grpo = Contestant(name="trl-ppo", kind="trl_ppo"), Contestant(name="trl-grpo", kind="trl_grpo")
     rivals = ([grpo] if job.lora else [ppo, grpo]) if with_trl else []
     return [*rivals[:1], *ours, *rivals[1:]]
+
+
+def work(job: Job, name: str, prompt_tokens: float) -> tuple[float, float] | None:
+    """Tokens of a pass over one rollout and floating-point operations of an iteration; None with a critic.
+
+    A multiplication and an addition are two operations. n tokens in rows of length L, t of them scored, take forward
+    2 M n + 4 H layers Σ L² / 2 + 2 V H t, with M weights in the layers' matrices, H hidden and V vocabulary. Backward
+    takes twice that, and half of it for frozen weights. An iteration is sampling (each prompt once), the reference's
+    forward, and `passes` times forward and backward. `prompt_tokens`: mean of the prompts.
+    """
+    if not name.startswith("apa-group"):
+        return None
+    shape, B, T = job.shape, job.responses, job.response_tokens
+    kv = (shape.kv_heads or shape.heads) / shape.heads
+    matrices = 3 if shape.family == "llama" else 2  # of the MLP
+    M = shape.layers * ((2 + 2 * kv) * shape.hidden**2 + matrices * shape.hidden * shape.intermediate)
+    rows, length = (B, prompt_tokens + T) if name.endswith("-plain") else (B / GROUP, prompt_tokens + GROUP * T)
+
+    def forward(tokens: float, pairs: float) -> float:
+        head = 2 * shape.vocabulary * shape.hidden * B * T
+        return 2 * M * tokens + 4 * shape.hidden * shape.layers * pairs / 2 + head
+
+    sampling = forward(B / GROUP * prompt_tokens + B * T, B * (prompt_tokens + T) ** 2)
+    one = forward(rows * length, rows * length**2)
+    return rows * length, sampling + one + job.passes * one * (2 if job.lora else 3)
 
 
 def overrides(job: Job, contestant: Contestant, folder: str, data: str, device: str, run_dir: str) -> list[str]:

@@ -63,10 +63,12 @@ def _config(shape: Shape, tokenizer: Any) -> Any:
     from transformers import GPTNeoXConfig, LlamaConfig
 
     family = {"gpt_neox": GPTNeoXConfig, "llama": LlamaConfig}[shape.family]
+    heads = {"num_key_value_heads": shape.kv_heads} if shape.kv_heads else {}
     return family(
         vocab_size=shape.vocabulary, hidden_size=shape.hidden, num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads, intermediate_size=shape.intermediate, max_position_embeddings=shape.positions,
         bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=shape.tied, **heads,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from studies.draw import save
 
 from apa_cli.tracking.style import BLUE, GREY, ORANGE, new_figure
-from benchmark.jobs import Job
+from benchmark.jobs import Job, work
 
 PHASES = ("generate", "score", "forward", "update")
 PPO, GRPO = ("PPO", "× TRL PPO", "÷ TRL PPO's"), ("GRPO", "× TRL GRPO", "÷ TRL GRPO's")
@@ -20,12 +20,15 @@ RIVALS = (("ppo-separate", *PPO), ("apa-shared", *PPO), ("apa-group", *GRPO))
 Row = dict[str, Any]  # by column; None: nothing to compare with
 
 
-def rows(job: Job, results: Mapping[str, Any]) -> dict[str, Row]:
-    """One a contestant that has steps: medians over rounds; ratios are medians of the rounds' own ratios."""
-    return {name: _row(name, job, results) for name, result in results.items() if result.get("steps")}
+def rows(job: Job, results: Mapping[str, Any], facts: Mapping[str, Any] | None = None) -> dict[str, Row]:
+    """One a contestant that has steps: medians over rounds; ratios are medians of the rounds' own ratios.
+
+    facts: mean_prompt and matrix_flops, as bench.py keeps them.
+    """
+    return {name: _row(name, job, results, facts or {}) for name, result in results.items() if result.get("steps")}
 
 
-def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
+def _row(name: str, job: Job, results: Mapping[str, Any], facts: Mapping[str, Any]) -> Row:
     steps = results[name]["steps"]
     seconds = median(step["seconds"] for step in steps)
     phases = {p: median(step["phases"].get(p, 0.0) for step in steps) for p in PHASES}
@@ -37,6 +40,7 @@ def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
     def memory(other: str) -> float | None:
         return _peak(results[name]) / most if (most := _peak(results.get(other, {}))) > 0 else None
 
+    done = work(job, name, facts["mean_prompt"]) if facts.get("matrix_flops") else None
     return {
         "responses/s": job.responses / seconds,
         "seconds": seconds,
@@ -46,6 +50,8 @@ def _row(name: str, job: Job, results: Mapping[str, Any]) -> Row:
         "memory, MiB": _peak(results[name]) / 2**20,
         "÷ TRL PPO's": memory("trl-ppo"),
         "÷ TRL GRPO's": memory("trl-grpo"),
+        "tokens a pass": done and done[0],
+        "of matrix rate": done and done[1] / seconds / facts["matrix_flops"],
     }
 
 
@@ -55,7 +61,7 @@ def _peak(result: Mapping[str, Any]) -> int:
 
 def cells(row: Row) -> list[str]:
     return [
-        "–" if value is None else f"{value:,.0f}" if name == "memory, MiB" else f"{value:.2f}"
+        "–" if value is None else f"{value:,.0f}" if name in ("memory, MiB", "tokens a pass") else f"{value:.2f}"
         for name, value in row.items()
     ]
 

@@ -137,6 +137,8 @@ def run_ours(job: Job, contestant: Contestant, folder: Path, data: str, device: 
             stepper.done({name: metrics[f"time/{name}"] for name in ("generate", "score", "forward", "update")})
 
     training.Tracker = SteppedTracker  # type: ignore[misc]
+    if contestant.plain:
+        training._packs = lambda *_: False  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as scratch:
         words = overrides(job, contestant, str(folder), data, device, f"{scratch}/run")
         training.train(compose_train(words), words)

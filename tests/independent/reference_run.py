@@ -247,7 +247,8 @@ def bound_targets(rows, knob, s):
 def update(rows, orders, models, groups, optimizer, knob, warming_up, s):
     """Passes of minibatches. objective/* are means over tokens or responses, gradient norms means over minibatches."""
     measured, norms = defaultdict(list), []
-    together = s["rollout.responses_per_prompt"] if s["advantage.baseline"] == "least_squares" else 1
+    k = s["rollout.responses_per_prompt"]
+    together = k if s["training.shuffle"] == "groups" and s["training.minibatch_size"] % k == 0 else 1
     for order in orders:
         order = [[row for row in rows[i * together : (i + 1) * together] if row.trained] for i in order]
         order = [group for group in order if group]

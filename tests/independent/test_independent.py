@@ -55,6 +55,7 @@ SETTINGS = {
     "training.iterations": 3,
     "training.epochs_per_rollout": 2,
     "training.minibatch_size": 3,
+    "training.shuffle": "groups",
     "training.microbatch_tokens": 24,  # of 3 rows with up to 18 tokens each
     "optimizer.learning_rate": 0.01,
     "optimizer.betas": [0.9, 0.95],
@@ -90,7 +91,7 @@ CASES = {  # Llama's head is tied to its embeddings, GPT-NeoX's is not
     "apa shared lora llama": RECOMPUTED,
     "apa adapter lora gpt_neox": WARMUP,
     "apa adapter trained gpt_neox": RECOMPUTED,
-    "apa none full llama": {},
+    "apa none full llama": {"training.minibatch_size": 4},
     "apa none lora gpt_neox": UNSCORED,
     "awr separate full llama": UNSCORED,
     "awr separate lora gpt_neox": RECOMPUTED,

@@ -69,6 +69,12 @@ class TrainingConfig:
     iterations: int = number(100, "number of iterations, each a rollout and its update", minimum=1)
     epochs_per_rollout: int = number(2, "passes over each rollout", minimum=1)
     minibatch_size: int = number(16, "responses per optimizer step", minimum=1)
+    shuffle: str = choice(
+        "groups",
+        "what is shuffled into minibatches: all responses to a prompt as one, where minibatch_size is a multiple of "
+        "rollout.responses_per_prompt, which saves computing their prompt anew; or each response",
+        choices=("groups", "responses"),
+    )
     microbatch_tokens: int = number(
         16_384, "tokens, including padding, per forward and backward pass; changes memory, not the gradient", minimum=1
     )
@@ -193,6 +199,12 @@ class TrainConfig:
         """Name of the choice `objective=…` whose loss this is: apa, gvpo, grpo, …"""
         parts = (("objective", self.objective), ("advantage", self.advantage))
         return method_of({f"{group}.{key}": value for group, part in parts for key, value in vars(part).items()})
+
+    @property
+    def shuffled_together(self) -> int:
+        """How many responses that stand side by side are shuffled into minibatches as one."""
+        k = self.rollout.responses_per_prompt
+        return k if self.training.shuffle == "groups" and self.training.minibatch_size % k == 0 else 1
 
     @property
     def needs_reward(self) -> bool:

@@ -147,9 +147,9 @@ def response_exact_kl(
     total = torch.zeros(len(rollout.response_ids), device=rollout.response_ids.device)  # (B,)
     for rows in rollout.microbatches(pass_tokens(token_budget, rollout.response_ids.device.type)):
         part = rollout.select(rows)
-        ours = policy.counted_logits(*part.batch)
+        ours = policy.counted_logits(part.batch)
         with reference.active() as frozen:
-            theirs = frozen.counted_logits(*part.batch)
+            theirs = frozen.counted_logits(part.batch)
         kl = torch.zeros_like(part.response_mask, dtype=torch.float32)  # (b, T)
         found = []
         for start in range(0, int(part.response_mask.sum()), CHUNK):

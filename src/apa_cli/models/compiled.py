@@ -28,10 +28,10 @@ def compile_trunks(policy: Policy, value: Value | None) -> None:
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad(), policy.training():
             batch = trial_batch(policy.model)
-            policy.hidden_states(*batch).float().sum().backward()  # type: ignore[no-untyped-call]
+            policy.hidden_states(batch).float().sum().backward()  # type: ignore[no-untyped-call]
             if isinstance(value, SeparateValue):
                 value.train()
-                value(*batch).sum().backward()
+                value(batch).sum().backward()
     except Exception as error:  # a compiler may fail in any way
         raise UserError(KEY, f"this model does not compile ({first_line(error)})", REMEDY) from error
     finally:

@@ -28,13 +28,26 @@ def pass_tokens(token_budget: int, device_type: str) -> int:
 
 
 def plan_microbatches(
-    prompt_lengths: Sequence[int], response_lengths: Sequence[int], token_budget: int, *, device_type: str = "cpu"
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    token_budget: int,
+    *,
+    packed: Sequence[int] | None = None,
+    device_type: str = "cpu",
 ) -> list[list[int]]:
     """Row indices of each micro-batch, longest prompts first.
+
+    `packed`: numbers of the rows that responses share, behind one copy of their prompt. One that exceeds the budget is
+    parted.
 
     n rows cost n × (longest prompt + longest response) tokens, and each micro-batch OVERHEAD_TOKENS. The result is the
     cheapest way to cut the rows, sorted by prompt and response, within the budget. A row longer than that is alone.
     """
+    if packed is not None:
+        shared = _shared_rows(prompt_lengths, response_lengths, packed, token_budget)
+        whole = [prompt_lengths[row[0]] + sum(response_lengths[i] for i in row) for row in shared]
+        batches = plan_microbatches(whole, [0] * len(whole), token_budget, device_type=device_type)
+        return [[i for row in batch for i in shared[row]] for batch in batches]
     prompts, responses = np.asarray(prompt_lengths, dtype=np.int64), np.asarray(response_lengths, dtype=np.int64)
     rows = np.lexsort((-responses, -prompts))
     prompts, responses = prompts[rows], responses[rows]
@@ -59,3 +72,31 @@ def plan_microbatches(
         batches.append(rows[begins[end] : end].tolist())
         end = int(begins[end])
     return batches[::-1]
+
+
+def padded_shape(
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    batch: Sequence[int],
+    packed: Sequence[int] | None = None,
+) -> tuple[int, int]:
+    """Rows of the forward pass of one micro-batch, and tokens of each, padding included."""
+    if packed is None:
+        return len(batch), max(prompt_lengths[i] for i in batch) + max(response_lengths[i] for i in batch)
+    lengths: dict[int, int] = {}
+    for i in batch:
+        lengths[packed[i]] = lengths.get(packed[i], prompt_lengths[i]) + response_lengths[i]
+    return len(lengths), max(lengths.values())
+
+
+def _shared_rows(
+    prompts: Sequence[int], responses: Sequence[int], packed: Sequence[int], token_budget: int
+) -> list[list[int]]:
+    """The responses of each packed row, or of each part of one that exceeds the budget."""
+    rows: dict[int, list[list[int]]] = {}
+    for i, number in enumerate(packed):
+        parts = rows.setdefault(number, [[]])
+        if parts[-1] and prompts[i] + sum(responses[j] for j in (*parts[-1], i)) > token_budget:
+            parts.append([])
+        parts[-1].append(i)
+    return [part for parts in rows.values() for part in parts]

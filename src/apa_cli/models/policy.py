@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apa_cli.algorithms import position_ids, response_logits, response_logprobs
+from apa_cli.algorithms import response_logits, response_logprobs
 from apa_cli.models.adapters import AdapterSwitch
 from apa_cli.models.device import Runtime
 from apa_cli.models.head import OutputHead, take_apart
+from apa_cli.models.layout import Batch, layout_of
 from apa_cli.models.limits import room_of
 from apa_cli.models.token_ids import end_of_turn, end_tokens, filling_id, known_ids
 
@@ -30,7 +31,7 @@ class Policy:
     parts: the model's trunk and head, if a trial at loading shows that they explain its logits; None if not `apart`.
     room: the most prompt and response tokens, if known. known_ids: rows of the embedding.
 
-    A batch is prompt_ids and prompt_mask (B, P), and response_ids and response_mask (B, T).
+    Forward passes take the fields of a `Batch`; without `parts`, all are in the plain layout.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Policy:
         self.adapters = AdapterSwitch(model) if self.is_peft else None
         self._trained = [p for p in model.parameters() if p.requires_grad]
         try:
-            trial = self._inputs(*trial_batch(model))
+            trial = self._accepted(layout_of(trial_batch(model), model).inputs)
             self.parts = take_apart(model, base_of(model), trial, runtime) if apart else None
         except (ValueError, RuntimeError, TypeError, AttributeError):
             self.parts = None  # it does not run on token ids alone: check_agreement reports it
@@ -87,17 +88,17 @@ class Policy:
         """The policy's trained parameters, without those of a critic's adapter on the same model."""
         return self._trained
 
-    def logprobs(self, *batch: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def logprobs(self, batch: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
         """log π(a|s) of the response tokens, (B, T) float32, and the head's input, (B, T, H).
 
         Masked tokens get 0. If the model has `parts`, their logits are never computed.
         """
-        _, _, response_ids, response_mask = batch
+        _, _, response_ids, response_mask, _ = batch
         if self.parts is None:
-            logits, hidden = self.response_forward(*batch)
+            logits, hidden = self.response_forward(batch)
             logprobs = response_logprobs(logits, response_ids, temperature=temperature)
             return torch.where(response_mask, logprobs, 0.0), hidden
-        hidden = self.hidden_states(*batch)  # (B, T, H)
+        hidden = self.hidden_states(batch)  # (B, T, H)
         counted = response_mask.flatten().nonzero().squeeze(-1)  # (N,)
         logprobs = self.parts.head.logprobs(
             hidden.flatten(0, 1).index_select(0, counted),
@@ -108,28 +109,30 @@ class Policy:
         whole = torch.zeros(response_mask.numel(), dtype=logprobs.dtype, device=logprobs.device)
         return whole.index_put((counted,), logprobs).view_as(response_mask), hidden
 
-    def hidden_states(self, *batch: Tensor) -> Tensor:
+    def hidden_states(self, batch: Batch) -> Tensor:
         """The head's input at the positions that predict the response tokens, (B, T, H)."""
         if self.parts is None:
-            return self.response_forward(*batch)[1]
+            return self.response_forward(batch)[1]
+        layout = layout_of(batch, self.model)
         with self.runtime.autocast():
-            return response_logits(self.parts.hidden(self._inputs(*batch)), batch[2].shape[1])
+            return layout.predicting(self.parts.hidden(self._accepted(layout.inputs)))
 
     @torch.no_grad()
-    def counted_logits(self, *batch: Tensor) -> Callable[[slice], Tensor]:
+    def counted_logits(self, batch: Batch) -> Callable[[slice], Tensor]:
         """A function from a slice of the counted tokens, in the mask's order, to their logits (n, V)."""
-        response_mask = batch[3]
+        response_mask = batch.response_mask
         if self.parts is None:
-            logits = self.response_forward(*batch)[0][response_mask]  # (N, V)
+            logits = self.response_forward(batch)[0][response_mask]  # (N, V)
             return lambda tokens: logits[tokens]
         head: OutputHead = self.parts.head
-        hidden = self.hidden_states(*batch)[response_mask]  # (N, H)
+        hidden = self.hidden_states(batch)[response_mask]  # (N, H)
         return lambda tokens: head.logits(hidden[tokens])
 
-    def response_forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+    def response_forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """One call of the whole model: logits (B, T, V) of the response tokens, and the head's input (B, T, H)."""
-        T = batch[2].shape[1]
-        inputs = self._inputs(*batch)  # (B, L)
+        plain = batch._replace(rows=None)
+        T = plain.response_ids.shape[1]
+        inputs: dict[str, Any] = self._accepted(layout_of(plain, self.model).inputs)  # (B, L)
         if self._accepts["logits_to_keep"]:
             inputs["logits_to_keep"] = T + 1
         captured: list[Tensor] = []
@@ -142,11 +145,8 @@ class Policy:
             handle.remove()
         return response_logits(logits, T), response_logits(captured[0], T)
 
-    def _inputs(self, *batch: Tensor) -> dict[str, Any]:
-        inputs = model_inputs(*batch)
-        if not self._accepts["position_ids"]:
-            del inputs["position_ids"]
-        return inputs
+    def _accepted(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return inputs if self._accepts["position_ids"] else {n: t for n, t in inputs.items() if n != "position_ids"}
 
     @contextlib.contextmanager
     def training(self) -> Iterator[None]:
@@ -180,26 +180,14 @@ def train_without_noise(model: nn.Module) -> None:
                     part.train()
 
 
-def model_inputs(
-    prompt_ids: Tensor, prompt_mask: Tensor, response_ids: Tensor, response_mask: Tensor
-) -> dict[str, Any]:
-    """Ids, attention mask and explicit position ids of [left-padded prompt | right-padded response], (B, L) each."""
-    attention_mask = torch.cat([prompt_mask, response_mask], dim=1).long()
-    return {
-        "input_ids": torch.cat([prompt_ids, response_ids], dim=1),
-        "attention_mask": attention_mask,
-        "position_ids": position_ids(attention_mask),
-    }
-
-
-def trial_batch(model: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def trial_batch(model: Any) -> Batch:
     """Two short rows, the second one padded, to try the model on."""
     device = next(model.parameters()).device
     words = min(known_ids(base_of(model)), base_of(model).config.get_text_config().vocab_size)
     ids = torch.arange(1, 17, device=device).view(2, 8) % words
     mask = torch.ones(2, 8, dtype=torch.bool, device=device)
     mask[1, :2] = False
-    return ids[:, :5], mask[:, :5], ids[:, 5:], mask[:, 5:]
+    return Batch(ids[:, :5], mask[:, :5], ids[:, 5:], mask[:, 5:])
 
 
 def base_of(model: Any) -> Any:

@@ -16,6 +16,7 @@ from apa_cli.config.schema import PolicyConfig, ReferenceConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapters import POLICY_ADAPTER, REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, model_dtype
+from apa_cli.models.layout import Batch
 from apa_cli.models.loading import freeze
 from apa_cli.models.policy import Policy, base_of
 from apa_cli.models.policy_loading import load_causal_lm
@@ -45,10 +46,10 @@ class Reference:
                 yield self._policy
 
     @torch.no_grad()
-    def logprobs(self, *batch: Tensor, temperature: float) -> Tensor:
+    def logprobs(self, batch: Batch, *, temperature: float) -> Tensor:
         """log π_ref(a|s) of the response tokens, (B, T) float32."""
         with self.active() as model:
-            return model.logprobs(*batch, temperature=temperature)[0]
+            return model.logprobs(batch, temperature=temperature)[0]
 
 
 def load_reference(

@@ -13,6 +13,7 @@ from torch import nn
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.models.device import Runtime
+from apa_cli.models.layout import longest_row
 from apa_cli.models.policy import Policy
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.reference import Reference, load_reference
@@ -53,6 +54,12 @@ class Models:
         if isinstance(self.value, SeparateValue):
             found["critic"] = (self.value.room, known_ids(self.value.trunk))
         return found
+
+    def longest_row(self) -> int | None:
+        """The most tokens of a row in the packed layout, None if there is no limit."""
+        models = [model for model in self.parts().values() if model is not None]
+        limits = [longest_row(model) for model in models] + [room for room, _ in self.limits().values()]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def parts(self) -> dict[str, Any]:
         """The transformers model of each role, None if it shares another's."""

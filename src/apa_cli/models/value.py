@@ -15,15 +15,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from apa_cli.algorithms import response_logits
 from apa_cli.config.schema import PolicyConfig, ValueConfig
 from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import attach_value_adapter
 from apa_cli.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, trained_dtype
+from apa_cli.models.layout import Batch, layout_of
 from apa_cli.models.limits import room_of
 from apa_cli.models.loading import load_causal_config, load_pretrained, own_noise, refuse_quantized, resolve_model_path
-from apa_cli.models.policy import Policy, model_inputs, train_without_noise
+from apa_cli.models.policy import Policy, train_without_noise
 from apa_cli.models.token_ids import check_same_ids
 from apa_cli.models.weight_files import HEAD_FILE, read_safetensors
 
@@ -51,7 +51,7 @@ class SharedValue(nn.Module):
         super().__init__()
         self.head = ValueHead(hidden_size)
 
-    def forward(self, *batch: Tensor, hidden: Tensor | None) -> Tensor:
+    def forward(self, batch: Batch, *, hidden: Tensor | None) -> Tensor:
         """V at the response positions, (B, T) float32, from the policy's `hidden` states (B, T, H)."""
         assert hidden is not None
         return self.head(hidden)
@@ -80,18 +80,18 @@ class SeparateValue(nn.Module):
             train_without_noise(self.trunk)
         return self
 
-    def forward(self, *batch: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, batch: Batch, *, hidden: Tensor | None = None) -> Tensor:
         """V at the response positions, (B, T) float32."""
-        return self.head(self.hidden_states(*batch))
+        return self.head(self.hidden_states(batch))
 
-    def hidden_states(self, *batch: Tensor) -> Tensor:
+    def hidden_states(self, batch: Batch) -> Tensor:
         """The head's input, (B, T, H)."""
         accepted = inspect.signature(self.trunk.forward).parameters
-        inputs = {name: value for name, value in model_inputs(*batch).items() if name in accepted}
+        layout = layout_of(batch, self.trunk)
+        inputs = {name: value for name, value in layout.inputs.items() if name in accepted}
         trunk = self.compiled if self.training and self.compiled is not None else self.trunk
         with self._runtime.autocast():
-            hidden = trunk(**inputs, use_cache=False).last_hidden_state  # (B, L, H)
-        return response_logits(hidden, batch[2].shape[1])
+            return layout.predicting(trunk(**inputs, use_cache=False).last_hidden_state)
 
     def save(self, folder: Path) -> None:
         with own_noise(self.trunk):
@@ -110,15 +110,15 @@ class AdapterValue(nn.Module):
         self.head = ValueHead(hidden_size(policy.model))
         self._policy = policy
 
-    def forward(self, *batch: Tensor, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, batch: Batch, *, hidden: Tensor | None = None) -> Tensor:
         """V at the response positions, (B, T) float32."""
-        return self.head(self.hidden_states(*batch))
+        return self.head(self.hidden_states(batch))
 
-    def hidden_states(self, *batch: Tensor) -> Tensor:
+    def hidden_states(self, batch: Batch) -> Tensor:
         """The head's input, (B, T, H)."""
         assert self._policy.adapters is not None
         with self._policy.adapters.use(VALUE_ADAPTER):
-            return self._policy.hidden_states(*batch)
+            return self._policy.hidden_states(batch)
 
     def save(self, folder: Path) -> None:
         """A PEFT folder like the policy's, with the head beside the adapter."""

@@ -9,6 +9,7 @@ the initial policy for the same reason: nothing has been trained yet.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import count, islice
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from apa_cli.algorithms import masked_mean, response_logits
 from apa_cli.config.schema import TrainConfig
 from apa_cli.errors import UserError
+from apa_cli.models.layout import Batch
 from apa_cli.models.loading import first_line
 from apa_cli.models.policy import Policy, base_of
 from apa_cli.models.reference import Reference
@@ -27,15 +29,15 @@ from apa_cli.rollouts.backends.static import Kept, padded_batch
 from apa_cli.rollouts.trajectory import Trajectory
 
 PROMPTS, RESPONSES = (7, 3, 3, 5), (5, 5, 4, 2)  # tokens of each row; rows 1 and 2 share a prompt
+SHARED_ROWS = (0, 1, 1, 2)  # of these in the packed layout
 B, P, T = len(PROMPTS), max(PROMPTS), max(RESPONSES)
 STAY = (0, 3)  # rows that remain after the third token
 # Mean |difference|, in nats for log-probs, relative for hidden states. Measured on a CPU with tiny models of 157
 # architectures: equivalent computations differ by at most 0.0003 in fp32 and 0.07 in bf16, others by at least 0.09.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 SAME_SHAPES = 0.1  # of the tolerance, if operations and shapes are the same
+PACKED = 0.05  # of the effect of other prompts, the most that the packed layout may change
 FIRST_ROLLOUT = {"fp32": 1e-3, "bf16": 0.2}  # mean |log π_rollout − log π_ref| per token, nats
-
-Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -46,10 +48,11 @@ def check_agreement(
     config: TrainConfig,
     *,
     key: str = "policy.path",
-) -> None:
+) -> bool:
     """Check the policy's passes and its decoding with the configured backend, the reference and the critic.
 
-    key: names the policy in errors. Keeps the random state. Raises UserError.
+    Returns whether all of them give the same in the packed layout. key: names the policy in errors. Keeps the random
+    state. Raises UserError.
     """
     device, backend = policy.runtime.device, config.generation.backend
     samples = not config.rollout.offline or config.evaluation.prompts > 0
@@ -62,6 +65,12 @@ def check_agreement(
             _check_passes("reference.path" if config.reference.path else "policy.path", reference.frozen, batch)
         if isinstance(value, SeparateValue):
             _check_critic("value.path" if config.value.path else key, value, policy, batch)
+        passes: list[Callable[[Batch], Tensor]] = [partial(_logprobs, policy)]
+        if reference.frozen is not None:
+            passes.append(partial(_logprobs, reference.frozen))
+        if isinstance(value, SeparateValue):
+            passes.append(value.hidden_states)
+        return all(_packs(run, batch, tolerance) for run in passes)
 
 
 def check_first_rollout(
@@ -102,7 +111,7 @@ def trial_batch(policy: Policy) -> Batch:
     ids[2, :P] = ids[1, :P]
     prompt_mask = torch.arange(-P, 0, device=device) >= -torch.tensor(PROMPTS, device=device)[:, None]
     response_mask = torch.arange(T, device=device) < torch.tensor(RESPONSES, device=device)[:, None]
-    return torch.where(prompt_mask, ids[:, :P], policy.pad_token_id), prompt_mask, ids[:, P:], response_mask
+    return Batch(torch.where(prompt_mask, ids[:, :P], policy.pad_token_id), prompt_mask, ids[:, P:], response_mask)
 
 
 def _each_alone(key: str, policy: Policy, model: Any, output: str, batch: Batch, tolerance: float) -> Tensor:
@@ -144,8 +153,8 @@ def _check_passes(key: str, policy: Policy, batch: Batch) -> tuple[Tensor, float
     step = torch.finfo(torch.bfloat16 if precision == "bf16" else torch.float32).eps
     tolerance = TOLERANCE[precision] + step / 2 * size(logits)
     expected = logits.log_softmax(-1)
-    of_tokens = expected.gather(-1, batch[2][..., None]).squeeze(-1)  # (B, T)
-    gap = mean_gap(policy.logprobs(*batch, temperature=1.0)[0], of_tokens, batch[3])
+    of_tokens = expected.gather(-1, batch.response_ids[..., None]).squeeze(-1)  # (B, T)
+    gap = mean_gap(_logprobs(policy, batch), of_tokens, batch.response_mask)
     if not gap <= tolerance:
         raise _depends(key, policy.model, f"log-probs by {gap:.2g} nats a token")
     return expected, tolerance
@@ -155,9 +164,31 @@ def _check_critic(key: str, value: SeparateValue, policy: Policy, batch: Batch) 
     """Compare the hidden states of the critic's trunk with each row alone, as a new head gives 0 for any."""
     tolerance = TOLERANCE[precision_of(policy)]
     expected = _each_alone(key, policy, value.trunk, "last_hidden_state", batch, SAME_SHAPES * tolerance)  # (B, T, H)
-    gap = mean_gap(value.hidden_states(*batch), expected, batch[3]) / size(expected)
+    gap = mean_gap(value.hidden_states(batch), expected, batch.response_mask) / size(expected)
     if not gap <= tolerance:
         raise _depends(key, value.trunk, f"hidden states by {gap:.0%}")
+
+
+def _packs(run: Callable[[Batch], Tensor], batch: Batch, tolerance: float) -> bool:
+    """Whether log-probs or hidden states are the same in the packed layout, for responses of which two share a prompt.
+
+    The difference must also be small beside what other prompts would change, as a model may barely read its prompts.
+    """
+    expected = run(batch)
+    rows = torch.tensor(SHARED_ROWS, device=batch.response_ids.device)
+    try:
+        gap = mean_gap(run(batch._replace(rows=rows)), expected, batch.response_mask)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # architectures fail in different ways
+        return False
+    others = batch._replace(prompt_ids=batch.prompt_ids.roll(1, 0), prompt_mask=batch.prompt_mask.roll(1, 0))
+    read = mean_gap(run(others), expected, batch.response_mask)
+    return gap <= min(tolerance * max(1.0, size(expected)), PACKED * read)
+
+
+def _logprobs(policy: Policy, batch: Batch) -> Tensor:
+    return policy.logprobs(batch, temperature=1.0)[0]
 
 
 def _depends(key: str, model: Any, gap: str) -> UserError:
@@ -167,7 +198,7 @@ def _depends(key: str, model: Any, gap: str) -> UserError:
 
 def _check_decoding(backend: str, policy: Policy, batch: Batch, expected: Tensor, tolerance: float) -> None:
     """Check prefill and steps on the backend's cache."""
-    prompt_ids, prompt_mask, ids, _ = batch
+    prompt_ids, prompt_mask, ids, _, _ = batch
     rows, stay = (torch.tensor(which, device=ids.device) for which in (range(B), STAY))
     gap = 0.0
     try:

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.prompts import PromptBatch
+from apa_cli.models.layout import rows_of_groups
 from apa_cli.models.microbatches import pass_tokens
 from apa_cli.models.policy import Policy
 from apa_cli.models.reference import Reference
 from apa_cli.models.roles import Models
-from apa_cli.models.value import Value
+from apa_cli.models.value import Value, hidden_size
 from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rollouts.attendant import Attendant
 from apa_cli.rollouts.generation import decode, raw_texts, sample, spoken_ids
@@ -32,7 +33,7 @@ class Sampled:
     """Responses of the current policy.
 
     policy_pass: recompute the rollout's log-probs with a plain forward pass. PPO divides by them, and sampling with a
-    cache rounds differently.
+    cache rounds differently. packed: forward passes compute the prompt of a group once.
     """
 
     def __init__(
@@ -43,15 +44,18 @@ class Sampled:
         *,
         policy_pass: bool = False,
         greedy: bool = False,
+        packed: bool = False,
     ) -> None:
         self.models, self.config, self.attendant = models, config, attendant
-        self.policy_pass, self.greedy = policy_pass, greedy
+        self.policy_pass, self.greedy, self.packed = policy_pass, greedy, packed
 
     def collect(self, prompts: PromptBatch) -> Trajectory:
         policy, config = self.models.policy, self.config.generation
         with self.attendant.phase("generate"):
             drawn = sample(policy, prompts, config, greedy=self.greedy)
             texts = finished_responses(policy, prompts, drawn, config.stop)
+        if self.packed:
+            drawn = in_packed_rows(drawn, self.models, self.config.rollout.responses_per_prompt)
         with self.attendant.phase("forward"):
             trajectory = passes(drawn, self.models, self.config, self.attendant, policy_pass=self.policy_pass)
         self.attendant.sampled(drawn, trajectory)
@@ -76,6 +80,13 @@ class Logged:
             return replace(trajectory, texts=texts)
         given = torch.tensor(scores, dtype=torch.float64, device=self.models.runtime.device)  # (B,)
         return replace(trajectory, texts=texts, scores=given)
+
+
+def in_packed_rows(trajectory: Trajectory, models: Models, group_size: int) -> Trajectory:
+    """The trajectory of groups that stand side by side, for passes in the packed layout."""
+    lengths = trajectory.prompt_mask.sum(dim=1), trajectory.response_mask.sum(dim=1)  # (B,)
+    width, longest = hidden_size(models.policy.model), models.longest_row()
+    return replace(trajectory, packed_rows=rows_of_groups(*lengths, group_size, width=width, longest=longest))
 
 
 def logged_responses(prompts: PromptBatch, reference: ReferenceLogprobs | None, device: torch.device) -> Trajectory:
@@ -137,13 +148,13 @@ def add_passes(
         found: dict[str, Tensor] = {}
         hidden = None
         if policy_pass:
-            found["rollout_logprobs"], hidden = policy.logprobs(*batch, temperature=temperature)
+            found["rollout_logprobs"], hidden = policy.logprobs(batch, temperature=temperature)
         if value is not None:
             if value.reads_policy and hidden is None:
-                hidden = policy.hidden_states(*batch)
-            found["values"] = value(*batch, hidden=hidden)
+                hidden = policy.hidden_states(batch)
+            found["values"] = value(batch, hidden=hidden)
         if trajectory.reference_logprobs is None:
-            found["reference_logprobs"] = reference.logprobs(*batch, temperature=temperature)
+            found["reference_logprobs"] = reference.logprobs(batch, temperature=temperature)
         for name, tensor in found.items():
             made.setdefault(name, []).append((rows, tensor))
     return replace(trajectory, **{name: _assemble(trajectory, pieces) for name, pieces in made.items()})  # type: ignore[arg-type]

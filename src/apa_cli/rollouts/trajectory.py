@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apa_cli.algorithms import kl_k1, per_response
+from apa_cli.models.layout import Batch
 from apa_cli.models.microbatches import plan_microbatches
 from apa_cli.rewards.record import FinishedResponses
 
@@ -35,6 +36,7 @@ class Trajectory:
     scores: Tensor | None = None  # (B,) float64; NaN or infinite = no score
     named_scores: dict[str, Tensor] = field(default_factory=dict)  # (B,) float64, by reward
     texts: FinishedResponses | None = None  # for rewards and people
+    packed_rows: Tensor | None = None  # (B,) responses with the same number share a row of a forward pass
 
     @property
     def sampled(self) -> tuple[Tensor, Tensor]:
@@ -71,16 +73,17 @@ class Trajectory:
         )
 
     @property
-    def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def batch(self) -> Batch:
         """The inputs of a model's forward pass."""
-        return self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask
+        return Batch(self.prompt_ids, self.prompt_mask, self.response_ids, self.response_mask, self.packed_rows)
 
     def microbatches(self, token_budget: int, rows: Tensor | None = None) -> list[Tensor]:
         """Row indices, (n,) each, of micro-batches within the budget, of all rows or of `rows`."""
         rows = torch.arange(len(self.response_ids)) if rows is None else rows
         prompts, responses = (mask.sum(dim=1).cpu()[rows].tolist() for mask in (self.prompt_mask, self.response_mask))
+        packed = None if self.packed_rows is None else self.packed_rows.cpu()[rows].tolist()
         device = self.response_mask.device.type
-        batches = plan_microbatches(prompts, responses, token_budget, device_type=device)
+        batches = plan_microbatches(prompts, responses, token_budget, packed=packed, device_type=device)
         return [rows[torch.tensor(batch)] for batch in batches]
 
     def select(self, rows: Tensor) -> Trajectory:

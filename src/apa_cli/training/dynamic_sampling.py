@@ -40,6 +40,8 @@ def replace_equal_groups(
 def with_groups(trajectory: Trajectory, places: Tensor, further: Trajectory, group_size: int) -> Trajectory:
     """`trajectory` with the groups at `places` (g,) replaced by those of `further`, (g · k) rows; without texts."""
     rows = (places[:, None] * group_size + torch.arange(group_size)).flatten()
+    if trajectory.packed_rows is not None and further.packed_rows is not None:
+        further = replace(further, packed_rows=further.packed_rows + trajectory.packed_rows.max() + 1)
     changes: dict[str, Any] = {}
     for own in fields(trajectory):
         mine, other = getattr(trajectory, own.name), getattr(further, own.name)

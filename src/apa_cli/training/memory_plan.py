@@ -24,8 +24,9 @@ from apa_cli.errors import UserError
 from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
 from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
+from apa_cli.models.layout import rows_of_groups
 from apa_cli.models.loading import first_line, load_causal_config
-from apa_cli.models.microbatches import plan_microbatches, rows_at_once
+from apa_cli.models.microbatches import padded_shape, plan_microbatches, rows_at_once
 from apa_cli.models.policy import base_of
 from apa_cli.models.value import ValueHead, hidden_size
 from apa_cli.rewards.classifier import classifier_config
@@ -73,6 +74,7 @@ class Plan:
     available_bytes: int | None  # None where the system does not say
     process_bytes: int = 0  # resident already: Python and its libraries
     estimates: Sequence[Estimate] = ()
+    packed: bool = True  # the models compute the prompt of a group once, as most do
 
     @property
     def certain_bytes(self) -> int:
@@ -250,42 +252,51 @@ def _generation(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequ
     return Estimate("generation", int((token * rows * (P + T) + logits) * HEAP[device]), of)
 
 
-def largest_microbatch(prompts: Sequence[Prompt], config: TrainConfig, device: str) -> tuple[int, int, int]:
-    """Rows, longest prompt and longest response of the update's largest micro-batch, in batches drawn at random."""
-    T, k, draw = config.generation.max_new_tokens, config.rollout.responses_per_prompt, random.Random(0)
-    found = []
+def largest_microbatch(
+    prompts: Sequence[Prompt], config: TrainConfig, device: str, *, width: int = 0
+) -> tuple[int, int, int, int]:
+    """Rows of the update's largest micro-batch, their tokens, responses and longest response, in batches drawn.
+
+    width: of a model that computes the prompt of a group once.
+    """
+    T, k, draw, found = config.generation.max_new_tokens, config.shuffled_together, random.Random(0), []
     for _ in range(DRAWS):
-        rows = draw.sample(draw.choices(prompts, k=config.rollout.prompts) * k, config.training.minibatch_size)
+        rows = [row for row in draw.choices(prompts, k=config.training.minibatch_size // k) for _ in range(k)]
         asked = [len(row.token_ids) for row in rows]
         answers = [T if row.logged is None else len(row.logged.token_ids) for row in rows]
-        for part in plan_microbatches(asked, answers, config.training.microbatch_tokens, device_type=device):
-            P, R = max(asked[i] for i in part), max(answers[i] for i in part)
-            found.append((len(part) * (P + R), len(part), P, R))
+        packed = None
+        if width and k > 1:
+            packed = rows_of_groups(torch.tensor(asked), torch.tensor(answers), k, width=width).tolist()
+        budget = config.training.microbatch_tokens
+        for part in plan_microbatches(asked, answers, budget, packed=packed, device_type=device):
+            n, L = padded_shape(asked, answers, part, packed)
+            found.append((n * L, n, L, len(part), max(answers[i] for i in part)))
     return max(found)[1:]
 
 
 def _update(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
     """The largest of the policy's backward, a separate critic's backward after it, and the optimizer step."""
-    rows, prompt, response = largest_microbatch(prompts, config, runtime.device.type)
+    width = hidden_size(plan.models[0]) if plan.packed else 0
+    rows, length, responses, longest = largest_microbatch(prompts, config, runtime.device.type, width=width)
     kept = []
     for model in plan.models:
-        layers, tokens = model.config.get_text_config().num_hidden_layers, rows * (prompt + response)
-        whole = kept_bytes(model, rows, prompt + response, runtime)
+        layers, tokens = model.config.get_text_config().num_hidden_layers, rows * length
+        whole = kept_bytes(model, rows, length, runtime)
         layer = whole / layers
         if config.policy.gradient_checkpointing:  # the residual stream into each layer and the last norm, and one layer
             element = 2 if runtime.bf16 and config.policy.adapter.enabled else 4
             whole = int((layers + 2) * tokens * hidden_size(model) * element + layer)
         kept.append(whole + PASSING * layer)
     weight = plan.models[0].get_output_embeddings().weight
-    logits, hidden = (4 * rows * response * size for size in weight.shape)  # bytes of the scored positions
+    logits, hidden = (4 * responses * longest * size for size in weight.shape)  # bytes of the scored positions
     head = min(logits, KEEP_BYTES[runtime.device.type]) + weight.nbytes if weight.requires_grad else hidden
     policy, critic = plan.roles["policy"].gradient_bytes, plan.roles["value"].gradient_bytes
-    before = policy + critic if rows < config.training.minibatch_size else 0  # gradients of earlier micro-batches
+    before = policy + critic if responses < config.training.minibatch_size else 0  # gradients of earlier micro-batches
     moments = [policy + critic, before + kept[0] + head]
     if config.value.kind in ("separate", "adapter"):
         moments.append((before or policy) + kept[-1])
     how = "checkpointed" if config.policy.gradient_checkpointing else "all layers kept"
-    of = f"gradients, activations and logits, {rows} × {prompt} + {response} tokens at once, {how}"
+    of = f"gradients, activations and logits, {rows} × {length} tokens at once, {how}"
     return Estimate("update", int(max(moments) * HEAP[runtime.device.type]), of)
 
 

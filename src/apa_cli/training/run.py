@@ -6,7 +6,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _prepare(
     plan = announce_models(config, runtime, tracker.note)
     models = load_models(config, runtime, checkpoint=checkpoint and listed_only(checkpoint))
     scorers = load_scorers(config, models.policy, runtime, modules=modules)
-    check_agreement(models.policy, models.reference, models.value, config)
+    agreeing = check_agreement(models.policy, models.reference, models.value, config)
     if config.generation.top_k or config.generation.top_p < 1:
         tracker.warn(
             "generation.top_k / top_p truncate sampling, while the objective's log-probs stay full-softmax: "
@@ -138,8 +138,9 @@ def _prepare(
         tracker.note("compiling the update's transformers")
         compile_trunks(models.policy, models.value)
     prompts, held_out, rows = _read_prompts(config, models, tracker)
+    packed = config.rollout.responses_per_prompt > 1 and _packs(agreeing, config, models, rows, tracker.note)
     if plan is not None:
-        announce_estimates(plan, config, runtime, rows, tracker.note, tracker.warn)
+        announce_estimates(replace(plan, packed=packed), config, runtime, rows, tracker.note, tracker.warn)
     _log_readings(models, scorers, prompts, rows[0], tracker)
     stream = PromptStream(
         rows,
@@ -168,7 +169,7 @@ def _prepare(
     if config.rollout.offline:
         source = Logged(models, config, steward, view_of_reference(rows, models, config, steward, tracker))
     else:
-        source = Sampled(models, config, steward, policy_pass=state.objective.anchor == "rollout")
+        source = Sampled(models, config, steward, policy_pass=state.objective.anchor == "rollout", packed=packed)
     initial: ReferenceScores | None = None
     if config.advantage.name == "reference":
         initial = ReferenceScores(config, models.reference, scorers, rows)
@@ -183,6 +184,18 @@ def _prepare(
         checkpoints=checkpoints,
     )
     return run, state, versions
+
+
+def _packs(
+    agreeing: bool, config: TrainConfig, models: Models, rows: Sequence[Prompt], note: Callable[[str], None]
+) -> bool:
+    """Whether forward passes compute a group's prompt once, with a line that says so."""
+    longest = max(len(row.token_ids) for row in rows) + config.generation.max_new_tokens
+    limit = models.longest_row()
+    packed = agreeing and (limit is None or longest <= limit)
+    reason = "the attention window is too short" if agreeing else "this architecture does not support packed rows"
+    note("each group's prompt is computed once" if packed else f"each response's prompt is computed anew: {reason}")
+    return packed
 
 
 def _read_prompts(

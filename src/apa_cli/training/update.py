@@ -84,7 +84,8 @@ def update(
         parameters["optim/value_grad_norm"] = list(models.value.parameters())
     with models.training():
         size, epochs = config.training.minibatch_size, config.training.epochs_per_rollout
-        for rows in progress.minibatches(trained, epochs=epochs, size=size, together=targets.whole_groups):
+        together = max(targets.whole_groups, config.shuffled_together)
+        for rows in progress.minibatches(trained, epochs=epochs, size=size, together=together):
 
             def gradients(token_budget: int, rows: Tensor = rows) -> Gradients:
                 means = accumulate_gradients(
@@ -141,7 +142,7 @@ def accumulate_gradients(
         advantages = wanted[part_rows, :T]  # (b, U)
         count, own = part.response_mask.sum(), objective.count(part.response_mask)
         with torch.set_grad_enabled(train_policy):
-            logprobs, hidden = models.policy.logprobs(*part.batch, temperature=temperature)
+            logprobs, hidden = models.policy.logprobs(part.batch, temperature=temperature)
             if k > 1 and len(parts) == 1:
                 advantages = objective.group_targets(advantages, objective.log_ratios(logprobs, part), part_rows // k)
             loss = objective.loss(logprobs, part, advantages)
@@ -151,7 +152,7 @@ def accumulate_gradients(
             if backward and not critic.reads_policy:
                 backward.pop().backward()  # the policy's graph is gone before the critic's is made
             assert targets.returns is not None
-            values = critic(*part.batch, hidden=hidden)  # (b, T)
+            values = critic(part.batch, hidden=hidden)  # (b, T)
             error = objective.value_loss(values, part, targets.returns[part_rows, :T])
             means["objective/value_loss"].add(error.detach() * count, count)
             backward.append(config.objective.value_coef * error * (count / tokens))
@@ -182,7 +183,7 @@ def _log_ratios(
     ratios = objective.units(trajectory.response_mask, ratios)[1][0].clone()  # (B, U)
     for rows in parts:
         part = trajectory.select(rows)
-        logprobs, _ = models.policy.logprobs(*part.batch, temperature=temperature)
+        logprobs, _ = models.policy.logprobs(part.batch, temperature=temperature)
         found = objective.log_ratios(logprobs, part)  # (b, U)
         ratios[rows, : found.shape[1]] = found
     return ratios

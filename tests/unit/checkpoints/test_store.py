@@ -147,7 +147,7 @@ def test_a_full_policy_loads_with_transformers(policy_dir, tmp_path):
     folder = policy_dir(generation=OWN)
     config, models, state = trained(folder, tmp_path)
     rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
-    expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
+    expected, _ = models.policy.logprobs(rollout.batch, temperature=1.0)
     checkpoint = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     final = export_final(models.policy, tmp_path / "final", config, {}, {})
     start = AutoModelForCausalLM.from_pretrained(folder)
@@ -156,7 +156,7 @@ def test_a_full_policy_loads_with_transformers(policy_dir, tmp_path):
         assert not torch.equal(model.get_output_embeddings().weight, start.get_output_embeddings().weight)
         model.generation_config = GenerationConfig()
         models.policy.model = model
-        assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
+        assert_close(models.policy.logprobs(rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
         tokenizer = AutoTokenizer.from_pretrained(saved)
         assert tokenizer("the quick fox")["input_ids"] == models.policy.tokenizer("the quick fox")["input_ids"]
         own = json.loads((saved / "generation_config.json").read_text())
@@ -181,14 +181,14 @@ def test_an_adapter_loads_with_peft(policy_dir, adapter_dir, tmp_path, start):
     adapter = {"policy__adapter__r": 2} if start == "lora" else {"policy__adapter__path": str(adapter_dir)}
     config, models, _ = trained(policy_dir(), tmp_path, **adapter)
     rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
-    expected, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
+    expected, _ = models.policy.logprobs(rollout.batch, temperature=1.0)
+    reference = models.reference.logprobs(rollout.batch, temperature=1.0)
     assert (expected - reference).abs().max() > 1e-3
     final = export_final(models.policy, tmp_path / "final", config, {}, {})
     assert {p.name for p in final.iterdir()} >= {"adapter_model.safetensors", "adapter_config.json", "README.md"}
     assert not any(p.is_dir() for p in final.iterdir())  # the reference's adapter stays at home
     models.policy.model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(policy_dir()), final).eval()
-    assert_close(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
+    assert_close(models.policy.logprobs(rollout.batch, temperature=1.0)[0], expected, atol=1e-6, rtol=0)
     AutoTokenizer.from_pretrained(final)
 
 

@@ -59,7 +59,7 @@ def training_passes(models, rollout):
     torch.nn.init.ones_(models.value.head.linear.weight)
 
     def passes():
-        return models.policy.logprobs(*rollout.batch, temperature=1.0)[0], models.value(*rollout.batch)
+        return models.policy.logprobs(rollout.batch, temperature=1.0)[0], models.value(rollout.batch)
 
     with torch.no_grad():
         resting = passes()
@@ -89,7 +89,7 @@ def test_dropout_of_a_trained_adapter_is_what_the_run_says(policy_dir, tmp_path,
     for i in range(2):
         assert not torch.allclose(first[i], second[i])
     with models.policy.training():
-        reference = models.reference.logprobs(*rollout.batch, temperature=1.0)
+        reference = models.reference.logprobs(rollout.batch, temperature=1.0)
     assert_close(reference, rollout.reference_logprobs)
 
 

@@ -42,7 +42,7 @@ def saved(folder, model):
 
 def whole_logprobs(policy, batch, temperature):
     """What the model's own forward says, every logit of it."""
-    logits, hidden = policy.response_forward(*batch)
+    logits, hidden = policy.response_forward(batch)
     return response_logprobs(logits, batch[2], temperature=temperature), hidden
 
 
@@ -60,8 +60,8 @@ def compare(folder, temperature=0.7, runtime=CPU, tolerance=1e-5, **changes):
     mask = rollout.response_mask
     upstream = torch.randn(mask.shape)
     found = []
-    for forward in (policy.logprobs, lambda *batch, temperature: whole_logprobs(policy, batch, temperature)):
-        logprobs, hidden = forward(*rollout.batch, temperature=temperature)
+    for forward in (policy.logprobs, lambda batch, temperature: whole_logprobs(policy, batch, temperature)):
+        logprobs, hidden = forward(rollout.batch, temperature=temperature)
         # the critic's gradient comes through the hidden states too
         loss = torch.where(mask, logprobs * upstream, 0.0).sum() + hidden[mask].float().square().sum() / 100
         grads = torch.autograd.grad(loss, policy.trainable_parameters())
@@ -125,8 +125,8 @@ def test_only_logits_that_count_are_computed(policy_dir, monkeypatch):
         return original(self, hidden, ids, **rest)
 
     monkeypatch.setattr(type(head), "logprobs", noted)
-    logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    models.policy.hidden_states(*rollout.batch)
+    logprobs, _ = models.policy.logprobs(rollout.batch, temperature=1.0)
+    models.policy.hidden_states(rollout.batch)
     assert calls == []
     assert seen == [rollout.response_mask.sum()] and seen[0] < rollout.response_mask.numel()
     assert (logprobs[~rollout.response_mask] == 0).all()
@@ -192,9 +192,9 @@ def test_exact_kl_is_that_of_all_logits(policy_dir, adapter_dir, monkeypatch, st
     rollout = make_rollout(models, config, uneven_batch(models.policy))
     actual = response_exact_kl(rollout, models.policy, models.reference, temperature=0.9, token_budget=64)
     with torch.no_grad():
-        ours = models.policy.response_forward(*rollout.batch)[0]
+        ours = models.policy.response_forward(rollout.batch)[0]
         with models.reference.active() as reference:
-            theirs = reference.response_forward(*rollout.batch)[0]
+            theirs = reference.response_forward(rollout.batch)[0]
     expected = per_response(exact_kl(ours, theirs, temperature=0.9), rollout.response_mask)
     assert expected.min() > 1e-3
     assert_close(actual, expected, rtol=1e-4, atol=1e-5)

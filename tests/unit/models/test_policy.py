@@ -46,7 +46,7 @@ def test_padded_batch_equals_each_row_alone(policy_dir, kind, attention):
     config = make_config(folder, generation__temperature=0.7, policy__attn_implementation=attention)
     models = load_models(config, CPU)
     rollout = make_rollout(models, config, uneven_batch(models.policy))
-    logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=0.7)
+    logprobs, _ = models.policy.logprobs(rollout.batch, temperature=0.7)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     for row in range(len(rollout.response_ids)):
         expected = plain_logprobs(plain, rollout, row, 0.7)
@@ -80,7 +80,7 @@ def test_first_rollout_has_no_kl(policy_dir, adapter_dir, start, critic, tempera
     models = load_models(config, BF16 if precision == "bf16" else CPU)
     torch.manual_seed(1)
     rollout = make_rollout(models, config, uneven_batch(models.policy, 16))
-    logprobs, _ = models.policy.logprobs(*rollout.batch, temperature=temperature)
+    logprobs, _ = models.policy.logprobs(rollout.batch, temperature=temperature)
     again = torch.where(rollout.response_mask, logprobs, 0.0)
     assert logprobs.dtype == rollout.rollout_logprobs.dtype == rollout.reference_logprobs.dtype == torch.float32
     # in bf16 sampling with a cache rounds differently from one pass over the whole sequence; the two passes agree
@@ -100,18 +100,18 @@ def test_dropout_of_the_model_is_off_in_training_too(policy_dir, kind, critic, c
     models.policy.model.base_model.written_in_code = torch.nn.Dropout(0.5)  # as no configuration says
     rollout = sample(models.policy, uneven_batch(models.policy), config.generation)
     with torch.no_grad():
-        resting, hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
+        resting, hidden = models.policy.logprobs(rollout.batch, temperature=1.0)
         with models.policy.training():
             assert any(module.training for module in models.policy.model.modules()) is checkpointing
             assert not models.policy.model.base_model.written_in_code.training
-            active, active_hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
+            active, active_hidden = models.policy.logprobs(rollout.batch, temperature=1.0)
         assert not models.policy.model.training
         assert torch.equal(resting, active)
         assert torch.equal(hidden, active_hidden)
         if critic == "separate":
             torch.nn.init.ones_(models.value.head.linear.weight)
-            before = models.value(*rollout.batch)
-            assert torch.equal(before, models.value.train()(*rollout.batch))
+            before = models.value(rollout.batch)
+            assert torch.equal(before, models.value.train()(rollout.batch))
 
 
 def test_dropout_inside_a_nested_configuration_is_found(tmp_path):
@@ -132,11 +132,11 @@ def test_a_reference_pass_leaves_what_is_trained_as_it_was(policy_dir, adapter_d
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
     assert any(flags.values())
     assert all(flag == ("lora_" in name and REFERENCE_ADAPTER not in name) for name, flag in flags.items())
-    before = models.policy.logprobs(*rollout.batch, temperature=1.0)[0]
-    models.reference.logprobs(*rollout.batch, temperature=1.0)
+    before = models.policy.logprobs(rollout.batch, temperature=1.0)[0]
+    models.reference.logprobs(rollout.batch, temperature=1.0)
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert model.active_adapter == "default"
-    assert torch.equal(models.policy.logprobs(*rollout.batch, temperature=1.0)[0], before)
+    assert torch.equal(models.policy.logprobs(rollout.batch, temperature=1.0)[0], before)
 
     with pytest.raises(KeyError), models.reference.active():
         raise KeyError
@@ -215,12 +215,12 @@ def test_all_in_bf16(policy_dir, adapter_dir, critic, start):
     assert {p.dtype for p in weights if not any(p is h for h in head)} == {torch.bfloat16}
     rollout = make_rollout(models, config, uneven_batch(models.policy))
     with torch.no_grad():
-        policy = models.policy.logprobs(*rollout.batch, temperature=1.0)[0]
-    assert torch.equal(policy, models.reference.logprobs(*rollout.batch, temperature=1.0))
+        policy = models.policy.logprobs(rollout.batch, temperature=1.0)[0]
+    assert torch.equal(policy, models.reference.logprobs(rollout.batch, temperature=1.0))
     assert rollout.rollout_logprobs.dtype == rollout.reference_logprobs.dtype == rollout.values.dtype == torch.float32
     with models.policy.training():
-        logprobs, hidden = models.policy.logprobs(*rollout.batch, temperature=1.0)
-    values = models.value(*rollout.batch, hidden=hidden)
+        logprobs, hidden = models.policy.logprobs(rollout.batch, temperature=1.0)
+    values = models.value(rollout.batch, hidden=hidden)
     assert logprobs.dtype == values.dtype == torch.float32
     state = initial_state(config, models, make_stream(models, config))
     stats = iterate(config, models, state)

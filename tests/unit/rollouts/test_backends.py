@@ -50,7 +50,7 @@ def check_logprobs(policy, rollout, temperature=1.0):
     """Log-probs and entropy kept while sampling against a forward of each row alone, without padding."""
     for row in range(len(rollout.response_ids)):
         part = rollout.select(torch.tensor([row]))
-        logits, _ = policy.response_forward(*part.batch)
+        logits, _ = policy.response_forward(part.batch)
         logp = (logits[0].double() / temperature).log_softmax(-1)  # (T, V)
         expected = logp.gather(1, part.response_ids[0][:, None])[:, 0]
         assert_close(part.rollout_logprobs[0].double(), expected.detach(), atol=1e-4, rtol=0)

@@ -48,6 +48,17 @@ def test_medians_over_rounds_and_ratios_within_a_round(measured: dict[str, Any])
     assert summary.cells(row)[:2] == ["6.40", "10.00"]
 
 
+def test_operations_of_an_iteration_by_hand():
+    """64 responses of 16 tokens to 8 prompts of 32, a trunk of 30 layers with grouped keys, LoRA, 2 passes."""
+    M = 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536)
+    head = 2 * 49152 * 576 * 1024
+    one = 2 * M * (8 * 32 + 1024) + 4 * 576 * 30 * 8 * 160**2 / 2 + head
+    sampling = 2 * M * 1280 + 4 * 576 * 30 * 64 * 48**2 / 2 + head
+    assert jobs.work(JOBS["smollm2"], "apa-group", 32) == (1280, pytest.approx(sampling + 5 * one))
+    assert jobs.work(JOBS["smollm2"], "apa-group-plain", 32)[0] == 3072
+    assert jobs.work(JOBS["smollm2"], "ppo-shared", 32) is None
+
+
 def test_every_job_composes_for_every_contestant(tmp_path: Path):
     from apa_cli.config.compose import compose_train
 
@@ -55,7 +66,7 @@ def test_every_job_composes_for_every_contestant(tmp_path: Path):
         people = jobs.contestants(job, with_trl=True)
         names = [person.name for person in people]
         if job.alone:
-            assert names == ["apa-shared"]
+            assert names == {"shared": ["apa-shared"], "group": ["apa-group", "apa-group-plain"]}[job.alone]
             continue
         assert len(set(names)) == len(names) and {"apa-shared", "ppo-shared", "trl-grpo"} <= set(names)
         assert ("ppo-separate" in names) == ("trl-ppo" in names) == (not job.lora)
@@ -65,7 +76,9 @@ def test_every_job_composes_for_every_contestant(tmp_path: Path):
             assert (config.objective.name, config.rollout.batch_size) == (person.objective, job.responses)
             assert config.generation.min_new_tokens == job.response_tokens
             assert config.policy.adapter.enabled == bool(job.lora or person.value == "adapter")
-    assert [job.name for job in jobs.JOBS if not job.cuda][:4] == ["fixed-2k", "fixed-50k", "hh", "growth-base"]
+    assert [job.name for job in jobs.JOBS if not job.cuda][:5] == [
+        *("fixed-2k", "fixed-50k", "hh", "smollm2", "growth-base")
+    ]
 
 
 def test_one_job_measured_anew_leaves_the_others_as_they_were(

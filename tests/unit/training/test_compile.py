@@ -71,9 +71,9 @@ def test_a_compiled_update_has_the_gradient_of_the_plain_one(policy_dir, monkeyp
     assert all(calls.values()) and len(calls) == (2 if changes["value__kind"] == "separate" else 1)
     before = dict(calls)
     with torch.no_grad():  # rollouts and passes go without
-        models.policy.logprobs(*rollout.batch, temperature=1.0)
+        models.policy.logprobs(rollout.batch, temperature=1.0)
         if changes["value__kind"] == "separate":
-            models.value(*rollout.batch)
+            models.value(rollout.batch)
     assert calls == before
 
 

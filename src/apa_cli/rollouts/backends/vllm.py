@@ -195,7 +195,7 @@ def _policy_pass(policy: Policy, rollout: Trajectory, temperature: float) -> tup
     logprobs, entropy = (torch.zeros_like(rollout.response_mask, dtype=torch.float32) for _ in range(2))
     for rows in rollout.microbatches(PASS_TOKENS):
         part = rollout.select(rows)
-        logits_of = policy.counted_logits(*part.batch)
+        logits_of = policy.counted_logits(part.batch)
         counted_ids = part.response_ids[part.response_mask]  # (N,)
         found = []
         for start in range(0, len(counted_ids), PASS_ROWS):
