@@ -48,7 +48,7 @@ def variant(title: str, count: int) -> Contestant:
     preset, keys = OBJECTIVES[title]
     if not keys and count == family.composed(preset).training.epochs_per_rollout:
         return family.contestant(preset)
-    stem = f"passes{count}_{preset}{'_bound3' if keys else ''}"
+    stem = f"passes{count}_{preset}{'_clipped3' if keys else ''}"
     return replace(family.contestant(preset), stem=stem, keys={**keys, "training.epochs_per_rollout": count})
 
 

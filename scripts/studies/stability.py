@@ -21,7 +21,7 @@ RATES = (1e-4, 3e-4, 1e-3)
 OPTIONS_BELOW = 1.0  # at this λ and above only the plain form is run: few targets are far
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("squared error", {}),
-    "scaled3": ("target_bound 3", {"objective.target_bound": 3.0}),
+    "clipped3": ("target_bound 3", {"objective.target_bound": 3.0}),
     "huber1": ("huber_delta 1", {"objective.huber_delta": 1.0}),
 }
 

@@ -229,11 +229,17 @@ def baseline(totals, others, knob, s):
 
 
 def bound_targets(rows, knob, s):
-    """Scale the targets of a group (with a critic: of all) by one factor into ± bound; the share of scaled tokens."""
-    size, scaled = s["rollout.responses_per_prompt"] if s["advantage.name"] == "group" else len(rows), 0
+    """Scale a group's targets by one factor into ± bound, or clip a critic's; the share of changed tokens."""
+    most, scaled = s["objective.target_bound"] * knob, 0
+    if s["advantage.name"] == "gae":
+        for row in (row for row in rows if row.trained):
+            scaled += sum(abs(a) > most for a in row.advantages)
+            row.advantages = [max(-most, min(a, most)) for a in row.advantages]
+        return scaled / sum(len(row.response) for row in rows)
+    size = s["rollout.responses_per_prompt"]
     for first in range(0, len(rows), size):
         group = [row for row in rows[first : first + size] if row.trained]
-        factor = s["objective.target_bound"] * knob / max(abs(a) for row in group for a in row.advantages)
+        factor = most / max(abs(a) for row in group for a in row.advantages)
         if factor < 1:
             for row in group:
                 row.advantages = [a * factor for a in row.advantages]
@@ -247,7 +253,7 @@ def bound_targets(rows, knob, s):
 def update(rows, orders, models, groups, optimizer, knob, warming_up, s):
     """Passes of minibatches. objective/* are means over tokens or responses, gradient norms means over minibatches."""
     measured, norms = defaultdict(list), []
-    k = s["rollout.responses_per_prompt"]
+    k = s.get("rollout.responses_per_prompt", 1)
     together = k if s["training.shuffle"] == "groups" and s["training.minibatch_size"] % k == 0 else 1
     for order in orders:
         order = [[row for row in rows[i * together : (i + 1) * together] if row.trained] for i in order]

@@ -39,16 +39,16 @@ class APA(SteeredObjective):
         group_size: int,
         reference_scores: Tensor | None = None,
     ) -> Targets:
-        """Scaled to stay within ± λ · target_bound, by one factor for each group or, with a critic, for the rollout."""
+        """Within ± λ · target_bound: each clipped with a critic, else scaled by one factor for the group."""
         made = super().targets(
             responses, scores, usable, advantage, group_size=group_size, reference_scores=reference_scores
         )
         if self.target_bound is None:
             return made
-        together = len(scores) if advantage.name == "gae" else group_size
-        bounded, factors = bound_advantages(made.advantages, self.target_bound * self.knob.value, together)
-        scaled = (factors < 1)[:, None] & self.units(responses.response_mask & made.usable[:, None])[0]
-        share = masked_mean(scaled, self.units(responses.response_mask)[0])
+        together = None if advantage.name == "gae" else group_size
+        bounded = bound_advantages(made.advantages, self.target_bound * self.knob.value, together)
+        changed = (bounded != made.advantages) & self.units(responses.response_mask & made.usable[:, None])[0]
+        share = masked_mean(changed, self.units(responses.response_mask)[0])
         return replace(made, advantages=bounded, metrics={"objective/bounded_fraction": share.item()})
 
     def loss(self, policy_logprobs: Tensor, responses: Responses, advantages: Tensor) -> Loss:
@@ -128,21 +128,24 @@ def apa_target_residual(
 
 
 @torch.no_grad()
-def bound_advantages(advantages: Tensor, bound: float, group_size: int) -> tuple[Tensor, Tensor]:
-    """Advantages (B, U) scaled so that none lies beyond ± bound, and each row's factor (B,), at most 1. No gradient.
+def bound_advantages(advantages: Tensor, bound: float, group_size: int | None) -> Tensor:
+    """Advantages (B, U) within ± bound. No gradient.
 
-    Rows i·k … i·k + k − 1 (k = `group_size`) share one factor. Clipping each advantage by itself would change their
-    proportions: of one right answer among eight with A = 1 against −1/7 it could leave 3 against −3 for each of the
-    other seven, and push the group down as a whole.
+    group_size k: rows i·k … i·k + k − 1 are scaled by one factor. Clipping each would change their proportions: of one
+    right answer among eight with A = 1 against −1/7 it could leave 3 against −3 for each of the other seven, and push
+    the group down as a whole. None, for a critic's advantages: each is clipped, as one factor for all would follow the
+    largest of thousands of tokens.
 
     Raises ValueError when B is not a multiple of group_size or bound is not above 0.
     """
     check_positive(bound=bound)
+    if group_size is None:
+        return advantages.clamp(-bound, bound)
     if group_size < 1 or len(advantages) % group_size:
         raise ValueError(f"{len(advantages)} rows do not make groups of {group_size}")
     largest = advantages.abs().reshape(-1, group_size * advantages.shape[1]).amax(dim=1)  # (G,)
     factors = (bound / largest).clamp(max=1).repeat_interleave(group_size)  # (B,); bound / 0 is infinite
-    return advantages * factors[:, None], factors
+    return advantages * factors[:, None]
 
 
 def _residual(

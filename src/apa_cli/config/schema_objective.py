@@ -30,8 +30,8 @@ class ObjectiveConfig:
     )
     target_bound: Optional[float] = number(
         None,
-        "apa: limit on the log-ratios asked for, in nats: the targets advantage / λ of a prompt's responses (with a "
-        "critic: of the rollout) are scaled by one factor to stay within ± this; null = off",
+        "apa: limit on the log-ratios asked for, in nats: targets advantage / λ stay within ± this, clipped with a "
+        "critic, in groups scaled by one factor for all responses to a prompt; null = off",
         above=0,
     )
     huber_delta: Optional[float] = number(

@@ -85,7 +85,7 @@ def test_stability_counts_the_cells_in_which_no_seed_is_lost(tmp_path: Path):
     for gone in (True, False):
         put("plain", 0.1, 3.0, gone=gone)  # one of two seeds
     put("plain", 0.3, 1.0, gone=False)
-    put("scaled3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
+    put("clipped3", 0.1, 2.0, gone=False, **{"objective/bounded_fraction": 0.4})
     lines = stability.lines(found, SIZE, tmp_path)
     assert "- squared error: no seed is lost in 1 of 2 cells." in lines
     assert "- target_bound 3: no seed is lost in 1 of 1 cells." in lines
