@@ -399,10 +399,9 @@ class Plain(Attendant):
         return self.state.work
 
 
-def iterate(config: TrainConfig, models: Models, state: TrainingState) -> dict[str, float]:
+def iterate(config: TrainConfig, models: Models, state: TrainingState, *, packed: bool = False) -> dict[str, float]:
     """One iteration as the loop makes it, without tracking."""
     attendant = Plain(config, state)
-    packed = config.rollout.responses_per_prompt > 1
     source = Sampled(models, config, attendant, policy_pass=state.objective.anchor == "rollout", packed=packed)
     scorers = load_scorers(config, models.policy, models.runtime)
     learner = Learner(config=config, models=models, source=source, scorers=scorers)
