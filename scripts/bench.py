@@ -38,6 +38,11 @@ PAGE = ROOT / "docs" / "performance.md"
 HH = (ROOT.parent / "shared/data/hh/harmless-base-test.jsonl.gz", ROOT / "tests/data/hh_sample.jsonl")
 KNOWN = ("fixed", "hh", "pythia", "llama", "growth", "prompt", *(job.name for job in JOBS))
 QUICK = ("hh", "pythia-410m", "llama-7b-lora", "growth-base")
+ALONE = {
+    "shared": "## Growth\n\nAPA with a shared critic, minibatch 16; each row changes one size of the first.",
+    "group": "## Growth with the prompt\n\nAPA without a critic, minibatch 16; a group's prompt is computed once, or "
+    "in a row for each response.",
+}
 ITERATIONS = 12  # prompts are laid out for so many; more rounds than that are refused
 
 
@@ -109,14 +114,15 @@ def report(target: Path) -> list[str]:
     """From all records beside the page: the overview, and in detail every job's table, and one of growth."""
     files = {job: target.with_suffix("") / f"{job.name}.json" for job in JOBS}
     records = [json.loads(file.read_text("utf-8")) for file in files.values() if file.exists()]
-    tables, grown, details = {}, [], []
+    tables, grown, details = {}, dict[str, list[list[str]]](), []
     for record in records:
         job = read_job(record["job"])
         table = summary.rows(job, record["results"], record)
         if job.alone:
             for name, row in table.items():
                 title = f"{job.title}{', a row for each response' if name.endswith('-plain') else ''}"
-                grown.append([title, *summary.cells(row)[:6], summary.cells(row)[8]])
+                words = f"{ALONE[job.alone]}\n\n{circumstances(record)}"
+                grown.setdefault(words, []).append([title, *summary.cells(row)[:6], summary.cells(row)[8]])
             continue
         tables[job] = table
         failed = {name: result["error"] for name, result in record["results"].items() if "error" in result}
@@ -131,13 +137,9 @@ def report(target: Path) -> list[str]:
             *(f"\n{name} failed: {error}" for name, error in failed.items()),
             "",
         ]
-    if grown:
-        header = ["changed", "responses/s", "seconds", *summary.PHASES, "memory, MiB"]
-        words = (
-            "APA, minibatch 16. With a shared critic, each row changes one size of the first; in groups without a "
-            "critic, the prompt grows, computed once a group or in a row for each response."
-        )
-        details += ["## Growth", "", f"{words} {circumstances(records[-1])}", "", *page.table(header, grown), ""]
+    header = ["changed", "responses/s", "seconds", *summary.PHASES, "memory, MiB"]
+    for words, rows in grown.items():
+        details += [words, "", *page.table(header, rows), ""]
     missing = [f"{job.title}{' (needs a GPU)' if job.cuda else ''}" for job, file in files.items() if not file.exists()]
     missing = [f"- Not measured: {'; '.join(missing)}."] if missing else []
     picture = summary.draw(tables, target.parent / "images" / "performance.png")

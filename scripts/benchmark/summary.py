@@ -83,8 +83,9 @@ def overview(tables: Mapping[Job, Mapping[str, Row]]) -> list[str]:
 def draw(tables: Mapping[Job, Mapping[str, Row]], path: Path) -> str:
     """Responses per second and memory beyond the weights of each contestant, over TRL PPO's."""
     figure = new_figure(13, 4.6)
-    panels = figure.subplots(1, max(1, len(tables)), squeeze=False)[0]
-    for axes, (job, table) in zip(panels, tables.items(), strict=False):
+    compared = {job: table for job, table in tables.items() if any(row["× TRL PPO"] for row in table.values())}
+    panels = figure.subplots(1, max(1, len(compared)), squeeze=False)[0]
+    for axes, (job, table) in zip(panels, compared.items(), strict=False):
         shown = {name: row for name, row in reversed(table.items()) if row["× TRL PPO"] is not None}
         for shift, colours, column in ((0.2, (BLUE, GREY), "× TRL PPO"), (-0.2, (ORANGE, "#C8C8C8"), "÷ TRL PPO's")):
             places, values = [place + shift for place in range(len(shown))], [row[column] for row in shown.values()]
