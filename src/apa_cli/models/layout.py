@@ -3,9 +3,9 @@
 plain     a row for each response:  [left-padded prompt | right-padded response]
 packed    a row for several responses to one prompt:  [prompt | response | response | … | padding]
 
-A packed response attends to its prompt and to itself, and its positions go on from the prompt's, so that it is computed
-as in a row of its own, and the prompt once instead of once a response (Prefix Grouper, arXiv:2506.05433). A trial at
-loading decides whether a model does that (rollouts/agreement.py).
+A packed response attends to its prompt and to itself, and its positions continue the prompt's. It is thus computed as
+in a row of its own, and the prompt only once (Prefix Grouper, arXiv:2506.05433). A trial after loading decides whether
+a model gives the same numbers in this layout (rollouts/agreement.py).
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ from torch import Tensor
 
 from apa_cli.algorithms import position_ids, response_logits
 
-ATTENTION_COST = (
-    6  # c of a row's cost, in widths of the model: 24 width² for a token's products, 4 width for each other
-)
-
+ATTENTION_COST = 6  # c / width: 24 width² operations for a token's products, over 4 width for each token that it reads
 WINDOWS = ("window", "window_size", "chunk_size")  # ends of the names of configuration fields
 
 
@@ -63,6 +60,7 @@ def layout_of(batch: Batch, model: Any) -> Layout:
 
 
 def _packed(batch: Batch, numbers: Tensor, model: Any) -> Layout:
+    """One row for each of the `numbers` (B,), the responses in their order behind the prompt of the first."""
     device, (B, T) = numbers.device, batch.response_ids.shape
     rows = numbers.unique(return_inverse=True)[1]  # (B,) 0 … n − 1
     prompts, responses = batch.prompt_mask.sum(dim=1), batch.response_mask.sum(dim=1)  # (B,)

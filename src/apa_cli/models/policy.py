@@ -31,7 +31,7 @@ class Policy:
     parts: the model's trunk and head, if a trial at loading shows that they explain its logits; None if not `apart`.
     room: the most prompt and response tokens, if known. known_ids: rows of the embedding.
 
-    Forward passes take the fields of a `Batch`; without `parts`, all are in the plain layout.
+    Forward passes take a `Batch`. Without `parts` they ignore its `rows` and keep the plain layout.
     """
 
     def __init__(
