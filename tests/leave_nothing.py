@@ -26,11 +26,19 @@ def descendants(pid: int) -> list[int]:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    for pid in descendants(os.getpid()):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
+    held: list[int] = []
+    while fresh := [pid for pid in descendants(os.getpid()) if pid not in held]:  # a held one begins none
+        send(signal.SIGSTOP, fresh)
+        held += fresh
+    send(signal.SIGKILL, held)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+
+
+def send(number: int, pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
 
 
 def listen(*, worker: bool) -> None:

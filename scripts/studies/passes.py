@@ -17,15 +17,15 @@ from studies.tuning import TUNING_SEED, Contestant, Grid
 
 PAGE = "docs/family.md"
 title = "1 to 16 passes over a rollout, at the settings that family chose for 2"
-duration = "63 runs, and 28 that family has; about 3 hours of one CPU core"
+duration = "66 runs, and 25 that family has; about 3 hours of one CPU core"
 PASSES = (1, 2, 4, 8, 16)
 BOUND = "apa (target_bound 3)"
-OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
-    "apa": ("apa", {}),
-    BOUND: ("apa", {"objective.target_bound": 3.0}),
-    "gvpo": ("gvpo", {}),
-    "ppo": ("ppo", {}),
-    "grpo": ("grpo", {}),
+OBJECTIVES: dict[str, tuple[str, str, dict[str, Any]]] = {  # preset, mark of its runs, keys beside the number of passes
+    "apa": ("apa", "", {}),
+    BOUND: ("apa", "_clipped3", {"objective.target_bound": 3.0}),
+    "gvpo": ("gvpo", "", {}),
+    "ppo": ("ppo", "", {}),
+    "grpo": ("grpo", "_groups", {"training.shuffle": "groups"}),  # family's were made with responses shuffled alone
 }
 Y = {  # of the picture
     "Separate evaluator, last third": (EVALUATOR, measures.LAST_THIRD.of),
@@ -36,7 +36,7 @@ Y = {  # of the picture
 
 def grid(size: Size) -> Grid:
     """What family tunes."""
-    return family.grid(size, tuple(dict.fromkeys(preset for preset, _ in OBJECTIVES.values())))
+    return family.grid(size, tuple(dict.fromkeys(preset for preset, _, _ in OBJECTIVES.values())))
 
 
 def passes(size: Size) -> Sequence[int]:
@@ -45,11 +45,11 @@ def passes(size: Size) -> Sequence[int]:
 
 def variant(title: str, count: int) -> Contestant:
     """With so many passes; family's own where that is what differs in nothing."""
-    preset, keys = OBJECTIVES[title]
+    preset, mark, keys = OBJECTIVES[title]
     if not keys and count == family.composed(preset).training.epochs_per_rollout:
         return family.contestant(preset)
-    stem = f"passes{count}_{preset}{'_clipped3' if keys else ''}"
-    return replace(family.contestant(preset), stem=stem, keys={**keys, "training.epochs_per_rollout": count})
+    keys = {**keys, "training.epochs_per_rollout": count}
+    return replace(family.contestant(preset), stem=f"passes{count}_{preset}{mark}", keys=keys)
 
 
 def settings(size: Size) -> list[Setting]:

@@ -247,7 +247,7 @@ def test_presets_are_tuned_alike_and_compared_with_apa(tmp_path: Path, monkeypat
 
 
 def test_passes_go_on_from_the_cell_that_family_chose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(passes, "OBJECTIVES", {"apa": ("apa", {}), passes.BOUND: passes.OBJECTIVES[passes.BOUND]})
+    monkeypatch.setattr(passes, "OBJECTIVES", {title: passes.OBJECTIVES[title] for title in ("apa", passes.BOUND)})
     found = runs.Found()
     put(found, "family_apa_lr0.0001_lambda0.3", [1.0, 2.0, 2.0])
     put(found, "passes8_apa_lr0.0001_lambda0.3", [0.0, 1.0, 1.0])
