@@ -12,8 +12,9 @@ from apa_cli.data.loading import load_prompts
 from apa_cli.data.prompts import Prompt, PromptSet, collate
 from apa_cli.errors import UserError
 from apa_cli.models.device import Runtime
-from apa_cli.models.loading import load_config, load_tokenizer
+from apa_cli.models.loading import load_tokenizer
 from apa_cli.models.policy import Policy
+from apa_cli.models.unloaded import unloaded_model
 from apa_cli.rewards.classifier import classifier_config, classifier_tokenizer
 from apa_cli.rewards.math import MathReward, check_answers
 from apa_cli.rewards.record import FinishedResponses, Scorer
@@ -96,15 +97,11 @@ def planned_readings(config: TrainConfig, runtime: Runtime) -> tuple[list[Prompt
 
     Reward functions and servers are not called. Raises UserError for data or a tokenizer that the run could not use.
     """
-    from transformers import AutoModelForCausalLM
-
     check_answers(config)
     given = config.policy
     options: dict[str, Any] = {"revision": given.revision, "trust_remote_code": given.trust_remote_code}
     tokenizer = load_tokenizer("policy.path", given.path, **options)
-    model_config = load_config("policy.path", given.path, **options)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, trust_remote_code=given.trust_remote_code)
+    model = unloaded_model("policy.path", given.path, **options)
     policy = Policy(model, tokenizer, runtime, apart=False, stop_tokens=config.generation.stop_tokens)
     prompts, _ = load_prompts(config.data, tokenizer, evaluation_prompts=config.evaluation.prompts, seed=config.seed)
     scorers = {role: _planned(key, one, policy, runtime) for role, key, one in config.scorers()}

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from apa_cli.algorithms.head import KEEP_BYTES
 from apa_cli.config.schema import TrainConfig
@@ -25,9 +24,10 @@ from apa_cli.models.adapter_loading import attach_adapter, attach_value_adapter
 from apa_cli.models.adapters import REFERENCE_ADAPTER, VALUE_ADAPTER
 from apa_cli.models.device import Runtime, model_dtype, trained_dtype
 from apa_cli.models.layout import rows_of_groups
-from apa_cli.models.loading import first_line, load_causal_config
+from apa_cli.models.loading import first_line
 from apa_cli.models.microbatches import padded_shape, plan_microbatches, rows_at_once
 from apa_cli.models.policy import base_of
+from apa_cli.models.unloaded import cache_bytes, kept_bytes, unloaded_model
 from apa_cli.models.value import ValueHead, hidden_size
 from apa_cli.rewards.classifier import classifier_config
 from apa_cli.rewards.preview import planned_readings
@@ -69,7 +69,7 @@ class Estimate(NamedTuple):
 @dataclass(frozen=True)
 class Plan:
     roles: dict[str, Role]
-    models: tuple[Any, ...]  # on the meta device: the policy, and a critic with a transformer of its own
+    models: Sequence[Any]  # on the meta device: the policy, and a critic with a transformer of its own
     device: str
     available_bytes: int | None  # None where the system does not say
     process_bytes: int = 0  # resident already: Python and its libraries
@@ -139,11 +139,10 @@ def announce_estimates(
         note(f"no estimate of what the update needs ({type(error).__name__}: {first_line(error)})")
     for estimate in plan.estimates:
         note(f"{estimate.name:<10} about {gib(estimate.bytes)}: {estimate.of}")
-    available, expected = plan.available_bytes, plan.expected_bytes
-    libraries = f", {gib(plan.process_bytes)} of it Python and libraries" if plan.process_bytes else ""
-    free = "unknown" if available is None else f"{gib(available)} free"
-    total = f"models {gib(plan.certain_bytes)}, at most about {gib(plan.process_bytes + expected)}{libraries}"
-    note(f"{'memory':<10} {total}; {plan.device}: {free}")
+    available, expected, process = plan.available_bytes, plan.expected_bytes, plan.process_bytes
+    libraries = f", {gib(process)} of it Python and libraries" if process else ""
+    total = f"models {gib(plan.certain_bytes)}, at most about {gib(process + expected)}{libraries}"
+    note(f"{'memory':<10} {total}; {plan.device}: {'unknown' if available is None else f'{gib(available)} free'}")
     if plan.estimates and available is not None and expected > available:
         warn(
             f"about {gib(expected)} may be needed, and {gib(available)} are free on {plan.device}: if memory runs out, "
@@ -159,81 +158,76 @@ def gib(number: float) -> str:
 
 def make_plan(config: TrainConfig, runtime: Runtime) -> Plan:
     """The roles without estimates. Raises UserError for a model whose configuration cannot be read."""
-    roles, models, eight_bit = dict[str, Role](), list[Any](), config.optimizer.name == "adamw_8bit"
-    with torch.device("meta"):
-        for name, origin, own, trains in _roles(config, runtime, models):
-            trained = [p for p in own if trains and (p.requires_grad or name == "value")]
-            held, learnt = (
-                (sum(p.numel() for p in weights), sum(p.nbytes for p in weights)) for weights in (own, trained)
-            )
-            states = 2 * (learnt[0] if eight_bit else learnt[1])  # AdamW's two numbers for each
-            roles[name] = Role(name, origin, held[0], learnt[0], held[1], learnt[1], states)
-    resident, available = runtime.resident_bytes(), runtime.available_bytes()
-    return Plan(roles, tuple(models), runtime.describe(), available, resident)
-
-
-def _roles(
-    config: TrainConfig, runtime: Runtime, models: list[Any]
-) -> Iterator[tuple[str, str, Sequence[nn.Parameter], bool]]:
-    """Name, origin and own weights of each role, and whether it trains. Adds what the update runs to `models`."""
+    roles, models = dict[str, Role](), list[Any]()
     given, value, dtype = config.policy, config.value, model_dtype(config.policy, runtime)
 
-    def build(key: str, path: str, dtype: torch.dtype, revision: str | None, auto: Any = AutoModelForCausalLM) -> Any:
-        trust = given.trust_remote_code and path == given.path
-        shape = load_causal_config(key, path, revision=revision, trust_remote_code=trust)
-        return auto.from_config(shape, dtype=dtype, trust_remote_code=trust)
+    def build(key: str, source: Any, dtype: torch.dtype, auto: Any = None) -> Any:
+        trust = given.trust_remote_code and source.path == given.path
+        revision = source.revision
+        return unloaded_model(key, source.path, dtype=dtype, auto=auto, revision=revision, trust_remote_code=trust)
 
-    policy = build("policy.path", given.path, dtype, given.revision)
-    if given.adapter.enabled:
-        policy = attach_adapter(policy, given, None)
-        if value.kind == "adapter":
-            attach_value_adapter(policy, given, None)
-    models.append(base_of(policy))
-    weights: dict[str, list[nn.Parameter]] = {}  # of the adapters of other roles, and the rest
-    for name, weight in policy.named_parameters():
-        owner = next((part for part in name.split(".") if part in (REFERENCE_ADAPTER, VALUE_ADAPTER)), "policy")
-        weights.setdefault(owner, []).append(weight)
-    yield "policy", f"{given.path}{', frozen, with an adapter' * given.adapter.enabled}", weights["policy"], True
+    def add(name: str, origin: str, held: Sequence[Any] = (), trained: Sequence[Any] = ()) -> None:
+        (n, size), (learnt, gradients) = (
+            (sum(p.numel() for p in own), sum(p.nbytes for p in own)) for own in (held, trained)
+        )
+        states = 2 * (learnt if config.optimizer.name == "adamw_8bit" else gradients)  # AdamW's two numbers for each
+        roles[name] = Role(name, origin, n, learnt, size, gradients, states)
 
-    if (path := config.reference.path) is not None:
-        own = build("reference.path", path, dtype, config.reference.revision)
-        yield "reference", path, [*own.parameters()], False
-    elif given.adapter.enabled:
-        started = "off" if given.adapter.path is None else "as it started"
-        yield "reference", f"the policy's, adapter {started}", weights.get(REFERENCE_ADAPTER, []), False
-    else:
-        yield "reference", "a frozen copy of the policy", [*policy.parameters()], False
+    with torch.device("meta"):
+        policy = build("policy.path", given, dtype)
+        if given.adapter.enabled:
+            policy = attach_adapter(policy, given, None)
+            if value.kind == "adapter":
+                attach_value_adapter(policy, given, None)
+        models.append(base_of(policy))
+        weights: dict[str, list[Any]] = {VALUE_ADAPTER: [], REFERENCE_ADAPTER: [], "policy": []}
+        for name, weight in policy.named_parameters():
+            parts = {VALUE_ADAPTER, REFERENCE_ADAPTER} & {*name.split(".")}
+            weights[parts.pop() if parts else "policy"].append(weight)
+        own = weights["policy"]
+        trained = [weight for weight in own if weight.requires_grad]
+        add("policy", f"{given.path}{', frozen, with an adapter' * given.adapter.enabled}", own, trained)
 
-    critic = weights.get(VALUE_ADAPTER, [])
-    origin = "the policy's base, an adapter and a head of its own" if critic else "a head on the policy"
-    if value.kind == "separate":
-        key, source = ("policy.path", given) if value.path is None else ("value.path", value)
-        origin = f"a network of its own, from {value.path or 'the policy'}"
-        models.append(build(key, str(source.path), trained_dtype(given), source.revision, AutoModel))
-        critic = [*models[-1].parameters()]
-    if value.kind == "none":
-        yield "value", "none", [], False
-    else:
-        yield "value", origin, [*critic, *ValueHead(hidden_size(models[-1])).parameters()], True
-
-    if not config.needs_reward:
-        yield "reward", "none: scores are logged, and nothing is evaluated", [], False
-    holders: dict[tuple[str | None, str | None], str] = {}
-    for name, key, one in config.scorers():
-        if one.kind != "model" or one.path is None:
-            yield name, f"none: {one.source}", [], False
-        elif (holder := holders.setdefault((one.path, one.revision), name)) != name:
-            yield name, f"those of {holder}", [], False
+        if config.reference.path is not None:
+            own = [*build("reference.path", config.reference, dtype).parameters()]
+            add("reference", config.reference.path, own)
+        elif given.adapter.enabled:
+            started = "off" if given.adapter.path is None else "as it started"
+            add("reference", f"the policy's, adapter {started}", weights[REFERENCE_ADAPTER])
         else:
-            shape = classifier_config(one.path, one.revision, f"{key}.path")
-            model = AutoModelForSequenceClassification.from_config(shape, dtype=runtime.frozen_dtype)
-            yield name, one.path, [*model.parameters()], False
+            add("reference", "a frozen copy of the policy", own)
+
+        critic, origin = weights[VALUE_ADAPTER], "none"
+        if value.kind == "separate":
+            key, source = ("policy.path", given) if value.path is None else ("value.path", value)
+            origin = f"a network of its own, from {value.path or 'the policy'}"
+            models.append(build(key, source, trained_dtype(given), AutoModel))
+            critic = [*models[-1].parameters()]
+        elif value.kind != "none":
+            origin = "the policy's base, an adapter and a head of its own" if critic else "a head on the policy"
+        if value.kind != "none":
+            critic += ValueHead(hidden_size(models[-1])).parameters()
+        add("value", origin, critic, critic)
+
+        if not config.needs_reward:
+            add("reward", "none: scores are logged, and nothing is evaluated")
+        holders: dict[tuple[str | None, str | None], str] = {}
+        for name, key, one in config.scorers():
+            if one.kind != "model" or one.path is None:
+                add(name, f"none: {one.source}")
+            elif (holder := holders.setdefault((one.path, one.revision), name)) != name:
+                add(name, f"those of {holder}")
+            else:
+                shape = classifier_config(one.path, one.revision, f"{key}.path")
+                model = AutoModelForSequenceClassification.from_config(shape, dtype=runtime.frozen_dtype)
+                add(name, one.path, [*model.parameters()])
+        for model in models:
+            model.float().eval()  # the meta device has no autocast
+    return Plan(roles, models, runtime.describe(), runtime.available_bytes(), runtime.resident_bytes())
 
 
 def with_estimates(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Plan:
     """The plan with what sampling and the update need for prompts and logged responses of these lengths."""
-    for model in plan.models:
-        model.float().eval()  # the meta device has no autocast
     estimates = [part(plan, config, runtime, prompts) for part in (_generation, _update)]
     return replace(plan, estimates=[estimate for estimate in estimates if estimate.bytes])
 
@@ -244,30 +238,23 @@ def _generation(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequ
     rows = config.evaluation.prompts if config.rollout.offline else config.rollout.batch_size
     rows = rows_at_once(config.generation.rows, rows, device) if config.generation.backend == "hf" else rows
     P = max(len(prompt.token_ids) for prompt in prompts)
-    with torch.no_grad():
-        held = _forward(model.base_model, 1, 64, use_cache=True)[1].layers
-    token = sum(t.nbytes for layer in held for t in (layer.keys, layer.values)) / 64 / (2 if runtime.bf16 else 1)
+    token = cache_bytes(model) / (2 if runtime.bf16 else 1)
     logits = LOGIT_COPIES * rows * int(model.config.get_text_config().vocab_size) * 4
     of = f"KV cache and logits, {rows} × up to {P} + {T} tokens{', to evaluate' if config.rollout.offline else ''}"
     return Estimate("generation", int((token * rows * (P + T) + logits) * HEAP[device]), of)
 
 
-def largest_microbatch(
-    prompts: Sequence[Prompt], config: TrainConfig, device: str, *, width: int = 0
-) -> tuple[int, int, int, int]:
-    """Rows of the update's largest micro-batch, their tokens, responses and longest response, in batches drawn.
-
-    width: of a model that computes the prompt of a group once.
-    """
+def _largest_microbatch(plan: Plan, config: TrainConfig, device: str, prompts: Sequence[Prompt]) -> tuple[int, ...]:
+    """Rows of the update's largest micro-batch, their tokens, responses and longest response, in batches drawn."""
     T, k, draw, found = config.generation.max_new_tokens, config.shuffled_together, random.Random(0), []
+    budget, packed = config.training.microbatch_tokens, None
     for _ in range(DRAWS):
         rows = [row for row in draw.choices(prompts, k=config.training.minibatch_size // k) for _ in range(k)]
         asked = [len(row.token_ids) for row in rows]
         answers = [T if row.logged is None else len(row.logged.token_ids) for row in rows]
-        packed = None
-        if width and k > 1:
+        if plan.packed and k > 1:
+            width = hidden_size(plan.models[0])
             packed = rows_of_groups(torch.tensor(asked), torch.tensor(answers), k, width=width).tolist()
-        budget = config.training.microbatch_tokens
         for part in plan_microbatches(asked, answers, budget, packed=packed, device_type=device):
             n, L = padded_shape(asked, answers, part, packed)
             found.append((n * L, n, L, len(part), max(answers[i] for i in part)))
@@ -276,12 +263,11 @@ def largest_microbatch(
 
 def _update(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence[Prompt]) -> Estimate:
     """The largest of the policy's backward, a separate critic's backward after it, and the optimizer step."""
-    width = hidden_size(plan.models[0]) if plan.packed else 0
-    rows, length, responses, longest = largest_microbatch(prompts, config, runtime.device.type, width=width)
+    rows, length, responses, longest = _largest_microbatch(plan, config, runtime.device.type, prompts)
     kept = []
     for model in plan.models:
         layers, tokens = model.config.get_text_config().num_hidden_layers, rows * length
-        whole = kept_bytes(model, rows, length, runtime)
+        whole = kept_bytes(model, rows, length) * (BF16_SHARE if runtime.bf16 else 1)
         layer = whole / layers
         if config.policy.gradient_checkpointing:  # the residual stream into each layer and the last norm, and one layer
             element = 2 if runtime.bf16 and config.policy.adapter.enabled else 4
@@ -298,28 +284,3 @@ def _update(plan: Plan, config: TrainConfig, runtime: Runtime, prompts: Sequence
     how = "checkpointed" if config.policy.gradient_checkpointing else "all layers kept"
     of = f"gradients, activations and logits, {rows} × {length} tokens at once, {how}"
     return Estimate("update", int(max(moments) * HEAP[runtime.device.type]), of)
-
-
-def kept_bytes(model: Any, rows: int, length: int, runtime: Runtime) -> int:
-    """Bytes that a forward pass of the transformer keeps for backward without checkpointing, weights excluded."""
-    kept: dict[int, Any] = {}  # holds each storage, so that no other takes its address
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        _forward(model.base_model, rows, length, use_cache=False)
-    for weight in model.parameters():
-        kept.pop(weight.untyped_storage()._cdata, None)
-    return int(sum(storage.nbytes() for storage in kept.values()) * (BF16_SHARE if runtime.bf16 else 1))
-
-
-def _forward(trunk: Any, rows: int, length: int, *, use_cache: bool) -> Any:
-    """Gives most models the mask they would make, as they cannot look for padding on the meta device."""
-    ids = torch.zeros(rows, length, dtype=torch.long, device="meta")
-    mask = torch.ones(rows, 1, length, length, dtype=torch.bool, device="meta")
-    try:
-        return trunk(input_ids=ids, attention_mask=mask, use_cache=use_cache)
-    except (ValueError, RuntimeError, TypeError):
-        return trunk(input_ids=ids, use_cache=use_cache)
