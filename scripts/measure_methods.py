@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from studies import beside, family, figures, page, paper, passes, runs, stability, tuning  # noqa: E402
+from studies import arithmetic, beside, family, figures, page, paper, passes, runs, stability, tuning  # noqa: E402
 
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
@@ -36,7 +36,7 @@ STUDIES: dict[str, Any] = {  # modules, or alike
         "rewards": beside.REWARDS,
         "offline": beside.OFFLINE,
     },
-    **{"family": family, "passes": passes},
+    **{"family": family, "passes": passes, "arithmetic": arithmetic},
 }
 PAGE = "docs/methods.md"
 
@@ -63,13 +63,21 @@ def measure(name: str, study: Any, arguments: argparse.Namespace) -> None:
     def stages(read: Callable[[], runs.Found]) -> runs.Stages:
         return study.stages(size, read) if staged else iter([(settings, size.seeds)])
 
+    kept = ROOT / study.KEPT if hasattr(study, "KEPT") and not arguments.quick else None
+    if kept:
+        runs.restore(kept, output)
     if not arguments.report_only:
-        runs.make(stages(lambda: runs.read(settings, seeds, output)), size, output, jobs=arguments.jobs)
+        try:
+            runs.make(stages(lambda: runs.read(settings, seeds, output)), size, output, jobs=arguments.jobs)
+        finally:
+            if kept:
+                runs.keep(output, kept)
     found = runs.read(settings, seeds, output)
     planned = sum(len(settings) * len(seeds) for settings, seeds in stages(lambda: found))
     target = output / f"{name}.md" if arguments.quick else ROOT / getattr(study, "PAGE", PAGE)
     pictures = (target.parent / "docs" if target.name == "README.md" else target.parent) / "images"
-    said = [page.circumstances(found, size, planned=planned), ""]
+    task = getattr(study, "TASK", "built-in task")
+    said = [page.circumstances(found, size, planned=planned, task=task), ""]
     page.write(target, name, said + study.lines(found, size, pictures))
     print(f"Page      {shown(str(target))}")
 
@@ -85,6 +93,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--quick", help="few settings, seeds and iterations, to see that it works", action="store_true")
     add("--report-only", help="run nothing: write from the runs that are there", action="store_true")
     add("--seeds", help="fresh seeds of each setting, from 1 on", type=int)
+    add("--scale", help="of the studies on a real model: cpu, or gpu for larger batches and more seeds (default: cpu)",
+        choices=["cpu", "gpu"], default="cpu")  # fmt: skip
     add("--jobs", help="runs at a time (default: %(default)s; on one GPU: 1)", type=int, default=2)
     arguments = parser.parse_args(argv)
     arguments.output = arguments.output or f"runs/methods{'_quick' if arguments.quick else ''}"
@@ -93,9 +103,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def size_of(study: Any, arguments: argparse.Namespace) -> runs.Size:
     seeds = getattr(study, "QUICK_SEEDS", 1) if arguments.quick else getattr(study, "SEEDS", 3)
-    iterations, prompts = (6, 16) if arguments.quick else (60, 128)
-    fresh = range(1, (arguments.seeds or seeds) + 1)
-    return runs.Size(quick=arguments.quick, seeds=fresh, iterations=iterations, prompts=prompts)
+    gpu = arguments.scale == "gpu"
+    iterations, prompts = (6, 16) if arguments.quick else (getattr(study, "ITERATIONS", 60), 128)
+    fresh = range(1, (arguments.seeds or (5 if gpu else seeds)) + 1)
+    return runs.Size(quick=arguments.quick, seeds=fresh, iterations=iterations, prompts=prompts, gpu=gpu)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def circumstances(found: Found, size: Size, *, planned: int) -> str:
+def circumstances(found: Found, size: Size, *, planned: int, task: str) -> str:
     """On what, and how much of the study it is. Versions and hardware are those that the runs noted."""
     runs = [run for mine in found.values() for run in mine]
     files = [run.folder / "versions.json" for run in runs]
@@ -26,7 +26,7 @@ def circumstances(found: Found, size: Size, *, planned: int) -> str:
     torch, device = (" / ".join(sorted({str(n[name]) for n in noted if name in n})) for name in ("torch", "device"))
     seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
     spent = format_seconds(sum(float(run.summary.get("seconds", 0)) for run in runs))
-    words = f"Measured with torch {torch or '?'}, a run on {device or '?'}; built-in task, seeds {seeds}, "
+    words = f"Measured with torch {torch or '?'}, a run on {device or '?'}; {task}, seeds {seeds}, "
     words += f"{size.iterations} iterations; {len(runs)} runs, {spent} in all."
     if len(runs) < planned:
         words += f" Only {len(runs)} of {planned} runs are there: figures may be over different seeds."

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 
 import apa_cli
@@ -22,6 +23,7 @@ from apa_cli.config.sources import shown
 from apa_cli.errors import UserError
 from apa_cli.runs.folders import FINISHED, Run, is_finished, members, read_run
 
+RECORD = (".apa-cli", "config.yaml", "metrics.jsonl", "overrides.yaml", "summary.json", "versions.json")  # of a run
 RUNS, TRL, SETTINGS = "runs", "trl", "settings"  # folders of the output: of apa-train's runs, of TRL's, of the recipes
 EVALUATIONS = 6  # over a run, besides the one before it
 
@@ -34,6 +36,7 @@ class Size:
     seeds: Sequence[int]
     iterations: int
     prompts: int  # held out, of each evaluation
+    gpu: bool = False  # larger batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +114,7 @@ def trl_run(setting: Setting, seed: int, size: Size, output: Path) -> str:
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": path}
     with (folder / "run.log").open("w", encoding="utf-8") as log:
         command = [sys.executable, "-m", "studies.trl_grpo", str(recipe), str(seed)]
-        code = subprocess.run(command, stdout=log, stderr=log, env=environment, cwd=folder).returncode
+        code = subprocess.run(command, stdout=log, stderr=log, env=environment).returncode
     return f"{folder.name}: {'finished' if is_finished(folder) else f'failed ({code}), see its run.log'}"
 
 
@@ -153,6 +156,31 @@ def drop_weights(runs: Path) -> None:
     for run in filter(is_finished, members(runs)):
         for weights in ("checkpoints", "final"):
             shutil.rmtree(run / weights, ignore_errors=True)
+
+
+def keep(output: Path, kept: Path) -> None:
+    """Copy what finished runs recorded to a folder of the repository, without where they ran."""
+    for place in (RUNS, TRL):
+        for run in filter(is_finished, members(output / place)):
+            target = kept / place / run.name
+            target.mkdir(parents=True, exist_ok=True)
+            for file in (run / name for name in RECORD if (run / name).exists()):
+                text = file.read_text("utf-8")
+                if file.name in ("config.yaml", "overrides.yaml"):
+                    noted = yaml.safe_load(text)
+                    words = isinstance(noted, list)
+                    left = [w for w in noted if "output_dir=" not in w] if words else {**noted, "output_dir": None}
+                    text = yaml.safe_dump(left, sort_keys=False)
+                (target / file.name).write_text(text, "utf-8")
+    shutil.copytree(output / SETTINGS, kept / SETTINGS, dirs_exist_ok=True)
+
+
+def restore(kept: Path, output: Path) -> None:
+    """Put kept runs where they are looked for, so that none is run again."""
+    for place in (SETTINGS, RUNS, TRL):
+        for item in kept.glob(f"{place}/*"):
+            if not (output / place / item.name).exists():
+                shutil.copytree(item, output / place / item.name)
 
 
 def read_all(output: Path) -> list[Run]:

@@ -1,4 +1,4 @@
-"""TRL's GRPO on the built-in task, a process a run: `python -m studies.trl_grpo RECIPE.yaml SEED`.
+"""TRL's GRPO on a recipe's task, a process a run: `python -m studies.trl_grpo RECIPE.yaml SEED`.
 
 A run leaves config.yaml, overrides.yaml, metrics.jsonl and summary.json in the form that one of apa-train does. The
 policy that TRL trains is judged by apa-train's own evaluation, on the same held-out prompts, between iterations and
@@ -27,7 +27,7 @@ from apa_cli.assets.resolve import resolve_path
 from apa_cli.config.compose import compose_train
 from apa_cli.config.schema import TrainConfig
 from apa_cli.data.loading import load_prompts
-from apa_cli.data.prompts import PromptStream
+from apa_cli.data.prompts import Prompt, PromptStream
 from apa_cli.evaluation.judge import evaluate
 from apa_cli.models.device import select_runtime
 from apa_cli.models.roles import load_models
@@ -44,7 +44,7 @@ class Recorder(TrainerCallback):
     __name__ = "reward"  # TRL asks a reward for it
 
     def __init__(self, config: TrainConfig, folder: Path, *, steps: int) -> None:
-        runtime = select_runtime("cpu", "fp32")
+        runtime = select_runtime(config.device, config.precision)
         self.config, self.folder, self.steps = config, folder, steps
         self.models = load_models(config, runtime)
         self.policy = self.models.policy
@@ -52,6 +52,7 @@ class Recorder(TrainerCallback):
         count = config.evaluation.prompts
         tokenizer = self.policy.tokenizer
         self.train, self.held_out = load_prompts(config.data, tokenizer, evaluation_prompts=count, seed=config.seed)
+        self.known = {json.dumps(as_trl(prompt)): prompt for prompt in self.train.prompts}
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.write({"iteration": 0, **self.judge()})
@@ -82,25 +83,35 @@ class Recorder(TrainerCallback):
         self.cpu, self.wall = time.process_time(), time.perf_counter()  # an iteration begins
 
     def __call__(
-        self, prompts: list[str], completions: list[str], completion_ids: list[list[int]], **_: Any
+        self, prompts: list[Any], completions: list[Any], completion_ids: list[list[int]], **_: Any
     ) -> list[float]:
         """The reward as apa-train reads it: the sampled tokens, the end of text among them.
 
         TRL's own way with a reward model, the decoded completion, drops that token, at which the built-in model was
         trained to give its score.
         """
-        before = self.policy.tokenizer(prompts)["input_ids"]
-        tokens = [first + list(rest) for first, rest in zip(before, completion_ids, strict=True)]
-        texts = {"prompts": prompts, "responses": completions, "messages": None, "columns": {}}
-        scores: list[float] = self.scorers.reward(FinishedResponses(**texts, token_ids=tokens))
+        rows = [self.known[json.dumps(prompt)] for prompt in prompts]
+        finished = FinishedResponses(
+            prompts=[row.text for row in rows],
+            responses=[each if isinstance(each, str) else each[0]["content"] for each in completions],
+            messages=[[dict(m) for m in row.messages or ()] for row in rows] if self.train.chat else None,
+            columns={name: [row.columns.get(name) for row in rows] for name in rows[0].columns},
+            token_ids=[[*row.token_ids, *rest] for row, rest in zip(rows, completion_ids, strict=True)],
+        )
+        scores: list[float] = self.scorers.reward(finished)
         self.mean = statistics.fmean(scores)
         return scores
+
+
+def as_trl(prompt: Prompt) -> Any:
+    """A text or the messages of a chat, to which TRL applies the policy's template."""
+    return prompt.text if prompt.messages is None else [dict(message) for message in prompt.messages]
 
 
 def main() -> None:
     """What the recipe says of task, models, prompts and sizes; everything else is TRL's default."""
     recipe, seed = Path(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     config = compose_train([f"config={recipe}", f"seed={seed}"])
     training, rollout, optimizer = config.training, config.rollout, config.optimizer
     minibatches = rollout.batch_size // training.minibatch_size
@@ -108,10 +119,12 @@ def main() -> None:
     recorder = Recorder(config, recipe.parent, steps=steps)
     pad = recorder.policy.pad_token_id
     stream = PromptStream(recorder.train.prompts, batch_size=rollout.prompts, seed=seed, pad_token_id=pad)
-    prompts = [text for _ in range(training.iterations) for text in next(stream).texts]
+    drawn = [index for _ in range(training.iterations) for index in next(stream).indices]
+    prompts = [as_trl(recorder.train.prompts[index]) for index in drawn]
     arguments = GRPOConfig(
         output_dir=str(recipe.parent / "unused"), save_strategy="no", report_to="none", disable_tqdm=True, seed=seed,
-        logging_steps=steps, use_cpu=True, bf16=False, gradient_checkpointing=False, shuffle_dataset=False,
+        logging_steps=steps, use_cpu=not torch.cuda.is_available(), bf16=config.precision == "bf16",
+        gradient_checkpointing=False, shuffle_dataset=False,
         learning_rate=optimizer.learning_rate, lr_scheduler_type="constant", adam_beta2=optimizer.betas[1],
         max_grad_norm=optimizer.max_grad_norm, beta=config.objective.kl_coef, max_steps=steps * training.iterations,
         per_device_train_batch_size=training.minibatch_size, gradient_accumulation_steps=1,

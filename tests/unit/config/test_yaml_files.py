@@ -77,7 +77,7 @@ def test_recipe_has_a_header(name: str):
     assert package == "# @package _global_"
     assert title.startswith("# ")
     assert hardware.startswith("# Hardware:")
-    if name.startswith("reviews_"):
+    if name.startswith(("reviews_", "sums_")):
         assert "run on two CPU cores" in hardware
     elif name != "own":
         assert "Not run here" in hardware

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
-from studies import beside, family, figures, page, paper, passes, runs, stability  # noqa: E402
+from studies import arithmetic, beside, family, figures, page, paper, passes, runs, stability  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -134,9 +135,8 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
         config = to_train_config(composed)
         assert config.training.iterations == 6
         for key, value in setting.keys.items():
-            part, name = key.split(".")
             # the critic alone learns in at most a sixth of a run
-            assert getattr(getattr(config, part), name) == (1 if name == "warmup_iterations" else value)
+            assert attrgetter(key)(config) == (1 if key == "value.warmup_iterations" else value)
 
 
 def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
@@ -290,10 +290,45 @@ def test_runs_are_read_by_setting_and_their_weights_dropped(tmp_path: Path):
     found = runs.read([setting], [1], tmp_path)
     assert [run.folder for run in found[setting.name]] == [done]
     assert found.failures["stopped"] == "loss is NaN" and set(found.failures) == {"going", "stopped"}
-    said = page.circumstances(found, SIZE, planned=3)
+    said = page.circumstances(found, SIZE, planned=3, task="sums")
     assert "Only 1 of 3 runs are there" in said and "`stopped` (loss is NaN)" in said
     runs.drop_weights(tmp_path / "runs")
     assert not (done / "checkpoints").exists() and (going / "checkpoints").exists()
     runs.write_recipes(tmp_path, {setting.name: setting.content(SIZE)})
     with pytest.raises(UserError, match="holds other runs named"):
         runs.write_recipes(tmp_path, {setting.name: beside.fixed(0.2).content(SIZE)})
+
+
+def test_kept_records_spare_a_run_and_do_not_say_where_it_ran(tmp_path: Path):
+    setting = runs.Setting(name="a", recipe="reviews_apa", keys={"generation.max_new_tokens": 4}, evaluations=0)
+    size, kept = runs.Size(quick=False, seeds=[1], iterations=1, prompts=4), tmp_path / "kept"
+    for output in (tmp_path / "first", tmp_path / "second"):
+        runs.restore(kept, output)
+        runs.make(iter([([setting], size.seeds)]), size, output, jobs=1)
+        runs.keep(output, kept)
+    first, second = (runs.read([setting], size.seeds, tmp_path / name)["a"][0] for name in ("first", "second"))
+    assert second.rows == first.rows and second.summary == first.summary
+    texts = [file.read_text("utf-8") for file in kept.rglob("*") if file.is_file()]
+    assert texts and not any(str(tmp_path) in text for text in texts)
+
+
+def test_kept_records_of_other_settings_are_not_taken_for_these(tmp_path: Path):
+    runs.write_recipes(tmp_path / "first", {"a": "# one"})
+    folder = tmp_path / "first" / "runs" / "config=a,seed=1"
+    folder.mkdir(parents=True)
+    for name, text in {
+        "config.yaml": "seed: 1",
+        "overrides.yaml": "[config=a]",
+        "summary.json": '{"iterations": 1}',
+    }.items():
+        (folder / name).write_text(text)
+    runs.keep(tmp_path / "first", tmp_path / "kept")
+    runs.restore(tmp_path / "kept", tmp_path / "second")
+    with pytest.raises(UserError, match="holds other runs named a"):
+        runs.write_recipes(tmp_path / "second", {"a": "# two"})
+
+
+def test_accuracy_over_seconds_adds_up_the_iterations_between():
+    rows = [{"iteration": 0, "eval/evaluator": 0.1}, {"iteration": 1, "time/cpu": 2.0},
+            {"iteration": 2, "time/cpu": 3.0, "eval/evaluator": 0.5}]  # fmt: skip
+    assert arithmetic.over_seconds(run(1, [], rows)) == [(0.0, 0.1), (5.0, 0.5)]
