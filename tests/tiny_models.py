@@ -17,24 +17,13 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     BertConfig,
     BertForSequenceClassification,
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     GPTNeoXConfig,
-    GPTNeoXForCausalLM,
     GPTNeoXForSequenceClassification,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from apa_cli.checkpoints.store import CheckpointStore
@@ -140,65 +129,26 @@ def _sizes(tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int) -> dict
 FAMILIES = ("gpt_neox", "llama", "gpt2", "qwen2", "gemma2", "bloom", "opt")
 
 
+OWN: dict[str, dict[str, Any]] = {  # settings of one family alone
+    "llama": {"tie_word_embeddings": True},
+    "qwen2": {"num_key_value_heads": 1},
+    "gemma2": {"num_key_value_heads": 1, "head_dim": 8, "final_logit_softcapping": 2.0},
+}
+DROPOUTS = {
+    "gpt2": ("resid_pdrop", "embd_pdrop", "attn_pdrop"),
+    "opt": ("dropout", "attention_dropout", "layerdrop"),
+    **dict.fromkeys(("gpt_neox", "bloom"), ("hidden_dropout", "attention_dropout")),
+}
+
+
 def _causal_lm(kind: str, sizes: dict[str, int], dropout: float) -> Any:
-    wide = {"initializer_range": 0.2}
-    if kind == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes, **wide, tie_word_embeddings=True))
-    if kind == "qwen2":
-        return Qwen2ForCausalLM(Qwen2Config(**sizes, **wide, num_key_value_heads=1))
-    if kind == "gemma2":
-        return Gemma2ForCausalLM(
-            Gemma2Config(**sizes, **wide, num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0)
-        )
-    if kind == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=sizes["vocab_size"],
-                n_embd=sizes["hidden_size"],
-                n_layer=sizes["num_hidden_layers"],
-                n_head=2,
-                eos_token_id=sizes["eos_token_id"],
-                bos_token_id=sizes["bos_token_id"],
-                **wide,
-                resid_pdrop=dropout,
-                embd_pdrop=dropout,
-                attn_pdrop=dropout,
-            )
-        )
-    if kind == "bloom":
-        return BloomForCausalLM(
-            BloomConfig(
-                vocab_size=sizes["vocab_size"],
-                hidden_size=sizes["hidden_size"],
-                n_layer=sizes["num_hidden_layers"],
-                n_head=2,
-                eos_token_id=sizes["eos_token_id"],
-                bos_token_id=sizes["bos_token_id"],
-                **wide,
-                hidden_dropout=dropout,
-                attention_dropout=dropout,
-            )
-        )
+    settings = {"initializer_range": 0.2, **OWN.get(kind, {}), **dict.fromkeys(DROPOUTS.get(kind, ()), dropout)}
+    if kind == "bloom":  # reads as much as there is
+        sizes = {name: size for name, size in sizes.items() if name != "max_position_embeddings"}
     if kind == "opt":
-        return OPTForCausalLM(
-            OPTConfig(
-                vocab_size=sizes["vocab_size"],
-                hidden_size=sizes["hidden_size"],
-                ffn_dim=sizes["intermediate_size"],
-                num_hidden_layers=sizes["num_hidden_layers"],
-                num_attention_heads=2,
-                max_position_embeddings=1024,
-                word_embed_proj_dim=sizes["hidden_size"],
-                eos_token_id=sizes["eos_token_id"],
-                bos_token_id=sizes["bos_token_id"],
-                pad_token_id=sizes["eos_token_id"],
-                init_std=0.2,
-                dropout=dropout,
-                attention_dropout=dropout,
-                layerdrop=dropout,
-            )
-        )
-    return GPTNeoXForCausalLM(GPTNeoXConfig(**sizes, **wide, hidden_dropout=dropout, attention_dropout=dropout))
+        hidden = sizes["hidden_size"]
+        settings |= {"init_std": 0.2, "ffn_dim": hidden * 2, "word_embed_proj_dim": hidden, "pad_token_id": 0}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **settings))
 
 
 def save_policy(
@@ -260,19 +210,9 @@ def save_reward(
 def save_encoder_reward(folder: Path, tokenizer: PreTrainedTokenizerFast, *, seed: int = 2) -> Path:
     """A BERT classifier with one output, which pools its first token."""
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        num_labels=1,
-        initializer_range=0.2,
-        pad_token_id=tokenizer.pad_token_id,
-        hidden_dropout_prob=0.5,
-        attention_probs_dropout_prob=0.5,
-    )
+    sizes = {**_sizes(tokenizer, 16, 1), "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id}
+    dropout = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    config = BertConfig(**sizes, **dropout, num_labels=1, initializer_range=0.2)
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

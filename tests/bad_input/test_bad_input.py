@@ -32,11 +32,7 @@ FAMILIES = {
 ALL = {f"{family}, {row.name}": row for family, rows in FAMILIES.items() for row in rows}
 
 # Through the real script as well: one of each command.
-SAMPLE = (
-    "config, a Python tag",
-    "evaluation, a manifest that leaves its folder",
-    "report, metrics with a broken line",
-)
+SAMPLE = ("config, a Python tag", "evaluation, a manifest that leaves its folder", "report, metrics with a broken line")
 
 
 def test_no_two_rows_have_one_name():
@@ -87,14 +83,7 @@ def test_a_reward_function_that_spoils_its_process(function: str, folder: Path, 
     assert matches(f"apa-train: error: {line}", said.errors.splitlines()[-1])
 
 
-ODD = {
-    "WANDB_MODE": "nonsense",
-    "COLUMNS": "0",
-    "LC_ALL": "C",
-    "PYTHONIOENCODING": "ascii",
-    "TERM": None,
-    "HOME": None,
-}
+ODD = {"WANDB_MODE": "nonsense", "COLUMNS": "0", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "TERM": None, "HOME": None}
 
 
 @pytest.mark.parametrize("closed", ["", ">&- 2>&-"], ids=["ASCII alone", "nowhere to write"])

@@ -14,8 +14,7 @@ from runs import SMALL, VARIANTS, assert_same_run, latest, metrics
 
 
 @pytest.mark.parametrize(
-    ("minibatch", "variant"),
-    [*((6, variant) for variant in VARIANTS), (1, "apa"), (12, "ppo with adaptive β, LoRA")],
+    ("minibatch", "variant"), [*((6, variant) for variant in VARIANTS), (1, "apa"), (12, "ppo with adaptive β, LoRA")]
 )
 def test_a_signal_in_an_update_is_resumed_inside_it(server, uninterrupted, tmp_path, variant, minibatch):
     """Iterations have 4 minibatches in 2 passes: the 6th is in the middle of a pass, the 12th ends an update."""

@@ -197,10 +197,7 @@ def plant_code(folder: Path, marker: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config |= {
         "model_type": "planted",
-        "auto_map": {
-            "AutoConfig": "modeling_planted.Config",
-            **dict.fromkeys(MODEL_CLASSES, "modeling_planted.Model"),
-        },
+        "auto_map": {"AutoConfig": "modeling_planted.Config", **dict.fromkeys(MODEL_CLASSES, "modeling_planted.Model")},
     }
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())

@@ -244,8 +244,7 @@ def test_an_endpoint_judges_too(full_run: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [("not_a_number", "returned nan for row 0"), ("too_few", "returned 1 scores for 6 responses")],
+    ("name", "said"), [("not_a_number", "returned nan for row 0"), ("too_few", "returned 1 scores for 6 responses")]
 )
 def test_a_broken_evaluator_touches_nothing(
     full_run: Path,

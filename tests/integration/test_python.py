@@ -94,11 +94,8 @@ def test_ctrl_c_is_raised_after_a_last_checkpoint(workdir: Path):
     ("words", "line"),
     [
         (("mine.yaml", "objective.kl_lamda=1"), "objective.kl_lamda: unknown key; did you mean objective.kl_lambda?"),
-        (("objective=pp0",), "objective=pp0: no such choice; did you mean ppo?"),
         (("nowhere.yaml",), "config=nowhere.yaml: no such file"),
-        (("reviews_ap",), "config=reviews_ap: no such recipe; did you mean reviews_apa?"),
         ((None, "objective.kl_lambda=0.1,0.3"), "objective.kl_lambda: several values"),
-        ((None, "output_dir=mine.yaml/x"), "output_dir: mine.yaml is a file"),
         ((None, "plan_only=true"), "plan_only: shows a plan, and trains nothing"),
         ((None, "resume=nowhere"), "resume: no folder nowhere"),
     ],
@@ -113,8 +110,7 @@ def test_what_is_wrong_is_raised(workdir: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
-    [(("nowhere",), "nowhere"), ((".", "seeed=1"), "checkpoint"), (([],), "checkpoint: empty")],
+    ("words", "line"), [(("nowhere",), "nowhere"), ((".", "seeed=1"), "checkpoint"), (([],), "checkpoint: empty")]
 )
 def test_what_is_wrong_with_an_evaluation_is_raised(workdir: Path, words, line: str):
     with pytest.raises(UserError, match=line):
@@ -123,10 +119,7 @@ def test_what_is_wrong_with_an_evaluation_is_raised(workdir: Path, words, line: 
 
 
 def test_what_is_given_twice_is_a_warning(workdir: Path):
-    with (
-        pytest.warns(UserWarning, match="seed is given twice"),
-        pytest.raises(UserError, match="seeed: unknown key"),
-    ):
+    with pytest.warns(UserWarning, match="seed is given twice"), pytest.raises(UserError, match="seeed: unknown key"):
         train(None, "seed=1", "seed=2", "seeed=3")
 
 

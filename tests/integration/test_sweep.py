@@ -61,6 +61,7 @@ def test_joblib_survives_a_broken_member_and_goes_on_later(tmp_path: Path):
     [reason] = [row["reason"] for row in rows(sweep) if row["status"] == "failed"]
     assert "no reward today" in reason
     assert first.output.count("  failed: ") == first.output.count("no reward today") == 1
+    assert "The same command again runs only what is not finished." in first.output
     assert "## Failed" in (sweep / "sweep.md").read_text(encoding="utf-8")
     assert (sweep / "plots" / "frontier.png").stat().st_size > 10_000
     [finished] = [folder for folder in sweep.iterdir() if (folder / "summary.json").exists()]

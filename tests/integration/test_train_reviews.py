@@ -49,6 +49,7 @@ def test_the_end_of_a_run_says_what_happened(tmp_path: Path):
     samples = [line for line in run.output.splitlines() if line.strip().startswith(("before (", "after"))]
     assert len(samples) == 4
     assert (run.folder / "plots" / "overview.png").stat().st_size > 10_000
+    assert "iteration 3, reward " in (run.folder / "run.log").read_text(encoding="utf-8")
     card = (run.folder / "final" / "README.md").read_text(encoding="utf-8")
     assert "APA, λ 0.3" in card
     assert "builtin:reviews/prompts.jsonl" in card

@@ -38,11 +38,7 @@ def begin(config, checkpoint=None, runtime=CPU):
 @pytest.mark.parametrize(("critic", "rank"), [("separate", 0), ("adapter", 2)])
 def test_all_in_bf16_goes_on_bit_for_bit(policy_dir, tmp_path, critic, rank):
     config = make_config(
-        policy_dir(eos_logit=3.0),
-        value__kind=critic,
-        policy__adapter__r=rank,
-        precision="bf16",
-        policy__dtype="bf16",
+        policy_dir(eos_logit=3.0), value__kind=critic, policy__adapter__r=rank, precision="bf16", policy__dtype="bf16"
     )
     store = make_store(tmp_path, config.checkpoint)
     models, state = begin(config, runtime=BF16)

@@ -90,12 +90,6 @@ def test_bad_input(apa_train, workdir, argv, line):
     assert list(workdir.iterdir()) == []
 
 
-def test_output_dir_that_is_a_file(apa_train, workdir):
-    (workdir / "taken").write_text("")
-    code, _, err = apa_train("output_dir=taken/run")
-    assert (code, err) == (2, "apa-train: error: output_dir: taken is a file; name a folder: output_dir=DIR\n")
-
-
 def test_full_error_shows_the_traceback(apa_train, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     code, _, err = apa_train("objective.kl_lamda=1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from typing import Any
 
@@ -250,11 +249,6 @@ def test_limits_are_inclusive_or_not_as_declared():
     ]:
         with pytest.raises(UserError, match="out of range"):
             check_config(changed(**{key: value}))
-
-
-def test_the_walk_reaches_nested_dataclasses():
-    leaves = [field.name for field in dataclasses.fields(TrainConfig().policy.adapter)]
-    assert all(f"policy.adapter.{leaf}" in all_keys() for leaf in leaves)
 
 
 def test_vllm_is_asked_for_before_anything_is_loaded(monkeypatch):

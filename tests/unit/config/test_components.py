@@ -92,10 +92,7 @@ def test_entries_are_begun_once_and_name_no_folder():
         ([FREE, "reward.components.a.weight=inf"], "reward.components.a.weight: inf is not a finite number"),
         ([FREE, "reward.components.a.weight=x"], "reward.components.a.weight: 'x' is not a number; give a number"),
         ([FREE, "reward.components.a.weight=1"], "reward.components.a.path: not set, but reward.components.a.kind="),
-        (
-            [FREE, "+reward.components.a.zzz=1"],
-            "reward.components.a.zzz: unknown key; a reward has kind, path, ",
-        ),
+        ([FREE, "+reward.components.a.zzz=1"], "reward.components.a.zzz: unknown key; a reward has kind, path, "),
         ([FREE, "reward.components=m"], "reward.components: "),
         ([FREE, "reward.components=null"], "reward.components: cannot be null; give names with keys below them"),
         ([FREE, "~reward.components"], "reward.components: cannot be deleted"),
@@ -105,10 +102,7 @@ def test_entries_are_begun_once_and_name_no_folder():
         (["reward.length_penalty=0.1", "reward.length_target=32"], "reward.length_target: 32, but no response is long"),
         (["reward.length_penalty=-1"], "reward.length_penalty: -1 is out of range"),
         (["evaluation.reward.length_penalty=1"], "evaluation.reward.length_penalty: unknown key"),
-        (
-            ["reward=math"],
-            "reward.answer_column: not set, but reward.kind=math needs it; give it",
-        ),
+        (["reward=math"], "reward.answer_column: not set, but reward.kind=math needs it; give it"),
         (["reward.answer_column=a"], "reward.answer_column: set, but reward.kind=model; add reward.kind=math, or"),
         (
             [FREE, "reward.components.a={kind:math,answer_column:a}", "reward.components.a_unreadable.path=m"],

@@ -119,10 +119,6 @@ def test_a_choice_on_the_command_line_wins_over_the_recipe(name: str):
     assert not choosable & set(flat(body))
 
 
-def test_objective_on_the_command_line_wins_over_the_recipe():
-    assert compose_train(["config=reviews_ppo", "objective=awr"]).objective.name == "awr"
-
-
 def test_no_yaml_names_code():
     for path in config_dir().rglob("*.yaml"):
         assert "_target_" not in path.read_text(encoding="utf-8")
@@ -198,6 +194,3 @@ def test_a_sweep_file_changes_no_key_of_a_run(path: Path):
         plugin = "hydra_optuna_sweeper" if extra == "optuna" else f"hydra_{extra}_launcher"
         pytest.importorskip(f"hydra_plugins.{plugin}", reason=f"needs the extra {extra}")
     assert compose_raw([f"sweep={path.stem}", "output_dir=x"]) == compose_raw(["output_dir=x"])
-    package, title, *_ = path.read_text(encoding="utf-8").splitlines()
-    assert package == "# @package _global_"
-    assert title.startswith("# ")

@@ -213,11 +213,7 @@ BAD = [
     ([{"prompt": "p", "response": "\ud800"}], {}, "line 1: 'response' holds half a surrogate pair"),
     ([{"prompt": "p", "response": "x", "score": ""}], {"data__score_column": "score"}, "'score' is a string, not"),
     ([{"prompt": "p", "response": "x", "score": True}], {"data__score_column": "score"}, "'score' is true or false"),
-    (
-        [{"prompt": "p", "response": "x", "score": 10**400}],
-        {"data__score_column": "score"},
-        "'score' is not finite",
-    ),
+    ([{"prompt": "p", "response": "x", "score": 10**400}], {"data__score_column": "score"}, "'score' is not finite"),
     (
         [{"prompt": "p", "response": "x", "score": float("nan")}],
         {"data__score_column": "score"},

@@ -84,10 +84,7 @@ def test_a_set_smaller_than_the_batch_wraps_round():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    count=st.integers(1, 17),
-    batch_size=st.integers(1, 20),
-    before=st.integers(0, 12),
-    seed=st.integers(0, 2**32 - 1),
+    count=st.integers(1, 17), batch_size=st.integers(1, 20), before=st.integers(0, 12), seed=st.integers(0, 2**32 - 1)
 )
 def test_a_resumed_stream_goes_on_with_the_same_batches(count, batch_size, before, seed):
     straight = stream(count, batch_size, seed)

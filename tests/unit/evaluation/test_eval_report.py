@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 from apa_cli.evaluation.bootstrap import Estimate
-from apa_cli.evaluation.eval_report import (
-    chosen,
-    samples_page,
-    write_evaluation,
-)
+from apa_cli.evaluation.eval_report import chosen, samples_page, write_evaluation
 from apa_cli.evaluation.evaluate_checkpoints import EvaluatedPolicy, Evaluation
 from apa_cli.evaluation.respond import JudgedResponse
 
@@ -69,13 +65,6 @@ def test_what_json_cannot_hold_becomes_null(tmp_path):
     assert figures["kl_exact"] == {"value": None, "low": None, "high": None}
     row = strict_json((tmp_path / "samples.jsonl").read_text(encoding="utf-8"))
     assert (row["kl"], row["score_after"]) == (None, None)
-
-
-def test_secrets_of_the_environment_stay_out(tmp_path, monkeypatch):
-    monkeypatch.setenv("PLANTED_API_KEY", "sk-planted-0123456789abcdef")
-    leaky = policy("final", 4, responses=[response("it is sk-planted-0123456789abcdef")])
-    for file in write_evaluation(evaluation(leaky), tmp_path):
-        assert b"planted" not in file.read_bytes(), file.name
 
 
 def scored(*scores):

@@ -3,15 +3,7 @@
 import json
 
 import pytest
-from tiny_models import (
-    CHAT_FAMILIES,
-    CHATML,
-    CPU,
-    make_chat_tokenizer,
-    make_config,
-    make_tokenizer,
-    save_policy,
-)
+from tiny_models import CHAT_FAMILIES, CHATML, CPU, make_chat_tokenizer, make_config, make_tokenizer, save_policy
 from transformers import AutoTokenizer
 
 from apa_cli.checkpoints.export import save_policy as export

@@ -110,10 +110,7 @@ def test_each_token_stands_once_and_reads_its_prompt_and_itself(tmp_path, plain_
     prompt = part.prompt_ids[0][part.prompt_mask[0]].tolist()
     p, (a, c, b) = len(prompt), part.response_token_ids()
     assert layout.inputs["input_ids"].tolist() == [prompt + a + b, [*prompt, *c, 0, 0]]
-    assert layout.inputs["position_ids"].tolist() == [
-        [*range(p), p, p + 1, p, p + 1],
-        [*range(p), p, p + 1, 0, 0],
-    ]
+    assert layout.inputs["position_ids"].tolist() == [[*range(p), p, p + 1, p, p + 1], [*range(p), p, p + 1, 0, 0]]
     read = layout.inputs["attention_mask"][0, 0].int().tolist()
     assert read[p - 1] == [1] * p + [0] * 4
     assert read[p + 1] == [1] * p + [1, 1, 0, 0]

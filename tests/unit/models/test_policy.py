@@ -5,15 +5,7 @@ import math
 
 import pytest
 import torch
-from tiny_models import (
-    CPU,
-    FAMILIES,
-    iterate,
-    make_config,
-    make_rollout,
-    make_stream,
-    uneven_batch,
-)
+from tiny_models import CPU, FAMILIES, iterate, make_config, make_rollout, make_stream, uneven_batch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 

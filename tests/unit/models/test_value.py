@@ -4,14 +4,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import (
-    CPU,
-    make_config,
-    make_rollout,
-    save_encoder_reward,
-    save_reward,
-    uneven_batch,
-)
+from tiny_models import CPU, make_config, make_rollout, save_encoder_reward, save_reward, uneven_batch
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, OPTConfig, OPTForCausalLM
 

@@ -103,12 +103,9 @@ def test_every_parameter_is_given_what_its_name_says(name):
     ("function", "words"),
     [
         (lambda: 0, "does not take prompts and responses; define it as reward(prompts, responses, **columns)"),
-        (lambda prompts: 0, "does not take prompts and responses"),
         (lambda texts: 0, "does not take prompts and responses"),
-        (lambda response, prompt: 0, "does not take prompts and responses"),
         (lambda *args: 0, "does not take prompts and responses"),
         (lambda texts, **columns: 0, "does not take prompts and responses"),
-        (lambda prompts, responses, references: 0, "needs references, which is neither known nor a column of the data"),
         (lambda x, responses: 0, "needs x"),
         (print, "does not take prompts and responses"),
         (dict, "does not take prompts and responses"),

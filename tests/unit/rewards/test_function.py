@@ -100,20 +100,6 @@ def test_after_a_hang_the_next_call_works_and_late_answers_are_lost():
     assert reward(ROWS) == [2.0, 2.0]
 
 
-def test_a_signal_ends_the_wait_at_once():
-    gate = threading.Event()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a parallel test run ignores
-    try:
-        threading.Timer(0.3, lambda: signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)).start()
-        began = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
-            scorer(lambda prompts, responses: gate.wait(), 60.0)(ROWS)
-        assert time.monotonic() - began < 5
-    finally:
-        signal.signal(signal.SIGINT, before)
-        gate.set()
-
-
 def test_the_thread_is_as_a_direct_call():
     """Gradients, random numbers and context variables."""
     note = contextvars.ContextVar("note", default="")

@@ -185,10 +185,7 @@ def test_scores_and_counts(verifier, caplog):
         ([{"prompt": "a", "answer": 1}, {"prompt": "b"}], r"line 2: no right answer .* answer: \(null\)"),
         ([{"prompt": "a", "answer": ""}], r"line 1: no right answer .* answer: \(empty\)"),
         ([{"prompt": "a", "answer": r"\frac{"}], "line 1: no right answer"),
-        (
-            [{"prompt": "a", "answer": "maybe 3, or 4"}],
-            "line 1: no right answer .* maybe 3, or 4; give",
-        ),
+        ([{"prompt": "a", "answer": "maybe 3, or 4"}], "line 1: no right answer .* maybe 3, or 4; give"),
     ],
 )
 def test_right_answers_are_read_before_training(verifier, tmp_path, rows, error):

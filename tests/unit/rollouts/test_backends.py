@@ -316,10 +316,7 @@ def test_samples_follow_the_policy(dozen, backend, temperature, race, many_batch
     assert pvalue(dozen, expected_temperature=temperature, **settings) > FALSE_ALARM
 
 
-WRONG = {
-    "temperature a little off": {"temperature": 0.55},
-    "top-p": {"temperature": 0.5, "top_p": 0.95},
-}
+WRONG = {"temperature a little off": {"temperature": 0.55}, "top-p": {"temperature": 0.5, "top_p": 0.95}}
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from run_folders import row, write_grid, write_run
 
-from apa_cli.runs.figures import curve, draw_all, frontier
+from apa_cli.runs.figures import curve, frontier
 from apa_cli.runs.folders import find_runs, read_run
 from apa_cli.runs.settings import group
 
@@ -32,18 +32,6 @@ def test_the_line_goes_through_the_means_in_order_of_kl(tmp_path: Path):
     assert (low.tolist(), high.tolist()) == ([2.0, 1.0], [9.0, 3.4])  # from the lowest seed to the highest
     lines = {line.get_label(): line.get_xydata().tolist() for line in evaluator.lines}
     assert lines["APA"] == [[2.0, 0.75], [9.0, 1.6]]
-
-
-def test_one_run_can_be_drawn(tmp_path: Path):
-    write_run(tmp_path / "a", [row(0, eval_reward=0.0, eval_kl=0.0), row(1, eval_reward=1.0, eval_kl=2.0)])
-    paths = draw_all(settings_in(tmp_path), tmp_path)
-    assert [path.name for path in paths] == ["frontier.png", "iterations.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-def test_nothing_measured_draws_nothing(tmp_path: Path):
-    assert draw_all([], tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_curves_are_over_what_every_seed_has(tmp_path: Path):

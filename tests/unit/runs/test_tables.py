@@ -10,7 +10,7 @@ from run_folders import row, write_grid, write_run
 
 from apa_cli.commands.report import main
 from apa_cli.runs.folders import find_runs, read_run
-from apa_cli.runs.tables import Overview, settings_table, terminal_lines, write_tables
+from apa_cli.runs.tables import Overview, settings_table, write_tables
 
 
 def overview_of(folder: Path, **given) -> Overview:
@@ -49,13 +49,6 @@ def test_csv_has_a_row_for_each_run(sweep: Path):
     assert (first["seconds"], first["iterations"], first["measured_on"]) == ("12.5", "1", "held-out prompts")
     assert first["overrides"] == "training.iterations=1 objective.kl_lambda=0.1 seed=0"
     assert (failed["reason"], failed["seed"], failed["eval/kl"]) == ("no memory | left <here>", "1", "")
-
-
-def test_terminal_says_what_failed_and_how_to_go_on(sweep: Path):
-    lines = terminal_lines(overview_of(sweep), [])
-    assert lines[0] == "A sweep: 3 finished, 1 failed"
-    assert "  failed: objective.kl_lambda=1.0 seed=1: no memory | left <here>" in lines
-    assert "The same command again runs only what is not finished." in lines
 
 
 def test_the_report_command_touches_no_run(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
-from studies import arithmetic, beside, family, figures, page, paper, passes, runs, stability  # noqa: E402
+from studies import arithmetic, beside, family, page, paper, passes, runs, stability  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -139,26 +139,9 @@ def test_every_setting_composes_and_no_two_share_a_name(study: str, tmp_path: Pa
             assert attrgetter(key)(config) == (1 if key == "value.warmup_iterations" else value)
 
 
-def test_the_page_keeps_all_but_what_stands_between_the_markers(tmp_path: Path):
-    place = tmp_path / "methods.md"
-    place.write_text("Before.\n<!-- steer: by whom -->\nold\n<!-- end of steer -->\nAfter.\n", "utf-8")
-    page.write(place, "steer", ["first"])
-    page.write(place, "steer", [r"one \1", "two"])
-    kept = "Before.\n<!-- steer: by whom -->\none \\1\ntwo\n<!-- end of steer -->\nAfter.\n"
-    assert place.read_text("utf-8") == kept
-    page.write(place, "more", ["text"])
-    page.write(place, "more", ["new"])
-    assert place.read_text("utf-8").startswith(kept) and "\nnew\n<!-- end of more -->" in place.read_text("utf-8")
+def test_every_study_has_its_place_in_a_page():
     for name, study in script.STUDIES.items():
         assert f"<!-- {name}: " in (ROOT / getattr(study, "PAGE", script.PAGE)).read_text("utf-8")
-
-
-def test_details_go_to_a_page_of_their_own_with_a_link(tmp_path: Path):
-    file = tmp_path / "methods.md"
-    file.write_text("<!-- steer: written -->\n<!-- end of steer -->\n", "utf-8")
-    page.write(file, "steer", ["In short.", "", page.DETAILS, "| a |", "| --- |"])
-    assert "In short.\n\nAll figures: [tables/steer.md](tables/steer.md).\n<!-- end" in file.read_text("utf-8")
-    assert (tmp_path / "tables" / "steer.md").read_text("utf-8").endswith("explains them.\n\n| a |\n| --- |\n")
 
 
 def test_a_folder_without_runs_is_the_users_to_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -263,13 +246,6 @@ def test_passes_go_on_from_the_cell_that_family_chose(tmp_path: Path, monkeypatc
         ["apa", "8", "1.00 ± 0.00"],
     ]
     assert (tmp_path / "methods_passes.png").stat().st_size > 5000
-
-
-def test_the_readme_tells_before_and_after(tmp_path: Path):
-    mine = run(1, [], [evaluation(0, -0.001, 0.5), evaluation(6, 4.0, 1.5, entropy=0.9)])
-    mine = Run(folder=tmp_path, status=FINISHED, rows=mine.rows, summary={"seconds": 37.6})
-    text = figures.lines(runs.Found({"readme_apa": [mine]}), SIZE, tmp_path)
-    assert text[-1] == "| `reviews_apa` | 0.50 → 1.50 | 0.50 → 1.50 | 0.00 → 4.00 | 1.00 → 0.90 | 1.00 → 1.00 | 38 s |"
 
 
 def leave(folder: Path, name: str, **files: Any) -> Path:

@@ -51,9 +51,7 @@ def test_targets_are_those_of_a_rollout_without_the_spoilt_rows(policy_dir, kind
     scores = torch.arange(8.0)
     spoilt_scores = spoil(scores, 3)
     spoilt = replace(
-        rollout,
-        reference_logprobs=spoil(rollout.reference_logprobs, 5, value=-INF),
-        values=spoil(rollout.values, 6),
+        rollout, reference_logprobs=spoil(rollout.reference_logprobs, 5, value=-INF), values=spoil(rollout.values, 6)
     )
     usable = spoilt.sound & spoilt_scores.isfinite()
     kept = torch.tensor([0, 1, 2, 4, 7])

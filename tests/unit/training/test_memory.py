@@ -61,10 +61,7 @@ def optimizer_that_keeps_gradients(models, config):
 def test_gradients_are_those_of_a_run_that_never_failed(policy_dir, caplog, kind, error):
     def run(small):
         config, models, rollout, targets = setting(
-            policy_dir(eos_logit=4.0),
-            **KINDS[kind],
-            training__microbatch_tokens=400,
-            training__minibatch_size=6,
+            policy_dir(eos_logit=4.0), **KINDS[kind], training__microbatch_tokens=400, training__minibatch_size=6
         )
         optimizer, kept = optimizer_that_keeps_gradients(models, config)
         health = Health.at_start(config.training)
