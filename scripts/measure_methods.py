@@ -22,7 +22,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from studies import arithmetic, beside, family, figures, page, paper, passes, runs, stability, tuning  # noqa: E402
+from studies import arithmetic, beside, family, figures, page, paper, passes, runs, sentiment, stability, tuning  # noqa: E402
 
 from apa_cli.config.sources import shown  # noqa: E402
 from apa_cli.errors import UserError  # noqa: E402
@@ -36,7 +36,7 @@ STUDIES: dict[str, Any] = {  # modules, or alike
         "rewards": beside.REWARDS,
         "offline": beside.OFFLINE,
     },
-    **{"family": family, "passes": passes, "arithmetic": arithmetic},
+    **{"family": family, "passes": passes, "arithmetic": arithmetic, "sentiment": sentiment},
 }
 PAGE = "docs/methods.md"
 

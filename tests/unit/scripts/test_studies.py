@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import measure_methods as script  # noqa: E402
-from studies import arithmetic, beside, family, page, paper, passes, runs, stability  # noqa: E402
+from studies import arithmetic, beside, family, page, paper, passes, runs, sentiment, stability  # noqa: E402
 
 SIZE = runs.Size(quick=False, seeds=(1, 2), iterations=6, prompts=8)
 
@@ -308,3 +308,20 @@ def test_accuracy_over_seconds_adds_up_the_iterations_between():
     rows = [{"iteration": 0, "eval/evaluator": 0.1}, {"iteration": 1, "time/cpu": 2.0},
             {"iteration": 2, "time/cpu": 3.0, "eval/evaluator": 0.5}]  # fmt: skip
     assert arithmetic.over_seconds(run(1, [], rows)) == [(0.0, 0.1), (5.0, 0.5)]
+
+
+def test_the_frontier_is_drawn_at_the_rate_that_tuning_chose(tmp_path: Path):
+    found = runs.Found()
+    put(found, "sentiment_apa_lr0.0003_lambda0.1", [1.0])
+    put(found, "sentiment_apa_lr0.001_lambda0.1", [2.0, 2.0, 3.0])
+    put(found, "sentiment_apa_lr0.001_lambda1", [0.0, 1.0, 2.0])
+    settings = sentiment.chosen(found, SIZE)
+    assert {setting.keys["optimizer.learning_rate"] for setting in settings.values()} == {1e-3}
+    assert [knob for _, knob in settings] == [0.05, 0.1, 0.3, 1.0]
+    assert {setting.name for setting in settings.values()} <= {setting.name for setting in sentiment.settings(SIZE)}
+    lines = sentiment.lines(found, SIZE, tmp_path)
+    assert [cells(line)[:4] for line in lines if line.startswith("| APA")] == [
+        ["APA", "λ 0.1", "0.001", "2.50 ± 6.35"],
+        ["APA", "λ 1", "0.001", "1.50 ± 6.35"],
+    ]
+    assert (tmp_path / "results_sentiment.png").stat().st_size > 5000
