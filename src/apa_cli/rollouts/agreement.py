@@ -70,7 +70,7 @@ def check_agreement(
             passes.append(partial(_logprobs, reference.frozen))
         if isinstance(value, SeparateValue):
             passes.append(value.hidden_states)
-        return all(_packs(run, batch, tolerance) for run in passes)
+        return all(_packed_agrees(run, batch, tolerance) for run in passes)
 
 
 def check_first_rollout(
@@ -169,7 +169,7 @@ def _check_critic(key: str, value: SeparateValue, policy: Policy, batch: Batch) 
         raise _depends(key, value.trunk, f"hidden states by {gap:.0%}")
 
 
-def _packs(run: Callable[[Batch], Tensor], batch: Batch, tolerance: float) -> bool:
+def _packed_agrees(run: Callable[[Batch], Tensor], batch: Batch, tolerance: float) -> bool:
     """Whether log-probs or hidden states are the same in the packed layout, for responses of which two share a prompt.
 
     The difference must also be small beside what other prompts would change, as a model may barely read its prompts.
