@@ -17,6 +17,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+TINY = (  # one iteration of the built-in task, judged on a few prompts
+    *("training.iterations=1", "rollout.batch_size=8", "training.minibatch_size=4", "evaluation.prompts=4"),
+    *("generation.max_new_tokens=8", "checkpoint.every=0", "tracking.wandb.mode=disabled"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

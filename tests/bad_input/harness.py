@@ -97,16 +97,22 @@ def run_forked(row: Row, parts: Parts, folder: Path) -> Said:
     return Said(done.code, done.errors, done.output)
 
 
-def contents(folder: Path) -> set[str]:
-    """Everything below, by name; what Python caches of a user's module does not count."""
-    return {
-        str(path.relative_to(folder))
+def contents(folder: Path) -> dict[str, tuple[int, int] | None]:
+    """Everything below: size and time of change of files but a log; what Python caches of a module does not count."""
+    found = {
+        path: path.lstat()
         for path in folder.rglob("*")
         if "__pycache__" not in path.parts and not path.name.endswith(".pyc")
     }
+    return {
+        str(path.relative_to(folder)): None
+        if path.is_dir() or path.name == "run.log"
+        else (facts.st_size, facts.st_mtime_ns)
+        for path, facts in found.items()
+    }
 
 
-def check(row: Row, said: Said, folder: Path, before: set[str]) -> None:
+def check(row: Row, said: Said, folder: Path, before: dict[str, tuple[int, int] | None]) -> None:
     """What holds for every row: its code, its one line, and nothing left that looks like a result."""
     assert said.code == row.code, said.errors
     assert "Traceback" not in said.errors
@@ -115,9 +121,10 @@ def check(row: Row, said: Said, folder: Path, before: set[str]) -> None:
     assert [line for line in lines if line.startswith(start)] == lines[-1:], said.errors
     assert len(lines) == 1, said.errors
     assert matches(row.line, lines[0].removeprefix(start)), f"\n  said   {lines[0]}\n  wanted {start}{row.line}"
-    new = contents(folder) - before
+    after = contents(folder)
     if not row.begun:
-        assert new == set(), "it failed before anything was loaded, and left something"
+        assert after == before, "it failed before anything was loaded, and left or changed something"
+    new = after.keys() - before.keys()
     marks = sorted(name for name in new if Path(name).name in FINISHED_MARKS)
     assert marks == [], "it looks finished"
 

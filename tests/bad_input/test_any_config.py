@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -144,13 +143,3 @@ def test_what_is_written_is_read_back(tmp_path: Path, data: st.DataObject):
     file = tmp_path / "written.yaml"
     OmegaConf.save(OmegaConf.create(dataclasses.asdict(config)), file)
     assert compose_train([f"config={file}"]) == config
-
-
-def test_every_key_can_be_drawn():
-    for name in KEYS:
-        assert not valid(name).is_empty, name
-
-
-@pytest.mark.parametrize("name", ["training.iterations", "optimizer.learning_rate", "generation.top_p"])
-def test_the_limits_are_found(name: str):
-    assert limits(name)

@@ -218,23 +218,3 @@ def test_changed_bytes_of_a_manifest(checkpoint: Path, change: st.DataObject):
     (checkpoint / MANIFEST).write_bytes(content)
     if not refused(checkpoint):
         assert json.loads(content)["files"] == before
-
-
-@often
-@given(change=st.data())
-def test_changed_files_are_refused(checkpoint: Path, change: st.DataObject):
-    restore(checkpoint)
-    name = change.draw(st.sampled_from(sorted(FILES)))
-    kind = change.draw(st.sampled_from(["other bytes", "gone", "link out"]))
-    path = checkpoint / name
-    if kind == "other bytes":
-        path.write_bytes(change.draw(st.binary(max_size=12).filter(lambda content: content != FILES[name])))
-    elif kind == "gone":
-        path.unlink()
-    else:
-        path.unlink()
-        (checkpoint.parent / "same").write_bytes(FILES[name])
-        path.symlink_to(checkpoint.parent / "same")
-    assert refused(checkpoint), (name, kind)
-    if kind == "link out":
-        path.unlink()

@@ -18,37 +18,21 @@ from apa_cli.assets.resolve import resolve_path
 from apa_cli.checkpoints.find import pointed_to
 
 SMALL = (
-    "training.iterations=4",
-    "training.epochs_per_rollout=2",
-    "rollout.batch_size=4",
-    "training.minibatch_size=2",
-    "generation.max_new_tokens=5",
-    "evaluation.prompts=4",
-    "evaluation.every=2",
-    "evaluation.resamples=10",
-    "checkpoint.every=1",
-    "tracking.wandb.mode=disabled",
-    "tracking.console=plain",
-    "optimizer.learning_rate=1e-2",
+    *("training.iterations=4", "training.epochs_per_rollout=2", "rollout.batch_size=4", "training.minibatch_size=2"),
+    *("generation.max_new_tokens=5", "evaluation.prompts=4", "evaluation.every=2", "evaluation.resamples=10"),
+    *("checkpoint.every=1", "tracking.wandb.mode=disabled", "tracking.console=plain", "optimizer.learning_rate=1e-2"),
 )
 _CACHE = tempfile.TemporaryDirectory(prefix="apa-cli-reference-")  # gone with the process
 VARIANTS = {
     "apa": (),
     "awr, shared critic, bf16": ("objective=awr", "value=shared", "precision=bf16"),
     "ppo with adaptive β, LoRA": (
-        "objective=ppo",
-        "objective.kl_target=0.5",
-        "objective.kl_horizon=20",
-        "policy=lora",
-        "policy.adapter.dropout=0.1",
+        *("objective=ppo", "objective.kl_target=0.5", "objective.kl_horizon=20"),
+        *("policy=lora", "policy.adapter.dropout=0.1"),
     ),
     "steered apa, LoRA, shared critic, cosine, bf16": (
-        "objective.kl_target=0.5",
-        "policy=lora",
-        "value=shared",
-        "precision=bf16",
-        "optimizer.schedule=cosine",
-        "optimizer.warmup_iterations=2",
+        *("objective.kl_target=0.5", "policy=lora", "value=shared", "precision=bf16"),
+        *("optimizer.schedule=cosine", "optimizer.warmup_iterations=2"),
     ),
     "offline apa, warmed critic": (
         "rollout=offline",

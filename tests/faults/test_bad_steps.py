@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ROOT, Finished, apa_train
+from command import Finished, apa_train
 from runs import latest
-from safetensors.torch import load_file
 
 QUICK = (
     *("rollout.batch_size=8", "training.minibatch_size=4", "training.iterations=3", "generation.max_new_tokens=8"),
@@ -98,27 +97,20 @@ POISONING = """
     if calls == 1:  # of the evaluation before training
         import gc
         from apa_cli.models.policy import Policy
-        from apa_cli.models.value import SeparateValue
-        trained = [o.model for o in gc.get_objects() if isinstance(o, Policy)]
-        if ROLE == "value":
-            trained = [o.trunk for o in gc.get_objects() if isinstance(o, SeparateValue)]
-        for model in trained:
+        for model in [o.model for o in gc.get_objects() if isinstance(o, Policy)]:
             for name, parameter in model.named_parameters():
                 if name.endswith("norm.weight") and "layers" not in name and parameter.requires_grad:
                     parameter.data[3] = math.nan
 """
 
 
-@pytest.mark.parametrize("role", ["policy", "value"])
-def test_a_poisoned_parameter_is_named(tmp_path: Path, role: str):
+def test_a_poisoned_parameter_is_named(tmp_path: Path):
     """It cannot be trained away, and a policy that has one cannot even be sampled from."""
-    body = POISONING.replace("ROLE", repr(role))
-    run = run_with(tmp_path, body, "training.max_skipped=3", "evaluation.prompts=4")
+    run = run_with(tmp_path, POISONING, "training.max_skipped=3", "evaluation.prompts=4")
     assert run.code == 1
     line = run.errors.splitlines()[-1]
     assert line.startswith("apa-train: error: training diverged: 3 minibatches in a row were skipped ")
-    who = "policy model.norm.weight" if role == "policy" else "critic trunk.norm.weight"
-    assert f"not finite: weights of {who}; at iteration 1, λ 0.3, scores from " in line
+    assert "not finite: weights of policy model.norm.weight; at iteration 1, λ 0.3, scores from " in line
     assert "Traceback" not in run.errors + run.output
     assert (run.folder / "checkpoints" / "latest").exists()
 
@@ -149,7 +141,7 @@ LITTLE_MEMORY = """
     from apa_cli.algorithms import Objective
     real = Objective.value_loss
     def value_loss(self, values, part, returns):
-        if len(values) > LIMIT and calls > 1:
+        if calls > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return real(self, values, part, returns)
     if calls == 1:
@@ -157,27 +149,8 @@ LITTLE_MEMORY = """
 """
 
 
-def test_out_of_memory_in_the_update_changes_no_gradient(tmp_path: Path):
-    fine = run_with(tmp_path / "fine", "pass")
-    short = run_with(tmp_path / "short", LITTLE_MEMORY.replace("LIMIT", "2").strip())
-    assert fine.code == short.code == 0, short.errors
-    warnings = short.errors.splitlines()
-    assert 1 <= len(warnings) <= 12  # a budget of 16384 tokens is halved until four short rows exceed it, and more
-    assert all("out of memory in the update: training.microbatch_tokens is " in line for line in warnings)
-    assert saved_state(short)["health"]["budget"]["configured"] == 16384
-    assert saved_state(short)["health"]["budget"]["tokens"] < 300
-    for got, expected in zip(short.metrics, fine.metrics, strict=True):
-        for name in ("objective/policy_loss", "objective/value_loss", "optim/grad_norm", "kl/to_init", "reward/mean"):
-            assert got[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), name
-    one, other = (load_file(run.folder / "final" / "model.safetensors") for run in (fine, short))
-    start = load_file(ROOT / "src/apa_cli/assets/reviews/policy/model.safetensors")
-    moved = max((one[name] - start[name]).abs().max() for name in one)
-    apart = max((one[name] - other[name]).abs().max() for name in one)
-    assert apart < 0.05 * moved
-
-
 def test_one_response_that_does_not_fit_ends_the_run_saved(tmp_path: Path):
-    run = run_with(tmp_path, LITTLE_MEMORY.replace("LIMIT", "0").strip())
+    run = run_with(tmp_path, LITTLE_MEMORY.strip())
     assert run.code == 2
     line = run.errors.splitlines()[-1]
     assert line.startswith("apa-train: error: training.microbatch_tokens: one response alone does not fit in the ")
@@ -187,15 +160,8 @@ def test_one_response_that_does_not_fit_ends_the_run_saved(tmp_path: Path):
     assert saved_state(run)["iteration"] == 1
 
 
-@pytest.mark.parametrize(
-    ("limit", "said"),
-    [
-        ("kl_above=0.5", "kl_above: kl/to_init above 0.5"),
-        ("entropy_below=99", "entropy_below: policy/entropy below 99"),
-        ("reward_below=999", "reward_below: reward/mean below 999"),
-    ],
-)
-def test_a_limit_ends_the_run_cleanly(tmp_path: Path, limit: str, said: str):
+def test_a_limit_ends_the_run_cleanly(tmp_path: Path):
+    limit, said = "reward_below=999", "reward_below: reward/mean below 999"
     said = f"training.stop_if.{said} for 2 iterations in a row, last "
     overrides = (
         *(f"training.stop_if.{limit}", "training.stop_if.patience=2", "training.iterations=9"),
@@ -204,8 +170,7 @@ def test_a_limit_ends_the_run_cleanly(tmp_path: Path, limit: str, said: str):
     run = run_with(tmp_path, "pass", *overrides)
     assert run.code == 0, run.errors
     done = run.metrics[-1]["iteration"]
-    assert 2 <= done < 9
-    assert limit.startswith("kl") or done == 2
+    assert done == 2
     assert said in run.errors
     summary = summary_of(run)
     assert summary["stopped"].startswith(said)
@@ -217,10 +182,9 @@ def test_a_limit_ends_the_run_cleanly(tmp_path: Path, limit: str, said: str):
     assert saved_state(run)["iteration"] == done
     assert (run.folder / "final" / "model.safetensors").exists()
     assert f"- iterations: {done} × 8 responses" in (run.folder / "final" / "README.md").read_text(encoding="utf-8")
-    if limit.startswith("reward"):
-        (run.folder / "summary.json").unlink()  # killed between the save and the summary
-        again = run_with(tmp_path, "pass", *overrides, "resume=auto")
-        assert again.code == 0, again.errors
-        assert len(again.metrics) == done
-        assert summary_of(again)["stopped"] == summary["stopped"]
-        assert summary_of(again)["after"] == summary["after"]
+    (run.folder / "summary.json").unlink()  # killed between the save and the summary
+    again = run_with(tmp_path, "pass", *overrides, "resume=auto")
+    assert again.code == 0, again.errors
+    assert len(again.metrics) == done
+    assert summary_of(again)["stopped"] == summary["stopped"]
+    assert summary_of(again)["after"] == summary["after"]

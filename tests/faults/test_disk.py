@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -137,23 +135,6 @@ def test_a_run_is_copied_and_goes_on(server, uninterrupted, tmp_path):
     assert "holds policy/Thumbs.db, not of its manifest: ignored" in (folder / "run.log").read_text()
 
 
-def test_two_runs_on_one_folder(server, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        lock.write("process 123 on elsewhere\n")
-        lock.flush()
-        before = len(server.output.read_text())
-        assert server.run(folder, *SMALL) == 2
-    output = server.output.read_text()[before:]
-    assert f"output_dir: another run (process 123 on elsewhere) is at work in {folder}" in output
-    assert sorted(os.listdir(folder)) == [".lock"]
-    assert server.run(folder, *SMALL, die_at=12) == -9  # the lock of the dead does not stay
-    assert server.run(folder, *SMALL, "resume=auto") == 0
-    assert not (folder / ".lock").exists()
-
-
 def test_a_branch_leaves_the_run_as_it_was(server, uninterrupted, tmp_path):
     run, branch = tmp_path / "run", tmp_path / "branch"
     shutil.copytree(uninterrupted("apa"), run, symlinks=True)
@@ -164,16 +145,3 @@ def test_a_branch_leaves_the_run_as_it_was(server, uninterrupted, tmp_path):
     assert sorted((path.name, path.stat().st_mtime_ns) for path in run.rglob("*")) == before
     assert metrics(branch)[:4] == metrics(run)[:4]  # the evaluation before training, and three iterations
     assert metrics(branch)[4] != metrics(run)[4]
-
-
-def test_a_change_that_does_not_fit_the_checkpoint_leaves_the_run_as_it_was(server, tmp_path):
-    folder = tmp_path / "run"
-    assert server.run(folder, *SMALL, "policy=lora", "policy.adapter.r=2", terminate_at=6) == 130
-    before = (folder / "config.yaml").read_bytes()
-    start = len(server.output.read_text())
-    assert server.run(folder, f"resume={folder}", "policy.adapter.r=4", "resume_allow_changes=true") == 2
-    output = server.output.read_text()[start:]
-    expected = "resume: the checkpoint's weights decide this: policy.adapter.r 2 → 4; set it back, or start a new run"
-    assert output == f"apa-train: error: {expected}\n"
-    assert (folder / "config.yaml").read_bytes() == before
-    assert server.run(folder, f"resume={folder}") == 0

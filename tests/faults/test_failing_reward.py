@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pytest
 from command import Finished, apa_train
 
 HEAD = "calls = 0\n\n\ndef reward(prompts, responses):\n    global calls\n    calls += 1\n"
@@ -34,14 +33,8 @@ def lines_of(run: Finished) -> list[str]:
     return [line for line in run.errors.splitlines() if line.startswith("apa-train: error: ")]
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("raise KeyError(responses[0][:0] + 'no such word')", "raised KeyError: 'no such word'"),
-        ("raise SystemExit(0)", "raised SystemExit: 0"),
-    ],
-)
-def test_one_line_and_the_users_own_traceback(tmp_path: Path, body: str, said: str):
+def test_one_line_and_the_users_own_traceback(tmp_path: Path):
+    body, said = "raise KeyError(responses[0][:0] + 'no such word')", "raised KeyError: 'no such word'"
     run = run_with(tmp_path, body)
     assert run.code == 2
     (line,) = lines_of(run)
@@ -50,10 +43,9 @@ def test_one_line_and_the_users_own_traceback(tmp_path: Path, body: str, said: s
     assert len(run.metrics) == 1
     log = log_of(run)
     assert said in log
-    if body.startswith("raise"):
-        trace = log[log.index("Traceback") :]
-        assert f'mine.py", line 8, in reward\n    {body}' in trace
-        assert "src/apa_cli" not in trace
+    trace = log[log.index("Traceback") :]
+    assert f'mine.py", line 8, in reward\n    {body}' in trace
+    assert "src/apa_cli" not in trace
 
 
 def test_a_hang_ends_the_process_even_with_threads_of_its_own(tmp_path: Path):

@@ -8,9 +8,6 @@ from random import Random
 
 import pytest
 from runs import SMALL, VARIANTS, Kills, assert_same_run, kill_until_done, latest
-from tensorboard_file import expected, shown
-
-from apa_cli.tracking.metrics import read_metrics
 
 KILLS = 10
 
@@ -44,24 +41,3 @@ def test_death_at_a_write_or_a_rename(server, uninterrupted, tmp_path, point):
     assert server.run(folder, *SMALL, "resume=auto") == 0, server.output.read_text()[-2000:]
     assert_same_run(folder, uninterrupted("apa"))
     assert [path.name for path in folder.rglob(".*") if path.name not in (".lock", ".apa-cli")] == []
-
-
-def test_tensorboard_shows_the_run_as_if_nothing_had_killed_it(server, tmp_path):
-    """Killed in the first checkpoint, of iteration 4, and then in the one of 6: iterations 1 to 6 are repeated."""
-    folder = tmp_path / "run"
-    overrides = (
-        *SMALL,
-        "training.iterations=6",
-        "tracking=tensorboard",
-        "checkpoint.every=4",
-        "evaluation.every=0",
-        "resume=auto",
-    )
-    for point in (20, 40):
-        assert server.run(folder, *overrides, die_at=point) == -9
-    before = [row["iteration"] for row in read_metrics(folder)]
-    assert before == [0, 1, 2, 3, 4, 5, 6]
-    assert latest(folder).name == "iter_000004"
-    assert server.run(folder, *overrides) == 0, server.output.read_text()[-2000:]
-    assert shown(folder) == expected(read_metrics(folder))
-    assert sorted(shown(folder)) == before

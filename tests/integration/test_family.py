@@ -14,15 +14,9 @@ from apa_cli.training.reference_scores import _read
 
 NAMES = ["grpo", "dr_grpo", "rloo", "dro", "pmd_mean", "gvpo", "a_star_po", "qrpo"]
 SMALL = (
-    "generation.max_new_tokens=8",
-    "rollout.batch_size=16",
-    "training.minibatch_size=8",
-    "evaluation.prompts=0",
-    "evaluation.reward.kind=none",
-    "evaluation.reward.function=null",
-    "tracking.console=quiet",
-    "tracking.wandb.mode=disabled",
-    "advantage.reference_samples=3",
+    *("generation.max_new_tokens=8", "rollout.batch_size=16", "training.minibatch_size=8", "evaluation.prompts=0"),
+    *("evaluation.reward.kind=none", "evaluation.reward.function=null", "tracking.console=quiet"),
+    *("tracking.wandb.mode=disabled", "advantage.reference_samples=3"),
 )
 
 
@@ -83,7 +77,7 @@ GROUP = ("advantage=group", "value=none", "rollout.responses_per_prompt=4")
 )
 def test_a_constant_reward_moves_nothing(words, tmp_path):
     reward = ("reward.kind=function", f"reward.function={__file__}:constant", "reward.path=null")
-    lines = run(tmp_path / "run", *words, *reward, "training.iterations=3")
+    lines = run(tmp_path / "run", *words, *reward, "training.iterations=2")
     assert max(abs(line["kl/to_init"]) for line in lines) < 1e-3
     assert all(line["optim/idle_fraction"] == 1 for line in lines)
     assert all(line.get("rollout/equal_groups", 1) == 1 for line in lines)

@@ -10,19 +10,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from command import TINY
+from refused import refusal
 
 from apa_cli import UserError, evaluate, train
 
-TINY = (
-    "rollout.batch_size=8",
-    "training.minibatch_size=4",
-    "training.iterations=1",
-    "evaluation.prompts=4",
-    "generation.max_new_tokens=8",
-    "checkpoint.every=0",
-    "tracking.wandb.mode=disabled",
-    "tracking.console=quiet",
-)
+QUIET = (*TINY, "tracking.console=quiet")
 
 
 @pytest.fixture
@@ -34,7 +27,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_and_its_evaluation_twice_and_in_a_thread(workdir: Path, capfd: pytest.CaptureFixture[str]):
     (workdir / "mine.yaml").write_text("defaults: [reviews_apa]\nobjective.kl_lambda: 0.7\n", encoding="utf-8")
     handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
-    first = train("mine.yaml", *TINY, "output_dir=first")
+    first = train("mine.yaml", *QUIET, "output_dir=first")
     assert (first.run_dir, first.iterations, first.stopped) == (workdir / "first", 1, None)
     assert first.final_dir is not None
     assert (first.final_dir / "model.safetensors").is_file()
@@ -43,13 +36,13 @@ def test_a_run_and_its_evaluation_twice_and_in_a_thread(workdir: Path, capfd: py
     assert "resume=auto" not in (first.run_dir / "overrides.yaml").read_text(encoding="utf-8")
 
     found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(train(Path("mine.yaml"), *TINY, "output_dir=second")))
+    thread = threading.Thread(target=lambda: found.append(train(Path("mine.yaml"), *QUIET, "output_dir=second")))
     thread.start()
     thread.join(120)
     [second] = found
     assert (second.before, second.after) == (first.before, first.after)  # type: ignore[attr-defined]
 
-    again = train("mine.yaml", *TINY, "output_dir=first", "resume=auto")  # nothing is left to do
+    again = train("mine.yaml", *QUIET, "output_dir=first", "resume=auto")  # nothing is left to do
     assert (again.after, again.seconds) == (first.after, first.seconds)
 
     judged = evaluate(first.run_dir, "evaluation.resamples=10")
@@ -74,14 +67,8 @@ def test_ctrl_c_is_raised_after_a_last_checkpoint(workdir: Path):
         "    return [float(len(response)) for response in responses]\n",
         encoding="utf-8",
     )
-    words = (
-        "reward.kind=function",
-        "reward.path=null",
-        f"reward.function={workdir}/my.py:reward",
-        *TINY[:2],
-        *TINY[3:],
-    )
-    words = (*words, "output_dir=run", "training.iterations=3")
+    words = ("reward.kind=function", "reward.path=null", f"reward.function={workdir}/my.py:reward")
+    words = (*words, *QUIET[1:], "output_dir=run", "training.iterations=3")
     with pytest.raises(KeyboardInterrupt) as caught:
         train(None, *words)
     assert type(caught.value) is KeyboardInterrupt  # Python's own handler raised it, which ends no process
@@ -102,9 +89,7 @@ def test_ctrl_c_is_raised_after_a_last_checkpoint(workdir: Path):
 )
 def test_what_is_wrong_is_raised(workdir: Path, capfd: pytest.CaptureFixture[str], words, line: str):
     (workdir / "mine.yaml").write_text("defaults: [reviews_apa]\n", encoding="utf-8")
-    with pytest.raises(UserError) as caught:
-        train(*words)
-    assert line in str(caught.value)
+    assert line in refusal(train, *words)
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in workdir.iterdir()] == ["mine.yaml"]
 

@@ -72,27 +72,19 @@ def cwd(tmp_path: Path) -> Path:
     return folder
 
 
-def own(prompts: str, function: str) -> tuple[str, ...]:
-    return (
-        *("config=own", "policy.path=builtin:reviews/policy", "reward.kind=function", "reward.path=null"),
-        *(f"reward.function=reward.py:{function}", f"'data.path=\"{prompts}\"'".strip("'"), "data.eval_path=null"),
-    )
+def train(cwd: Path, prompts: str, *words: str, function: str, **variables: Any) -> Finished:
+    """A small run with the prompts at this address and a reward function of the user's own."""
+    own = ("config=own", "policy.path=builtin:reviews/policy", "reward.kind=function", "reward.path=null")
+    data = (f'data.path="{prompts}"', "data.eval_path=null", f"reward.function={function}")
+    return run("apa-train", *own, *data, *QUICK, *words, cwd=cwd, **variables)
 
 
 def test_a_whole_run_its_evaluation_and_its_report(tmp_path: Path, cwd: Path, prompts: str):
     """Offline; metrics, samples, log, config, card, checkpoints, pictures, wandb's files, eval.json, report."""
     out = tmp_path / "out"
-    trained = run(
-        "apa-train",
-        *own(prompts, "fine"),
-        *QUICK,
-        f"output_dir={out}/run",
-        "tracking.wandb.mode=offline",
-        f"tracking.wandb.tags=[{','.join(PLANTED.values())}]",
-        "checkpoint.every=1",
-        cwd=cwd,
-        pictures=True,
-    )
+    words = (f"output_dir={out}/run", "tracking.wandb.mode=offline", "checkpoint.every=1")
+    tags = f"tracking.wandb.tags=[{','.join(PLANTED.values())}]"
+    trained = train(cwd, prompts, *words, tags, function="reward.py:fine", pictures=True)
     assert trained.code == 0, trained.errors
     judged = run("apa-eval", f"checkpoint={out}/run", "evaluation.prompts=2", f'data.path="{prompts}"', cwd=cwd)
     assert judged.code == 0, judged.errors
@@ -107,15 +99,8 @@ def test_a_whole_run_its_evaluation_and_its_report(tmp_path: Path, cwd: Path, pr
 def test_a_reward_whose_error_tells_everything(tmp_path: Path, cwd: Path, prompts: str):
     """With its traceback; without one in the sweep below."""
     out = tmp_path / "out"
-    done = run(
-        "apa-train",
-        *own(prompts, "leaking"),
-        *QUICK,
-        f"output_dir={out}/run",
-        "tracking.wandb.mode=offline",
-        cwd=cwd,
-        HYDRA_FULL_ERROR="1",
-    )
+    words = (f"output_dir={out}/run", "tracking.wandb.mode=offline")
+    done = train(cwd, prompts, *words, function="reward.py:leaking", HYDRA_FULL_ERROR="1")
     assert done.code == 2, done.errors
     assert "raised PermissionError: 401: ***" in done.errors
     assert b"401: ***" in (out / "run" / "run.log").read_bytes()
@@ -124,17 +109,8 @@ def test_a_reward_whose_error_tells_everything(tmp_path: Path, cwd: Path, prompt
 
 def test_a_sweep_with_a_failing_member(tmp_path: Path, cwd: Path, prompts: str):
     out = tmp_path / "out"
-    arguments = [word for word in own(prompts, "fine") if not word.startswith("reward.function")]
-    done = run(
-        "apa-train",
-        "-m",
-        *arguments,
-        "reward.function=reward.py:fine,reward.py:leaking",
-        *QUICK,
-        f"output_dir={out}/sweep",
-        "tracking.wandb.mode=disabled",
-        cwd=cwd,
-    )
+    words = ("-m", f"output_dir={out}/sweep", "tracking.wandb.mode=disabled")
+    done = train(cwd, prompts, *words, function="reward.py:fine,reward.py:leaking")
     assert done.code == 2, done.errors
     assert (out / "sweep" / "sweep.md").is_file()
     assert_clean(out, done)
@@ -143,15 +119,8 @@ def test_a_sweep_with_a_failing_member(tmp_path: Path, cwd: Path, prompts: str):
 def test_online_wandb_gets_its_key_and_nothing_else(tmp_path: Path, cwd: Path, prompts: str):
     out = tmp_path / "out"
     with wandb_server() as server:
-        done = run(
-            "apa-train",
-            *own(prompts, "fine"),
-            *QUICK,
-            f"output_dir={out}/run",
-            "tracking.wandb.mode=online",
-            cwd=cwd,
-            WANDB_BASE_URL=server.url,
-        )
+        words = (f"output_dir={out}/run", "tracking.wandb.mode=online")
+        done = train(cwd, prompts, *words, function="reward.py:fine", WANDB_BASE_URL=server.url)
         assert done.code == 0, done.errors
         assert server.runs()
         sent = b"\n".join(path.encode() + body for _, path, body in server.requests)

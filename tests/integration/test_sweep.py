@@ -9,17 +9,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from command import Running, apa_train, wait_until
-
-TINY = (
-    "rollout.batch_size=8",
-    "training.minibatch_size=4",
-    "training.iterations=1",
-    "evaluation.prompts=4",
-    "generation.max_new_tokens=8",
-    "checkpoint.every=0",
-    "tracking.wandb.mode=disabled",
-)
+from command import TINY, Running, apa_train, wait_until
 
 REWARD = """
 import os
@@ -117,9 +107,8 @@ def test_optuna_searches_two_objectives_past_a_failed_trial(tmp_path: Path):
 
 def test_an_interrupted_sweep_still_gets_its_tables(tmp_path: Path):
     sweep = tmp_path / "sweep"
-    tiny = [word for word in TINY if not word.startswith("training.iterations")]
     members = "training.iterations=1,9999"  # the second would go on for hours
-    run = Running("apa-train", "-m", f"output_dir={sweep}", *tiny, members)
+    run = Running("apa-train", "-m", f"output_dir={sweep}", *TINY[1:], members)
     wait_until(lambda: any(file.read_text("utf-8").count("\n") > 2 for file in sweep.glob("*/metrics.jsonl")))
     run.signal(signal.SIGINT)
     done = run.finish(90)

@@ -16,16 +16,10 @@ from apa_cli.assets.resolve import resolve_path
 
 LOGGED = ROOT / "tests" / "data" / "logged_sample.jsonl"
 SMALL = (
-    "rollout.batch_size=8",
-    "training.minibatch_size=4",
-    "training.epochs_per_rollout=1",
-    "evaluation.prompts=4",
-    "evaluation.resamples=10",
-    "value.warmup_iterations=1",
-    "tracking.wandb.mode=disabled",
+    *("rollout.batch_size=8", "training.minibatch_size=4", "training.epochs_per_rollout=1", "evaluation.prompts=4"),
+    *("evaluation.resamples=10", "value.warmup_iterations=1", "tracking.wandb.mode=disabled"),
+    *("evaluation.reward.kind=none", "evaluation.reward.function=null"),
     f"data.eval_path={resolve_path('builtin:reviews/eval_prompts.jsonl')}",
-    "evaluation.reward.kind=none",
-    "evaluation.reward.function=null",
 )
 OF_THE_POLICY = ("kl/", "policy/", "reward/")
 

@@ -67,16 +67,6 @@ def test_a_steered_lambda_falls_while_kl_is_far_below_its_target(tmp_path: Path)
     assert "λ 0.3 at first, steered to a KL of 5" in (run.folder / "report.md").read_text("utf-8")
 
 
-def test_a_second_run_into_the_same_folder_is_refused(tmp_path: Path):
-    quick = (*QUICK[:2], "training.iterations=1", "evaluation.prompts=0", "tracking.wandb.mode=disabled")
-    assert apa_train(tmp_path / "run", *quick).code == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    again = apa_train(tmp_path / "run", *quick)
-    assert again.code == 2
-    assert "already holds a run" in again.errors
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
-
-
 def test_a_wheel_works_outside_the_checkout(tmp_path: Path):
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, check=True, capture_output=True, cwd=ROOT)

@@ -10,19 +10,8 @@ import apa_cli
 ROOT = Path(apa_cli.__file__).parent
 GROUND = ("errors", "files", "secrets", "watchdog", "watched_thread")
 ROOMS = (  # from the ground up: a room imports from those before it
-    "algorithms",
-    "config",
-    "assets",
-    "data",
-    "models",
-    "rewards",
-    "rollouts",
-    "tracking",
-    "checkpoints",
-    "evaluation",
-    "runs",
-    "training",
-    "commands",
+    *("algorithms", "config", "assets", "data", "models", "rewards", "rollouts", "tracking", "checkpoints"),
+    *("evaluation", "runs", "training", "commands"),
 )
 LEVELS = {**dict.fromkeys(("", *GROUND), 0), **{room: level for level, room in enumerate(ROOMS, start=1)}}
 

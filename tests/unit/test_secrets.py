@@ -19,14 +19,7 @@ PLANTED = "hf_planted-0123456789"
 @pytest.mark.parametrize(
     "name",
     [
-        "token",
-        "hf_token",
-        "HF_TOKEN",
-        "api_key",
-        "apiKey",
-        "reward.api_key",
-        "client_secret",
-        "db_password",
+        *("token", "hf_token", "HF_TOKEN", "api_key", "apiKey", "reward.api_key", "client_secret", "db_password"),
         "accessToken",
         *("reward.db_pass", "github_pat", "auth", "slack_webhook", "my_api_key_prod", "sentry_dsn", "session_cookie"),
     ],

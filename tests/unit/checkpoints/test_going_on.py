@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from refused import refusal
 from tiny_models import make_config
 
-from apa_cli.checkpoints.find import checkpoint_iteration, checkpoints_in, newest_whole
-from apa_cli.checkpoints.lock import run_lock
+from apa_cli.checkpoints.find import checkpoint_iteration, checkpoints_in
 from apa_cli.checkpoints.manifest import check_manifest, listed_only, write_manifest
 from apa_cli.checkpoints.ownership import RUN, RUN_BEGINS, record, recover
 from apa_cli.errors import UserError
@@ -46,18 +46,6 @@ def test_checkpoints_are_in_the_order_in_which_they_were_made(tmp_path):
     assert names == ["iter_000009", "iter_000010", "iter_000010_part", "iter_1000000"]
     assert [checkpoint_iteration(path) for path in checkpoints_in(run / "checkpoints")] == [9, 10, 10, 1000000]
     assert checkpoint_iteration(run / "checkpoints" / "iter_best") is None
-
-
-def test_the_newest_whole_one_is_gone_on_with(tmp_path):
-    run = make_run(tmp_path / "run", "iter_000001", "iter_000002", "iter_000003")
-    (run / "checkpoints" / "iter_000003" / "manifest.json").unlink()
-    (run / "checkpoints" / "iter_000002" / "trainer_state" / "state.json").write_text("iter_00000X")
-    found, warnings = resumption(run)
-    assert found is not None and found.checkpoint is not None
-    assert (found.checkpoint.name, found.iteration, found.finished) == ("iter_000001", 1, False)
-    assert len(warnings) == 2
-    assert "iter_000003 is left out" in warnings[0] and "half-written" in warnings[0]
-    assert "iter_000002 is left out" in warnings[1] and "damaged" in warnings[1]
 
 
 def test_auto_begins_where_there_is_nothing(tmp_path):
@@ -102,15 +90,6 @@ def test_what_the_manifest_does_not_list_is_named_and_ignored(tmp_path):
     assert files_in(listed_only(checkpoint)) == ["trainer_state/state.json"]
 
 
-def test_a_run_is_not_written_over(tmp_path):
-    run = make_run(tmp_path / "run", "iter_000001")
-    with pytest.raises(UserError, match=r"output_dir: .*already holds a run; add resume=auto"):
-        resumption(run, None)
-    other = make_run(tmp_path / "other", "iter_000001")
-    with pytest.raises(UserError, match=r"output_dir: .*already holds another run"):
-        resumption(run, str(other))
-
-
 def test_what_changed_is_named_and_stops_unless_it_is_harmless(tmp_path):
     run = make_run(tmp_path / "run", "iter_000001")
     found, _ = resumption(run, checkpoint__every=7, tracking__samples=1, evaluation__every=3, training__iterations=500)
@@ -121,9 +100,8 @@ def test_what_changed_is_named_and_stops_unless_it_is_harmless(tmp_path):
         "evaluation.every 20 → 3",
         "training.iterations 100 → 500",
     }
-    with pytest.raises(UserError) as caught:
-        resumption(run, objective__kl_lambda=0.7, policy__gradient_checkpointing=True, tracking__samples=1)
-    assert str(caught.value) == (
+    other = {"objective__kl_lambda": 0.7, "policy__gradient_checkpointing": True, "tracking__samples": 1}
+    assert refusal(resumption, run, **other) == (
         "resume: the configuration is not the run's: policy.gradient_checkpointing false → true, "
         "objective.kl_lambda 0.3 → 0.7; set it back, or add resume_allow_changes=true to accept the change"
     )
@@ -135,12 +113,6 @@ def test_more_iterations_change_a_schedule_that_ends_with_them(tmp_path):
     run = make_run(tmp_path / "run", "iter_000001", optimizer__schedule="cosine")
     with pytest.raises(UserError, match=r"training\.iterations 100 → 200"):
         resumption(run, training__iterations=200, optimizer__schedule="cosine")
-
-
-def test_fewer_iterations_than_are_done(tmp_path):
-    run = make_run(tmp_path / "run", "iter_000050")
-    with pytest.raises(UserError, match=r"training\.iterations: 20, but the run has done 50"):
-        resumption(run, training__iterations=20)
 
 
 def test_a_key_that_the_runs_version_did_not_know_cannot_differ(tmp_path):
@@ -175,8 +147,6 @@ def test_a_run_that_a_guard_ended_is_left_alone_by_auto_only(tmp_path):
 def test_an_older_checkpoint_is_for_a_branch(tmp_path):
     run = make_run(tmp_path / "run", "iter_000001", "iter_000002")
     older = run / "checkpoints" / "iter_000001"
-    with pytest.raises(UserError, match=r"iter_000001 is not the run's newest checkpoint \(iter_000002 is\)"):
-        resumption(run, str(older))
     (run / "metrics.jsonl").write_text('{"iteration": 1}\n')
     branch = tmp_path / "branch"
     branch.mkdir()
@@ -196,8 +166,6 @@ def test_the_command_line_of_a_resumed_run(tmp_path, monkeypatch):
     assert expand(given, sweep=False) == ["config=mine", "output_dir=elsewhere", f"resume={run}"]
     for untouched in (["resume=auto", "seed=1"], ["resume=null"], []):
         assert expand(untouched, sweep=True) == untouched
-    with pytest.raises(UserError, match="a sweep has several; use resume=auto"):
-        expand(["resume=run"], sweep=True)
 
 
 def test_what_a_place_means(tmp_path):
@@ -208,9 +176,6 @@ def test_what_a_place_means(tmp_path):
     assert locate(str(run)) == locate(str(run / "checkpoints")) == (run, None)
     for named in (checkpoint, run / "checkpoints" / "latest", run / "checkpoints" / "best"):
         assert locate(str(named)) == (run, checkpoint)
-    for wrong in (tmp_path / "nowhere", tmp_path, checkpoint / "trainer_state"):
-        with pytest.raises(UserError, match=r"^resume: "):
-            locate(str(wrong))
 
 
 def test_a_crash_between_two_renames_loses_nothing(tmp_path):
@@ -274,19 +239,3 @@ def test_a_link_out_of_the_checkpoint_is_refused(tmp_path):
     (folder / "file").symlink_to(tmp_path / "outside")  # the very same bytes
     with pytest.raises(UserError, match="leads out of the checkpoint"):
         check_manifest(folder, "checkpoint")
-
-
-def test_the_lock_is_held_once_and_leaves_nothing(tmp_path):
-    with (
-        run_lock(tmp_path),
-        pytest.raises(UserError, match=rf"process {os.getpid()} on .* is at work"),
-        run_lock(tmp_path),
-    ):
-        pass
-    assert list(tmp_path.iterdir()) == []
-    with run_lock(tmp_path):
-        pass
-
-
-def test_nothing_whole_is_none(tmp_path):
-    assert newest_whole(tmp_path / "checkpoints", pytest.fail) is None

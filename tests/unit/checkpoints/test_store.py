@@ -59,19 +59,6 @@ def test_a_checkpoint_is_whole_and_its_manifest_true(policy_dir, tmp_path):
     assert sorted(p.name for p in folder.parent.iterdir()) == ["iter_000001", "latest"]
 
 
-@pytest.mark.parametrize("adapter", [0, 2])
-@pytest.mark.parametrize("critic", ["separate", "shared"])
-def test_nothing_is_pickled(policy_dir, tmp_path, adapter, critic):
-    config, models, state = trained(policy_dir(), tmp_path, policy__adapter__r=adapter, value__kind=critic)
-    folder = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
-    export_final(models.policy, tmp_path / "final", config, {}, {})
-    files = [p for top in (folder, tmp_path / "final") for p in top.rglob("*") if p.is_file()]
-    assert len(files) > 8
-    for file in files:
-        assert file.suffix in {".safetensors", ".json", ".md", ".jinja", ".txt"}, file
-        assert file.read_bytes()[:2] not in (b"\x80\x02", b"\x80\x04", b"\x80\x05", b"PK"), file
-
-
 def test_the_newest_are_kept(policy_dir, tmp_path):
     _config, models, state = trained(policy_dir(), tmp_path, iterations=0, policy__adapter__r=2, value__kind="shared")
     for keep, expected in ((2, ["iter_000009", "iter_000010"]), (0, [f"iter_{i:06d}" for i in (8, 9, 10)])):

@@ -56,22 +56,6 @@ def test_other_arguments_are_overrides_in_their_order():
     assert read_arguments(given) == (["runs/a"], ["evaluation.prompts=8", "checkpoint.every=3", "seed=1"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "checkpoint: not given"),
-        (["seed=1"], "checkpoint: not given"),
-        (["checkpoint=a", "checkpoint=b"], "checkpoint: given twice"),
-        (["checkpoint=[a"], "checkpoint: [a does not end its list"),
-        (["checkpoint=a", "-m"], "-m: unknown option"),
-    ],
-)
-def test_what_is_wrong_is_said(arguments, said):
-    with pytest.raises(UserError) as caught:
-        read_arguments(arguments)
-    assert str(caught.value).startswith(said)
-
-
 def test_the_runs_own_configuration(workdir):
     config = compose_evaluation([make_run(workdir / "run")], [])
     assert (config.seed, config.policy.path) == (7, "own/policy")

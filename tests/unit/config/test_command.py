@@ -149,11 +149,6 @@ def test_the_other_runs_of_a_sweep_go_on(apa_train, runs, seeds, code):
     assert [line.split(": ")[2] for line in err.splitlines()] == [f"seed={seed}" for seed in failed]
 
 
-def test_an_interrupt_ends_the_sweep(apa_train, runs):
-    assert apa_train("-m", "seed=6,1", "output_dir=x")[0] == 130
-    assert len(runs) == 1
-
-
 @pytest.mark.parametrize("sweep", [(), ("-m",)])
 def test_a_folder_of_the_users_own_adds_recipes_and_choices(apa_train, runs, workdir, sweep):
     (workdir / "my/config").mkdir(parents=True)
@@ -164,10 +159,3 @@ def test_a_folder_of_the_users_own_adds_recipes_and_choices(apa_train, runs, wor
                              "objective=gentle", "output_dir=x", *sweep)  # fmt: skip
     assert (code, err) == (0, "")
     assert (runs[0][0].seed, runs[0][0].objective.kl_lambda) == (8, 5.0)
-
-
-def test_hydras_variable_is_left_as_it_was(apa_train, runs, monkeypatch):
-    import os
-
-    apa_train("seed=1", "output_dir=x")
-    assert "HYDRA_FULL_ERROR" not in os.environ

@@ -2,14 +2,13 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apa_cli.data.prompts import Prompt, PromptSet, PromptStream, check_room, collate
+from apa_cli.data.prompts import Prompt, PromptStream, check_room, collate
 from apa_cli.errors import UserError
 
 PAD = 9
@@ -40,17 +39,6 @@ def test_collate_pads_on_the_left_and_masks_by_length():
     assert batch.texts == ["text (1, 9, 3)", "text (4,)"]
     assert batch.columns == {"tag": ["a", "b"], "n": [None, 2]}
     assert batch.messages is None
-
-
-def test_a_set_describes_itself():
-    prompts = PromptSet(
-        prompts=[replace(prompt(1), cut=True), prompt(1, 2, 3)], dropped=2000, source="a.jsonl", withheld=4
-    )
-    assert prompts.describe() == (
-        "2 prompts from a.jsonl: 1 cut on the left, 2,000 dropped as too long, 4 left out because they are held out, "
-        "1 to 3 tokens"
-    )
-    assert PromptSet(prompts=[]).describe() == "0 prompts"
 
 
 def test_an_epoch_visits_every_prompt_once_in_a_fresh_order():

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+import refused
 
 from apa_cli.checkpoints.manifest import MANIFEST, write_manifest
-from apa_cli.errors import UserError
 from apa_cli.evaluation.checkpoint_paths import find_checkpoints
 
 
@@ -54,10 +54,7 @@ def names(*places):
 
 
 def refusal(*places):
-    with pytest.raises(UserError) as caught:
-        find_checkpoints([str(place) for place in places])
-    line = str(caught.value)
-    assert "\n" not in line
+    line = refused.refusal(find_checkpoints, [str(place) for place in places])
     assert line.startswith("checkpoint: ")
     return line
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import signal
-import socket
 import threading
 import time
 import traceback
 from types import SimpleNamespace
 
 import pytest
+from refused import refusal
 from reward_server import Answer, serving
 
 from apa_cli.config.schema import JudgeConfig
@@ -89,13 +87,6 @@ def pairs_of(*qualities):
         Pair(prompt=f"prompt {i}", checkpoint=f"{c} trained {i}", initial=f"{s} start {i}")
         for i, (c, s) in enumerate(qualities)
     ]
-
-
-def one_line(judge, pairs):
-    with pytest.raises(UserError) as caught:
-        judge.judge(pairs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 WIN, LOSE, TIE = ("good", "bad"), ("bad", "good"), ("good", "good")
@@ -175,7 +166,7 @@ BROKEN = [b'{"choices": [', b"\xff\xfe", b"", b"[1]", b'{"error": {"message": "n
 @pytest.mark.parametrize("body", BROKEN)
 def test_a_body_that_is_no_completion(endpoint, body):
     endpoint.answer = lambda request, number: (200, body)
-    line = one_line(EndpointJudge(config_for(endpoint)), pairs_of(WIN))
+    line = refusal(EndpointJudge(config_for(endpoint)).judge, pairs_of(WIN))
     assert line.startswith("evaluation.judge.base_url: ") and "does not answer with" in line
     assert len(endpoint.requests) == 1
 
@@ -183,23 +174,12 @@ def test_a_body_that_is_no_completion(endpoint, body):
 def test_a_slow_server(endpoint):
     endpoint.answer = stuck(endpoint)
     started = time.monotonic()
-    line = one_line(EndpointJudge(config_for(endpoint, timeout_seconds=0.2, retries=1)), pairs_of(WIN))
+    line = refusal(EndpointJudge(config_for(endpoint, timeout_seconds=0.2, retries=1)).judge, pairs_of(WIN))
     assert time.monotonic() - started < 3
     assert len(endpoint.requests) == 2
     assert (
         line.startswith("evaluation.judge.timeout_seconds: ")
         and "within 0.2 s, in 2 tries; see whether the server is stuck, lower evaluation.judge.concurrency" in line
-    )
-
-
-def test_endpoint_down():
-    with socket.socket() as taken:  # bound and not listening: refused, and nobody else's
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        judge = EndpointJudge(config_for(url, concurrency=4))
-        line = one_line(judge, pairs_of(WIN, WIN))
-    assert (
-        line.startswith(f"evaluation.judge.base_url: {url}/chat/completions cannot be reached: ") and "refused" in line
     )
 
 
@@ -219,7 +199,7 @@ def test_endpoint_down():
 def test_a_refusal(endpoint, monkeypatch, status, key, where, says):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     endpoint.answer = lambda request, number: (status, {"error": {"message": "no"}})
-    line = one_line(EndpointJudge(config_for(endpoint)), pairs_of(WIN))
+    line = refusal(EndpointJudge(config_for(endpoint)).judge, pairs_of(WIN))
     assert line.startswith(f"evaluation.judge.{where}: {says}".replace("ADDRESS", f"{endpoint.url}/chat/completions"))
     assert len(endpoint.requests) == 1
 
@@ -284,31 +264,6 @@ def test_many_at_a_time_give_the_same_result_in_order(endpoint):
     verdicts, _ = judge.judge(pairs_of(*qualities), lambda done, total: seen.append((done, total)))
     assert [v.outcome for v in verdicts] == [1, -1, 0, 1, -1] * 4
     assert seen == [(n, 20) for n in range(1, 21)]
-
-
-@pytest.fixture
-def ctrl_c():
-    """A process started in the background may have inherited that Ctrl-C is ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: os.kill(os.getpid(), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_does_not_wait_for_the_server(endpoint, ctrl_c):
-    def answer(request, number):
-        if number == 2:
-            time.sleep(0.3)
-            ctrl_c()
-        if number >= 2:
-            endpoint.released.wait(10)
-        return judge_by_quality(request, number)
-
-    endpoint.answer = answer
-    judge = EndpointJudge(config_for(endpoint, timeout_seconds=60.0))
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        judge.judge(pairs_of(WIN, WIN))
-    assert time.monotonic() - started < 5
 
 
 def echo(status):

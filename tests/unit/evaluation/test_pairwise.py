@@ -10,30 +10,13 @@ from apa_cli.evaluation.pairwise import Verdict, read_answer, tally, write_messa
 @pytest.mark.parametrize(
     "text",
     [
-        "A",
-        " a\n",
-        "A.",
-        "**A**",
-        "[[A]]",
-        "(A)",
-        "`A`",
-        "“A”",
-        "Answer: A",
-        "The answer is A.",
-        "**Final answer:** A",
-        "Response A",
-        "Response A is better.",
-        "Response A wins!",
-        "I prefer response A",
-        "The better response is A",
-        "Verdict = Response A",
-        '"A"',
-        "A\n\nIt is kinder.",
-        "B is rude, and A is not.\n\nAnswer: A",
-        "Response A:\nkind.\nResponse B:\nrude.\nAnswer: A",
+        "A", " a\n", "A.", "**A**", "[[A]]", "(A)", "`A`", "“A”", "Answer: A", "The answer is A.",
+        "**Final answer:** A", "Response A", "Response A is better.", "Response A wins!", "I prefer response A",
+        "The better response is A", "Verdict = Response A", '"A"', "A\n\nIt is kinder.",
+        "B is rude, and A is not.\n\nAnswer: A", "Response A:\nkind.\nResponse B:\nrude.\nAnswer: A",
         "<think>\nB\nor so\n</think>\nA",
     ],
-)
+)  # fmt: skip
 def test_the_ways_of_saying_a(text):
     assert read_answer(text) == "A"
 
@@ -51,23 +34,11 @@ def test_ties(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "",
-        " \n ",
-        "C",
-        "A or B",
-        "A/B",
-        "A, B",
-        "not A",
-        "A good answer needs more care than either shows",
-        "Apples",
-        "A\nthen again\nB",
-        "Response A:\nkind.\nResponse B:\nrude.\nHard to say.",
-        "Response A:\nkind.\nHard to say.",
-        "A:\nkind.\nB:\nrude.\nHard to say.",
-        "<think>\nwhat if\nA",
-        "A " * 10_000,
+        "", " \n ", "C", "A or B", "A/B", "A, B", "not A", "A good answer needs more care than either shows", "Apples",
+        "A\nthen again\nB", "Response A:\nkind.\nResponse B:\nrude.\nHard to say.",
+        "Response A:\nkind.\nHard to say.", "A:\nkind.\nB:\nrude.\nHard to say.", "<think>\nwhat if\nA", "A " * 10_000,
     ],
-)
+)  # fmt: skip
 def test_anything_else_is_not_guessed(text):
     assert read_answer(text) is None
 

@@ -128,17 +128,6 @@ def test_greedy_decoding_draws_nothing(policy_dir):
             ids.append(token)
 
 
-def test_what_counts_ends_with_the_first_eos(policy_dir):
-    config, models, prompts = setting(policy_dir(eos_logit=4.0))
-    eos = models.policy.tokenizer.eos_token_id
-    responses = answer(config, models, prompts)
-    assert {r.ended for r in responses} == {True, False}
-    for found in responses:
-        assert found.ended == (eos in found.token_ids)
-        assert eos not in found.token_ids[:-1]
-        assert len(found.token_ids) == 6 or found.ended
-
-
 def test_entropy_is_summed_over_the_response(policy_dir):
     config, models, prompts = setting(policy_dir(eos_logit=2.0), texts=UNEVEN[:3])
     for prompt, found in zip(prompts, answer(config, models, prompts), strict=True):

@@ -8,11 +8,11 @@ import threading
 import time
 
 import pytest
+from refused import refusal
 from reward_server import Answer, lengths, scores, serving
 from tiny_models import make_config
 
 from apa_cli.config.schema import ScorerConfig
-from apa_cli.errors import UserError
 from apa_cli.rewards import json_server
 from apa_cli.rewards.http import HttpReward, probe_served
 from apa_cli.rewards.record import FinishedResponses
@@ -46,10 +46,7 @@ def finished(count=5, **changes):
 
 
 def failure(url, count=5, **settings):
-    with pytest.raises(UserError) as caught:
-        reward(url, **settings)(finished(count))
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return refusal(reward(url, **settings), finished(count))
 
 
 def free_port():

@@ -59,17 +59,6 @@ def score_alone(folder, ids, label=0):
     return model(input_ids=torch.tensor([ids])).logits[0, label].item()
 
 
-def test_text_is_tokenized_anew_when_the_tokenizers_differ(policy, tmp_path):
-    tokenizer = make_tokenizer(["something else altogether, with other merges"], vocabulary=280)
-    save_reward(tmp_path, tokenizer)
-    scorer = load(tmp_path, policy)
-    assert not scorer.passes_ids_through(chat=False)
-    got = scorer(finished(policy, ids=[[7]] * 3))  # ids that it must not read
-    expected = [score_alone(tmp_path, tokenizer(p + r)["input_ids"]) for p, r in zip(PROMPTS, RESPONSES, strict=True)]
-    assert got == pytest.approx(expected, abs=1e-6)
-    assert len(set(got)) == 3
-
-
 def test_which_tokenizers_are_the_same():
     base = make_tokenizer()
     assert same_tokenizer(base, make_tokenizer())
@@ -113,15 +102,6 @@ def test_the_score_is_read_at_the_last_counted_token(policy_dir, tmp_path, kind)
     assert got == pytest.approx([score_alone(tmp_path, row) for row in rows], abs=1e-5)
     assert abs(got[1] - got[2]) > 1e-3  # the EOS is read, not stripped
     assert abs(got[1] - got[3]) > 1e-4
-
-
-def test_a_batch_equals_one_by_one(policy, reward_dir):
-    many = finished(
-        policy, [f"{p} {q}" for p in PROMPTS for q in ("x", "the lazy dog")], ["", " a", " b c", "", "", "!"]
-    )
-    expected = [score_alone(reward_dir, ids) for ids in many.token_ids]
-    for tokens in (1, 12, 10**6):
-        assert load(reward_dir, policy, tokens)(many) == pytest.approx(expected, abs=1e-5)
 
 
 def test_an_encoder_pools_as_it_does_alone(policy, tmp_path, plain_tokenizer):
@@ -239,14 +219,6 @@ def test_a_long_dialogue_loses_its_oldest_turns_whole(tmp_path):
     ids = tokenizer(text)["input_ids"]
     scorer = load(folder, policy, max_tokens=len(ids) + 3)
     assert scorer(one_chat(policy)) == pytest.approx([score_alone(folder, ids)], abs=1e-5)
-
-
-def test_hh_prompts_become_messages(policy, chat_reward):
-    folder, tokenizer = chat_reward
-    prompt = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: and now?\n\nAssistant:"
-    text = "<|user|>hi<|end|><|assistant|>hello<|end|><|user|>and now?<|end|><|assistant|>bye<|end|>"
-    expected = score_alone(folder, tokenizer(text)["input_ids"])
-    assert load(folder, policy)(finished(policy, [prompt], [" bye"])) == pytest.approx([expected], abs=1e-5)
 
 
 def test_a_torn_hh_prompt_brings_no_system_message(policy, chat_reward, tmp_path):

@@ -9,7 +9,7 @@ from apa_cli.config.schema import ComponentConfig, RewardConfig
 from apa_cli.models.policy_loading import load_policy
 from apa_cli.models.roles import load_models
 from apa_cli.rewards.function import RewardFunction
-from apa_cli.rewards.record import FinishedResponses, Scored
+from apa_cli.rewards.record import FinishedResponses
 from apa_cli.rewards.scorers import WeightedRewards, complaint, load_reward, load_scorers, score
 from apa_cli.training.memory_plan import make_plan
 
@@ -53,11 +53,6 @@ def test_a_sum_that_overflows_is_the_weights():
     rewards = several(a=(1e30, [1e30]), b=(1.0, [0.0]))
     scored = score(rewards, responses(1))
     assert str(complaint(rewards, scored, 0)) == "reward.components: response 0 comes to inf; lower the weights"
-
-
-def test_one_reward_has_no_parts():
-    function = RewardFunction(lambda prompts, responses: [1.0] * 3, "f", key="reward.function")
-    assert score(function, responses()) == Scored(scores=[1.0] * 3)
 
 
 def test_a_model_named_twice_is_loaded_once(policy_dir, reward_dir):

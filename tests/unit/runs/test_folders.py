@@ -32,14 +32,6 @@ def test_without_evaluation_the_last_rollout_stands_in(tmp_path: Path):
     assert (run.last("eval/reward"), run.last("eval/kl"), run.first("eval/reward")) == (1.7, None, None)
 
 
-def test_a_torn_last_line_is_left_out(tmp_path: Path):
-    folder = write_run(tmp_path / "a", ROWS, finished=False)
-    with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"iteration": 3, "rew')
-    run = read_run(folder)
-    assert (run.status, run.iterations) == (UNFINISHED, 2)
-
-
 @pytest.mark.parametrize("content", ["", '{"iterations": 2', "[]", '{"seconds": 1}'])
 def test_a_torn_summary_is_no_finished_run(tmp_path: Path, content: str):
     folder = write_run(tmp_path / "a", ROWS)

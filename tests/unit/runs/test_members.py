@@ -60,12 +60,6 @@ def test_names_are_one_folder_and_stay_apart():
     assert "kl_lambda=0.1,seed=3," in member_name(["objective.kl_lambda=0.1", "seed=3", *fixed])
 
 
-def test_nothing_there_is_not_done(folder: Path, config):
-    assert not done_before(folder, config)
-    assert not done_before(folder.with_name("missing"), config)
-    assert list(folder.parent.iterdir()) == [folder]
-
-
 def test_the_same_configuration_is_done(folder: Path, config):
     finish(folder, config)
     config.output_dir, config.tracking.console = "elsewhere", "quiet"

@@ -113,14 +113,8 @@ def test_a_knob_that_the_objective_does_not_read_is_no_difference(tmp_path: Path
     ]
 
 
-def test_ppo_steered_to_a_kl_is_known_by_that(tmp_path: Path):
-    rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
-    write_run(tmp_path / "a", rows, objective__name="ppo", objective__kl_target=6.0)
-    assert group(runs_in(tmp_path))[0].label == "PPO, KL target 6"
-
-
-@pytest.mark.parametrize("objective", ["apa", "awr"])
-def test_so_is_a_steered_lambda(tmp_path: Path, objective: str):
+@pytest.mark.parametrize(("objective", "knob"), [("apa", "λ 0.3"), ("awr", "λ 0.3"), ("ppo", "β 0.05")])
+def test_a_steered_run_is_known_by_its_target(tmp_path: Path, objective: str, knob: str):
     rows = [row(1, eval_kl=1.0, eval_reward=1.0)]
     for seed in (0, 1):
         for target in (2.0, 10.0):
@@ -128,7 +122,7 @@ def test_so_is_a_steered_lambda(tmp_path: Path, objective: str):
             write_run(name, rows, seed=seed, objective__name=objective, objective__kl_target=target)
         write_run(tmp_path / f"{seed}", rows, seed=seed, objective__name=objective, objective__kl_target=None)
     assert [(setting.label, len(setting.runs)) for setting in group(runs_in(tmp_path))] == [
-        (f"{objective.upper()}, λ 0.3", 2),
+        (f"{objective.upper()}, {knob}", 2),
         (f"{objective.upper()}, KL target 2", 2),
         (f"{objective.upper()}, KL target 10", 2),
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ from apa_cli.algorithms import apa_loss
 EXAMPLES = Path(__file__).parents[3] / "scripts" / "examples"
 LENGTHS = [5, 2, 7, 1]
 KL_LAMBDA = 0.3
+VERL = {"old_log_prob": "rollout", "advantages": "advantages", "response_mask": "mask"}  # its names of ours
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch, place: str, **contents: Any) -> ModuleType:
@@ -52,29 +52,10 @@ def verl_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, di
     return registry["apa"]
 
 
-@dataclass
-class LossInputs:
-    trainer_logprobs: Tensor  # (T,) all of them
-    inference_logprobs: Tensor
-    ref_logprobs: Tensor | None
-    advantages: Tensor
-    loss_mask: Tensor
-    loss_weights: Tensor | None = field(default=None)
-
-
-@dataclass
-class LossOutputs:
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
 @pytest.fixture
-def prime_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., LossOutputs]:
+def prime_loss(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     place = "prime_rl.trainer.rl.loss"
-    contents = {"LossInputs": LossInputs, "LossOutputs": LossOutputs}
-    example = load("prime_rl_apa", monkeypatch, place, **contents)
-    loss: Callable[..., LossOutputs] = example.apa
-    return loss
+    return load("prime_rl_apa", monkeypatch, place, LossInputs=SimpleNamespace, LossOutputs=SimpleNamespace).apa
 
 
 @pytest.fixture
@@ -106,18 +87,11 @@ def test_verl(verl_loss: Any, batch: dict[str, Tensor], counted: bool, ranks: in
     parts = [slice(row, row + 1) for row in range(len(LENGTHS))] if counted else [slice(None)]
 
     def loss(policy: Tensor) -> Tensor:
-        found = [
-            verl_loss(
-                old_log_prob=batch["rollout"][rows],
-                log_prob=policy[rows],
-                advantages=batch["advantages"][rows],
-                response_mask=batch["mask"][rows],
-                loss_agg_mode="token-mean",
-                config=SimpleNamespace(global_batch_info=tokens),
-                rollout_is_weights=None,
-            )
-            for rows in parts
-        ]
+        config, found = SimpleNamespace(global_batch_info=tokens), []
+        for rows in parts:
+            given = {name: batch[of][rows] for name, of in VERL.items()}
+            given |= {"loss_agg_mode": "token-mean", "config": config, "rollout_is_weights": None}
+            found.append(verl_loss(log_prob=policy[rows], **given))
         assert all(isinstance(metrics["actor/target_residual"], float) for _, metrics in found)
         return torch.stack([value for value, _ in found]).sum()
 
@@ -136,25 +110,23 @@ def test_verl_is_refused_what_apa_has_no_place_for(verl_loss: Any, batch: dict[s
         verl_loss(batch["rollout"], batch["policy"], batch["advantages"], batch["mask"], **changes)
 
 
+def sequence(batch: dict[str, Tensor], policy: Tensor, row: int, **changes: Any) -> SimpleNamespace:
+    """What prime-rl hands over of one sequence: all of its tokens."""
+    names = {"inference_logprobs": "rollout", "advantages": "advantages", "loss_mask": "mask"}
+    inputs = {"trainer_logprobs": policy[row], **{name: batch[of][row] for name, of in names.items()}}
+    return SimpleNamespace(**{**inputs, "ref_logprobs": None, "loss_weights": None, **changes})
+
+
 def prime_gradient(prime_loss: Any, batch: dict[str, Tensor], weights: Tensor | None, **kwargs: Any) -> Tensor:
     """Of the losses of all sequences, added up and divided by their tokens."""
 
     def loss(policy: Tensor) -> Tensor:
-        outputs = [
-            prime_loss(
-                LossInputs(
-                    trainer_logprobs=policy[row],
-                    inference_logprobs=batch["rollout"][row],
-                    ref_logprobs=batch["initial"][row] if kwargs.get("anchor") == "reference" else None,
-                    advantages=batch["advantages"][row],
-                    loss_mask=batch["mask"][row],
-                    loss_weights=None if weights is None else weights[row],
-                ),
-                kl_lambda=KL_LAMBDA,
-                **kwargs,
-            )
-            for row in range(len(LENGTHS))
-        ]
+        outputs = []
+        for row in range(len(LENGTHS)):
+            scored = {"ref_logprobs": batch["initial"][row]} if kwargs.get("anchor") == "reference" else {}
+            weighted = {} if weights is None else {"loss_weights": weights[row]}
+            inputs = sequence(batch, policy, row, **scored, **weighted)
+            outputs.append(prime_loss(inputs, kl_lambda=KL_LAMBDA, **kwargs))
         assert all(output.metrics["target_residual"].dim() == 0 for output in outputs)
         return torch.stack([output.loss for output in outputs]).sum() / sum(LENGTHS)
 
@@ -166,7 +138,7 @@ def test_prime_rl(prime_loss: Any, batch: dict[str, Tensor]):
     assert_close(prime_gradient(prime_loss, batch, None, anchor="reference"), ours(batch, "initial"))
     weights = torch.rand_like(batch["policy"]) + 0.5
     assert_close(prime_gradient(prime_loss, batch, weights), weights * ours(batch, "rollout"))
-    alone = LossInputs(batch["policy"][0], batch["rollout"][0], None, batch["advantages"][0], batch["mask"][0])
+    alone = sequence(batch, batch["policy"], 0)
     for anchor in ("reference", "initial"):
         with pytest.raises(ValueError, match=f"no log-probs for anchor={anchor}"):
             prime_loss(alone, anchor=anchor)

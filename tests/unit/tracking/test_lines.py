@@ -131,17 +131,11 @@ def write(path, iterations, **kwargs):
     JsonLines(path, **kwargs).add(*({"iteration": iteration} for iteration in iterations))
 
 
-def test_a_resumed_run_drops_later_lines_and_a_torn_one(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    write(path, range(6))
-    with path.open("a") as file:
-        file.write('{"iteration": 6, "rew')
-    assert [row["iteration"] for row in read_metrics(path)] == [0, 1, 2, 3, 4, 5]
-    write(path, [4, 5, 6], start_iteration=3)
-    assert [row["iteration"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3, 4, 5, 6]  # a folder stands for its file
+def test_a_run_from_the_start_begins_an_empty_file(tmp_path):
+    write(tmp_path / "metrics.jsonl", range(6))
+    write(tmp_path / "metrics.jsonl", [0, 1])
+    assert len(read_metrics(tmp_path)) == 2  # a folder stands for its file
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
-    write(path, [0, 1])  # a run from the start begins an empty file
-    assert len(read_metrics(path)) == 2
 
 
 @pytest.mark.parametrize("damage", ["broken", "[]", '{"iteration": null}', "{}"])

@@ -4,7 +4,6 @@ import pytest
 import torch
 from tiny_models import CPU, iterate, make_config, make_prompts, save_policy
 from torch.profiler import ProfilerActivity, profile
-from transformers import GPTNeoXConfig
 
 from apa_cli.data.prompts import PromptStream
 from apa_cli.errors import UserError
@@ -27,30 +26,10 @@ from apa_cli.training.optimizer import make_optimizer
 from apa_cli.training.state import initial_state
 
 GIB = 1 << 30
-PYTHIA_410M = GPTNeoXConfig(
-    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096, vocab_size=50304
-)
-
-
-@pytest.fixture
-def pythia_dir(tmp_path):
-    """A model folder without weights."""
-    PYTHIA_410M.architectures = ["GPTNeoXForCausalLM"]
-    PYTHIA_410M.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 def runtime(bf16=False):
     return Runtime(device=torch.device("cpu"), bf16=bf16)
-
-
-def test_pythia_410m_in_full(pythia_dir):
-    """405,334,016 parameters, as its model card says; the critic has no output embedding but a head of 1,025."""
-    policy, reference, value, reward = make_plan(make_config(pythia_dir), runtime()).roles.values()
-    n, critic = 405_334_016, 405_334_016 - 50304 * 1024 + 1025
-    assert policy == Role("policy", str(pythia_dir), n, n, 4 * n, 4 * n, 8 * n)
-    assert reference == Role("reference", "a frozen copy of the policy", n, 0, 4 * n)
-    assert (value.parameters, value.trained, reward.bytes) == (critic, critic, 0)
 
 
 LORA, TWO, BF16 = {"policy__adapter__r": 2}, {"policy__adapter__r": 2, "value__kind": "adapter"}, {"precision": "bf16"}
