@@ -47,25 +47,15 @@ class Model:
 class LLM:
     made: list[LLM] = []  # noqa: RUF012
 
-    def __init__(
-        self,
-        model,
-        *,
-        load_format="auto",
-        skip_tokenizer_init=False,
-        generation_config="auto",
-        dtype="auto",
-        max_model_len=None,
-        gpu_memory_utilization=0.9,
-        enable_sleep_mode=False,
-        logprobs_mode="raw_logprobs",
-        seed=None,
-    ):
-        torch.manual_seed(seed)  # as vLLM does, for the whole process
+    def __init__(self, model, *, load_format="auto", skip_tokenizer_init=False, max_model_len=None, **settings):
+        known = {"generation_config", "dtype", "gpu_memory_utilization", "enable_sleep_mode", "logprobs_mode", "seed"}
+        assert settings.keys() <= known
+        torch.manual_seed(settings["seed"])  # as vLLM does, for the whole process
         assert load_format == "dummy"
         self.model = Model(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).eval())
         self.tokenizer = None if skip_tokenizer_init else AutoTokenizer.from_pretrained(model)
-        self.max_model_len, self.sleeps, self.processed = max_model_len, enable_sleep_mode, logprobs_mode
+        self.max_model_len, self.sleeps = max_model_len, settings.get("enable_sleep_mode", False)
+        self.processed = settings.get("logprobs_mode", "raw_logprobs")
         self.awake = {"weights", "kv_cache"}
         self.stale = True  # the prefix cache was made with other weights
         LLM.made.append(self)

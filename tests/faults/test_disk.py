@@ -85,20 +85,6 @@ def test_a_disk_that_stays_full_ends_in_exit_1_with_the_state_elsewhere(server, 
     assert metrics(folder) == metrics(rescued)
 
 
-def test_a_read_only_folder(server, small_disk, tmp_path):
-    """Root may write anywhere, but not to a file system that is mounted read-only."""
-    folder = small_disk / "run"
-    assert server.run(folder, *SMALL, terminate_at=6) == 130
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    before = len(server.output.read_text())
-    assert server.run(folder, f"resume={folder}") == 2
-    output = server.output.read_text()[before:]
-    assert (
-        output
-        == f"apa-train: error: output_dir: no permission to write in {folder}; name another folder: output_dir=DIR\n"
-    )
-
-
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(server, uninterrupted, tmp_path):
     folder = tmp_path / "run"
     assert server.run(folder, *SMALL, terminate_at=14) == 130

@@ -73,12 +73,6 @@ def test_shell_completion(run, typed: str, offered: set[str]):
     assert set(done.stdout.split()) == offered
 
 
-def test_shell_completion_installs(run):
-    done = run("-sc", "install=bash")
-    assert done.returncode == 0
-    assert "complete -o nospace" in done.stdout
-
-
 def test_a_reader_that_leaves_early(run, tmp_path: Path):
     done = subprocess.run(
         f"{COMMAND} --help | head -1", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60

@@ -201,25 +201,3 @@ def test_a_critic_is_not_resumed_from_a_checkpoint_without_one(policy_dir, tmp_p
     saved = make_store(tmp_path, config.checkpoint).save(Snapshot(models=models, state=state))
     with pytest.raises(UserError, match=r"^value\.kind: separate, but .* holds no critic; add value=none$"):
         begin(make_config(policy_dir()), saved)
-
-
-def test_goes_on_bit_for_bit_while_the_critic_warms_up(policy_dir, tmp_path):
-    """Saved when only the critic has optimizer states; the policy begins to learn after the one iteration more."""
-    config = make_config(policy_dir(eos_logit=3.0), value__warmup_iterations=2, training__iterations=4)
-    store = make_store(tmp_path, config.checkpoint)
-    models, state = begin(config)
-    torch.manual_seed(config.seed)
-    iterate(config, models, state)
-    saved = store.save(Snapshot(models=models, state=state))
-    iterate(config, models, state)
-    policy = {name: p for name, p in weights(models).items() if not name.startswith("critic")}
-    iterate(config, models, state)
-    expected = weights(models)
-    assert any(not torch.equal(expected[name], p) for name, p in policy.items())
-    models, state = begin(config, saved)
-    load_training_state(state, saved / "trainer_state")
-    for _ in range(2):
-        iterate(config, models, state)
-    assert all(torch.equal(p, expected[name]) for name, p in weights(models).items())
-    loaded = begin(config, saved)[0].policy.model.named_parameters()
-    assert all(torch.equal(policy[name], p) for name, p in loaded)  # warm-up left them alone

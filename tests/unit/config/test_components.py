@@ -77,18 +77,12 @@ def test_entries_are_begun_once_and_name_no_folder():
     [
         ([FREE, "reward=function", "reward.components.a.path=m"], "reward.kind: set, but the rewards are in"),
         ([FREE, "reward.components.mean.path=m"], "reward.components.mean: mean is the name of another metric"),
-        (
-            [FREE, "rollout=offline", "reward.components.score.path=m"],
-            "reward.components.score: score is the name of another metric",
-        ),
-        (
-            [FREE, "rollout=offline", "reward.components.response_length.path=m"],
-            "reward.components.response_length: response_length is the name of another metric",
-        ),
-        (
-            [FREE, "reward.components.a.path=m", "reward.components.a_std.path=m"],
-            "reward.components.a_std: a_std is the name of another metric",
-        ),
+        ([FREE, "rollout=offline", "reward.components.score.path=m"],
+         "reward.components.score: score is the name of another metric"),
+        ([FREE, "rollout=offline", "reward.components.response_length.path=m"],
+         "reward.components.response_length: response_length is the name of another metric"),
+        ([FREE, "reward.components.a.path=m", "reward.components.a_std.path=m"],
+         "reward.components.a_std: a_std is the name of another metric"),
         ([FREE, "reward.components.a.weight=inf"], "reward.components.a.weight: inf is not a finite number"),
         ([FREE, "reward.components.a.weight=x"], "reward.components.a.weight: 'x' is not a number; give a number"),
         ([FREE, "reward.components.a.weight=1"], "reward.components.a.path: not set, but reward.components.a.kind="),
@@ -104,23 +98,17 @@ def test_entries_are_begun_once_and_name_no_folder():
         (["evaluation.reward.length_penalty=1"], "evaluation.reward.length_penalty: unknown key"),
         (["reward=math"], "reward.answer_column: not set, but reward.kind=math needs it; give it"),
         (["reward.answer_column=a"], "reward.answer_column: set, but reward.kind=model; add reward.kind=math, or"),
-        (
-            [FREE, "reward.components.a={kind:math,answer_column:a}", "reward.components.a_unreadable.path=m"],
-            "reward.components.a_unreadable: a_unreadable is the name of another metric",
-        ),
+        ([FREE, "reward.components.a={kind:math,answer_column:a}", "reward.components.a_unreadable.path=m"],
+         "reward.components.a_unreadable: a_unreadable is the name of another metric"),
         (["reward.url=http://a/b"], "reward.url: set, but reward.kind=model; add reward.kind=http, or reward.url=null"),
         (["reward.kind=http", "reward.url=localhost:5000"], "reward.url: 'localhost:5000' is not a web address"),
-        (
-            ["reward.kind=http", "'reward.url=\"http://me:secret@a/b\"'".strip("'")],
-            "reward.url: contains a user name, a password, a query or a fragment",
-        ),
-        (
-            ["reward.kind=http", "reward.url=http://a/b", "reward.api_key_env=hf_secret"],
-            "reward.api_key_env: not the name of an environment variable",
-        ),
+        (["reward.kind=http", "'reward.url=\"http://me:secret@a/b\"'".strip("'")],
+         "reward.url: contains a user name, a password, a query or a fragment"),
+        (["reward.kind=http", "reward.url=http://a/b", "reward.api_key_env=hf_secret"],
+         "reward.api_key_env: not the name of an environment variable"),
         (["reward.api_key_env=TOKEN"], "reward.api_key_env: set, but reward.kind=model"),
     ],
-)
+)  # fmt: skip
 def test_one_line(overrides: list[str], line: str):
     assert refusal(compose_train, overrides).startswith(line)
 

@@ -84,13 +84,6 @@ def test_system_prompts_come_from_the_dialogue_then_the_row_then_the_setting():
     assert [len(row.messages) for row in parsed] == [2, 2, 2]
 
 
-def test_hh_dialogues_as_messages():
-    dialogue = "\n\nHuman: a\n\nHuman: more\n\nAssistant: b\n\nHuman: c\n\nAssistant: d"
-    _, rows = parse({"chosen": dialogue, "rejected": "x"}, format="hh_chat")
-    assert rows[0].messages == (user("a\n\nmore"), assistant("b"), user("c"))
-    assert (rows[0].answer, rows[0].columns) == (None, {"chosen": dialogue, "rejected": "x"})
-
-
 def test_every_dialogue_of_a_file_becomes_alternating_messages():
     rows = read_files({"hh": str(hh_file())}, source="hh", prompt_column="prompt")
     _, parsed = parse_rows(rows, format="hh_chat", prompt_column="prompt")

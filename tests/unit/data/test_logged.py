@@ -206,27 +206,18 @@ def test_a_response_is_read_after_its_prompt():
 BAD = [
     ([{"prompt": "p", "response": "x"}], {"data__response_column": "answer"}, "has no column 'answer' beside"),
     ([{"prompt": "p", "response": "x"}], {"data__score_column": "score"}, "has no column 'score', of data.score_col"),
-    (
-        [{"prompt": "p", "chosen": "x", "rejected": "y", "score": 1}],
-        {"data__score_column": "score"},
-        "has no column 'score_chosen', of data.score_column=score",
-    ),
+    ([{"prompt": "p", "chosen": "x", "rejected": "y", "score": 1}], {"data__score_column": "score"},
+     "has no column 'score_chosen', of data.score_column=score"),
     ([{"prompt": "p", "response": "\ud800"}], {}, "line 1: 'response' holds half a surrogate pair"),
     ([{"prompt": "p", "response": "x", "score": ""}], {"data__score_column": "score"}, "'score' is a string, not"),
     ([{"prompt": "p", "response": "x", "score": True}], {"data__score_column": "score"}, "'score' is true or false"),
     ([{"prompt": "p", "response": "x", "score": 10**400}], {"data__score_column": "score"}, "'score' is not finite"),
-    (
-        [{"prompt": "p", "response": "x", "score": float("nan")}],
-        {"data__score_column": "score"},
-        "'score' is not finite",
-    ),
+    ([{"prompt": "p", "response": "x", "score": float("nan")}], {"data__score_column": "score"},
+     "'score' is not finite"),
     ([{"chosen": f"{ASK} good", "rejected": None}], {"data__format": "hh"}, "'rejected' is null"),
-    (
-        [{"prompt": "p", "response": None}, {"prompt": "q", "response": " "}],
-        {"data__empty": "drop"},
-        "no response continues its prompt",
-    ),
-]
+    ([{"prompt": "p", "response": None}, {"prompt": "q", "response": " "}], {"data__empty": "drop"},
+     "no response continues its prompt"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rows", "changes", "line"), BAD)

@@ -163,10 +163,6 @@ def test_a_reader_of_datasets_is_not_a_data_set(folder, name):
     assert f"'{name}' is a reader" in refusal(read, name)
 
 
-def test_resolve_leaves_other_paths_alone():
-    assert [resolve_path(path) for path in ("a/b", "org/name", "")] == ["a/b", "org/name", ""]
-
-
 def make_package(tmp_path, monkeypatch):
     for name in ("reviews/prompts.jsonl", "reviews/policy/config.json", "grammar.py", "__pycache__/grammar.pyc"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -22,23 +22,6 @@ def chance(prompts, responses):
     return [random.random() + np.random.rand() + torch.rand(1).item() for _ in responses]
 
 
-def states():
-    return (
-        torch.get_rng_state().tolist(),
-        random.getstate(),
-        np.random.get_state()[1].tolist(),
-        np.random.get_state()[2],
-    )
-
-
-def test_random_states_are_left_alone(policy_dir):
-    config, models, scorers, prompts = setting(policy_dir(), rollout__batch_size=4)
-    scorers.reward.function = chance
-    before = states()
-    evaluate(models, scorers, prompts, config)
-    assert states() == before
-
-
 def test_every_judgement_draws_the_same(policy_dir):
     config, models, scorers, prompts = setting(policy_dir(), rollout__batch_size=4)
     scorers.reward.function = chance

@@ -109,13 +109,6 @@ def test_an_adapter_that_was_trained_before_is_the_initial_policy(policy_dir, ad
     assert [r.token_ids for r in found] != [r.token_ids for r in answer(bare_config, bare, prompts)]
 
 
-def test_another_stream_draws_other_responses(policy_dir):
-    config, models, prompts = setting(policy_dir())
-    first = [r.token_ids for r in answer(config, models, prompts)]
-    assert [r.token_ids for r in answer(config, models, prompts, stream=0)] == first
-    assert [r.token_ids for r in answer(config, models, prompts, stream=1)] != first
-
-
 def test_greedy_decoding_draws_nothing(policy_dir):
     config, models, prompts = setting(policy_dir(), moved=0.05, evaluation__decoding="greedy")
     first = answer(config, models, prompts)
@@ -136,13 +129,6 @@ def test_entropy_is_summed_over_the_response(policy_dir):
         logits = logits[len(prompt.token_ids) - 1 : -1]
         expected = torch.distributions.Categorical(logits=logits).entropy().sum().item()
         assert found.entropy == pytest.approx(expected, rel=1e-4)
-
-
-def test_progress_counts_prompts(policy_dir):
-    config, models, prompts = setting(policy_dir(), rollout__batch_size=4)
-    heard = []
-    answer(config, models, prompts[:6], progress=heard.append)
-    assert heard == [4, 6]
 
 
 def test_random_states_are_put_back_after_an_error():

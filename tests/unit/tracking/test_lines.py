@@ -9,7 +9,7 @@ import pytest
 
 from apa_cli.errors import UserError
 from apa_cli.tracking.lines import DiskTrouble, JsonLines, PatientFile
-from apa_cli.tracking.metrics import CONTRACT_METRICS, read_metrics
+from apa_cli.tracking.metrics import read_metrics
 
 REAL_WRITE = os.write
 
@@ -144,12 +144,3 @@ def test_damage_before_the_last_line_is_an_error(tmp_path, damage):
     path.write_text(f'{{"iteration": 1}}\n{damage}\n{{"iteration": 2}}\n')
     with pytest.raises(UserError, match="line 2: not JSON" if damage == "broken" else "no number as its iteration"):
         JsonLines(path, start_iteration=1)
-
-
-def test_no_file_no_metrics(tmp_path):
-    assert read_metrics(tmp_path / "m.jsonl") == []
-
-
-def test_the_contract_names_are_distinct_and_begin_with_the_iteration():
-    assert CONTRACT_METRICS[0] == "iteration"
-    assert len(set(CONTRACT_METRICS)) == len(CONTRACT_METRICS) == 25

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -63,13 +62,3 @@ def test_no_tensorboard_is_said_at_once(tmp_path, monkeypatch, broken):
     problem = "cannot be imported .Descriptors" if broken else "is not installed"
     with pytest.raises(UserError, match=f"tracking.tensorboard: tensorboard {problem}"):
         TensorBoardRun(tmp_path)
-
-
-def test_it_is_imported_only_where_it_is_chosen(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from apa_cli.config.schema import TrainConfig; "
-        "from apa_cli.tracking.tracker import Tracker; "
-        f"Tracker(TrainConfig(output_dir='x'), Path({str(tmp_path)!r})).begin().close(); "
-        "sys.exit('tensorboard' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

@@ -32,6 +32,11 @@ def fresh_wandb():
     wandb.teardown()
 
 
+def use(server, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+    monkeypatch.setenv("WANDB_BASE_URL", server.url)
+
+
 class FakeWandb:
     """As much of wandb as WandbRun uses; `broken` names what does `act()` instead of its work."""
 
@@ -267,8 +272,7 @@ def test_a_new_run_in_the_folder_begins_its_own_steps(tmp_path, monkeypatch):
 @pytest.mark.parametrize("answer", [429, "hang"])
 def test_a_server_that_does_not_let_the_run_begin(tmp_path, monkeypatch, fresh_wandb, answer, capfd):
     with wandb_server(graphql=answer) as server:
-        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        use(server, monkeypatch)
         said = []
         monkeypatch.setattr(wandb_run, "INIT_SECONDS", 2.0)
         run = start(tmp_path, said, mode="online")
@@ -287,8 +291,7 @@ def test_a_server_that_does_not_let_the_run_begin(tmp_path, monkeypatch, fresh_w
 def test_a_server_that_stops_taking_metrics(tmp_path, monkeypatch, fresh_wandb, answer):
     monkeypatch.setattr(wandb_run, "FINISH_SECONDS", 3.0)
     with wandb_server(files=answer) as server:
-        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        use(server, monkeypatch)
         said = []
         run = start(tmp_path, said, mode="online")
         for iteration in range(3):
@@ -302,8 +305,7 @@ def test_a_server_that_stops_taking_metrics(tmp_path, monkeypatch, fresh_wandb, 
 
 def test_online_too_a_run_that_goes_on_is_the_same_run(tmp_path, monkeypatch, fresh_wandb):
     with wandb_server() as server:
-        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        use(server, monkeypatch)
         for resumed, iterations in ((False, (1, 2, 3)), (True, (2, 3, 4))):
             run = start(tmp_path, [], mode="online", resumed=resumed)
             for iteration in iterations:

@@ -110,18 +110,6 @@ def test_a_minibatch_with_a_spoilt_row_changes_nothing(policy_dir, monkeypatch, 
         assert entry["step"] == other_optimizer.state_dict()["state"][index]["step"] == 2
 
 
-def test_without_any_score_there_is_no_step(policy_dir):
-    config, models, rollout, targets = setting(policy_dir())
-    before, optimizer = weights(models), make_optimizer(models, config.optimizer)
-    none = replace(targets, usable=torch.zeros(12, dtype=torch.bool))
-    stats, _ = attended(models, rollout, none, config, optimizer=optimizer)
-    assert (stats["optim/skipped_responses"], stats["optim/skipped_minibatches"]) == (12, 0)
-    assert math.isnan(stats["objective/policy_loss"])
-    assert not optimizer.state
-    for name, weight in weights(models).items():
-        assert torch.equal(weight, before[name])
-
-
 def poison_gradient(models, targets):
     name, parameter = next((n, p) for n, p in models.policy.model.named_parameters() if "dense_h_to_4h.weight" in n)
     parameter.register_hook(lambda gradient: torch.full_like(gradient, INF))

@@ -1,4 +1,4 @@
-"""The update, where tests/independent does not reach: padding full of NaN, a long fit, recomputed layers."""
+"""The update, where tests/independent does not reach: padding full of NaN, and recomputed layers."""
 
 from dataclasses import fields, replace
 
@@ -8,7 +8,6 @@ from torch.testing import assert_close
 from update_setting import plainly, setting
 
 from apa_cli.models.policy import base_of
-from apa_cli.training.optimizer import make_optimizer
 
 
 @pytest.mark.parametrize("objective", ["apa", "awr", "ppo"])
@@ -38,19 +37,6 @@ def test_nan_where_nothing_counts_changes_nothing(policy_dir, objective, critic)
     assert dirty == pytest.approx(clean, rel=1e-6)
     for name, weight in weights.items():
         assert_close(dirty_weights[name], weight, atol=1e-6, rtol=1e-5)
-
-
-def test_apa_moves_towards_its_target(policy_dir):
-    """Enough steps on one rollout take log π to log π_ref + A/λ at the sampled tokens."""
-    config, models, rollout, targets = setting(
-        policy_dir(), rows=4, objective__kl_lambda=2.0, training__minibatch_size=4, optimizer__learning_rate=0.02
-    )
-    small = replace(targets, advantages=targets.advantages.clamp(-1, 1))
-    optimizer, losses = make_optimizer(models, config.optimizer), []
-    for passes in (1, 150, 1):
-        config.training.epochs_per_rollout = passes
-        losses.append(plainly(models, rollout, small, config, optimizer=optimizer)["objective/policy_loss"])
-    assert losses[-1] < 0.1 * losses[0]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
