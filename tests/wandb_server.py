@@ -17,9 +17,9 @@ class WandbServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, graphql: Answer, files: Answer) -> None:
+    def __init__(self, graphql: Answer) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.graphql, self.files = graphql, files
+        self.graphql = graphql
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[tuple[str, str, bytes]] = []
         self.closing = threading.Event()
@@ -31,15 +31,6 @@ class WandbServer(ThreadingHTTPServer):
         """Ids of the runs that metrics came for."""
         return {path.split("/")[4] for path in self.paths() if path.endswith("/file_stream")}
 
-    def steps(self) -> list[int]:
-        """The step of every row of metrics, as they came."""
-        rows = []
-        for _, path, body in self.requests:
-            if path.endswith("/file_stream"):
-                lines = json.loads(body).get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
-                rows += [json.loads(line)["_step"] for line in lines]
-        return rows
-
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -50,7 +41,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         self.server.requests.append((self.command, self.path, body))
-        answer = self.server.graphql if self.path == "/graphql" else self.server.files
+        answer = self.server.graphql if self.path == "/graphql" else 200
         if answer == "hang":
             self.server.closing.wait()
             return
@@ -79,9 +70,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def wandb_server(*, graphql: Answer = 200, files: Answer = 200) -> Iterator[WandbServer]:
-    """`graphql` answers what begins and describes a run, `files` what takes its metrics and files."""
-    server = WandbServer(graphql, files)
+def wandb_server(*, graphql: Answer = 200) -> Iterator[WandbServer]:
+    """`graphql` answers what begins and describes a run."""
+    server = WandbServer(graphql)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import resource
 import subprocess
 import sys
-import time
 
-import pytest
 from command import environment
-
-from apa_cli import train
-from apa_cli.training import run
 
 # What a run of the built-in task needs later or not at all.
 LATER = (
@@ -60,19 +54,3 @@ def test_the_first_rollout_begins_soon(tmp_path):
     assert not imported & set(LATER)
     floor, _ = processor_seconds(FLOOR)
     assert start < 1.4 * floor, f"{start:.1f} s of processor time until sampling, {floor:.1f} s for the libraries"
-
-
-def test_how_long_it_took_to_read_the_data_is_said_where_it_took_long(tmp_path, monkeypatch, capsys):
-    def begin(*_):
-        raise KeyboardInterrupt
-
-    load = run.load_prompts
-    monkeypatch.setattr(run, "load_prompts", lambda *args, **kwargs: (time.sleep(1.1), load(*args, **kwargs))[1])
-    monkeypatch.setattr(run, "initial_state", begin)
-    with pytest.raises(KeyboardInterrupt):
-        train(None, f"output_dir={tmp_path / 'run'}")
-    output = capsys.readouterr().out
-    (said,) = re.findall(r"^([\d,]+) prompts read and tokenized in (\d+\.\d) s$", output, re.MULTILINE)
-    counts = re.findall(r"^(?:training|evaluating) on ([\d,]+) prompts", output, re.MULTILINE)
-    assert int(said[0].replace(",", "")) == sum(int(count.replace(",", "")) for count in counts)
-    assert float(said[1]) >= 1.1

@@ -142,14 +142,6 @@ def test_responses_end_with_the_turn(run: Finished, samples: list[dict[str, Any]
     assert json.loads((run.folder / "final" / "generation_config.json").read_text())["eos_token_id"] == [0, 3]
 
 
-def test_what_is_said_at_the_start(run: Finished):
-    log = (run.folder / "run.log").read_text(encoding="utf-8")
-    assert "without the answer they end with (the policy writes its own)" in log
-    assert "policy     reads <|im_start|>" in log  # the first prompt
-    assert "reward model reads <|" in log
-    assert " reads <|im_start|>" not in run.output
-
-
 def test_a_run_that_goes_on_gets_there_too(work: Path, run: Finished):
     longer = apa_train(work / "longer", f"resume={run.folder}/checkpoints/iter_000002")
     assert longer.code == 0, longer.errors

@@ -2,10 +2,8 @@
 
 import json
 import math
-from html.parser import HTMLParser
+from html import escape
 from pathlib import Path
-
-import pytest
 
 from apa_cli.evaluation.bootstrap import Estimate
 from apa_cli.evaluation.eval_report import chosen, samples_page, write_evaluation
@@ -67,62 +65,15 @@ def test_what_json_cannot_hold_becomes_null(tmp_path):
     assert (row["kl"], row["score_after"]) == (None, None)
 
 
-def scored(*scores):
-    return [response(f"r{i}", score) for i, score in enumerate(scores)]
-
-
-@pytest.mark.parametrize(
-    ("scores", "best", "typical", "worst"),
-    [
-        ((1.0,), [0], [], []),
-        ((1.0, 2.0), [1], [], [0]),
-        ((1.0, 3.0, 2.0), [1], [2], [0]),
-        ((7.0, 1.0, 6.0, 2.0, 5.0, 3.0, 4.0), [0, 2], [4, 6], [1, 3]),
-        (range(64), [63, 62, 61, 60, 59, 58], [34, 33, 32, 31, 30, 29], [0, 1, 2, 3, 4, 5]),
-        ([1.0] * 9, [0, 1, 2], [3, 4, 5], [8, 7, 6]),
-    ],
-)
-def test_which_samples_the_page_shows(scores, best, typical, worst):
-    """The worst begin with the worst; none stands twice."""
-    assert chosen(scored(*scores)) == {"Best": best, "Typical": typical, "Worst": worst}
-
-
 def test_the_evaluator_orders_the_samples_where_there_is_one():
     after = [response(score=3.0, evaluator=1.0), response(score=2.0, evaluator=2.0), response(score=1.0, evaluator=3.0)]
     assert chosen(after) == {"Best": [2], "Typical": [1], "Worst": [0]}
 
 
-class Tags(HTMLParser):
-    """All tags and text, and whether tags close in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text, self.open = set(), [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        assert not {"src", "href"} & {name for name, _ in attributes}  # it fetches nothing
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data.strip())
-
-
-def test_samples_stand_side_by_side_and_never_become_markup():
+def test_samples_never_become_markup():
     evil = "<script>alert(1)</script><img src=x onerror='x'>\" & $body ${about}"
     after = [response("  \n", 1.234, evaluator=-0.5, prompt=evil)]
-    page = Tags(samples_page(evaluation(policy("<b>run", 4, responses=after), opponents=[response(evil, -2.0)])))
-    assert page.tags == {
-        "html", "head", "meta", "title", "style", "body", "h1", "h2", "h3", "p", "pre", "div", "span",
-    }  # fmt: skip
-    text = [piece for piece in page.text if piece]
-    assert text[text.index("<b>run") :] == [
-        "<b>run", "Best", "Prompt", evil, "before: reward -2.00", evil,
-        "after: reward 1.23, evaluator -0.50", "(empty)",
-    ]  # fmt: skip
+    page = samples_page(evaluation(policy("<b>run", 4, responses=after), opponents=[response(evil, -2.0)]))
+    assert not [tag for tag in ("<script", "<img", "<b>", " src=", " href=") if tag in page.replace(escape(evil), "")]
+    assert page.count(escape(evil)) == 2
+    assert "after: reward 1.23, evaluator -0.50" in page
