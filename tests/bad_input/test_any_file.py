@@ -206,15 +206,3 @@ def test_a_changed_manifest_is_refused(checkpoint: Path, change: st.DataObject):
         files[change.draw(names.filter(lambda other: other not in FILES))] = dict(files[name])
     (checkpoint / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     assert refused(checkpoint), manifest
-
-
-@often
-@given(change=st.data())
-def test_changed_bytes_of_a_manifest(checkpoint: Path, change: st.DataObject):
-    before = restore(checkpoint)["files"]
-    content = bytearray((checkpoint / MANIFEST).read_bytes())
-    for _ in range(change.draw(st.integers(1, 3))):
-        content[change.draw(st.integers(0, len(content) - 1))] = change.draw(st.integers(0, 255))
-    (checkpoint / MANIFEST).write_bytes(content)
-    if not refused(checkpoint):
-        assert json.loads(content)["files"] == before

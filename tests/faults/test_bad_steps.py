@@ -161,10 +161,9 @@ def test_one_response_that_does_not_fit_ends_the_run_saved(tmp_path: Path):
 
 
 def test_a_limit_ends_the_run_cleanly(tmp_path: Path):
-    limit, said = "reward_below=999", "reward_below: reward/mean below 999"
-    said = f"training.stop_if.{said} for 2 iterations in a row, last "
+    said = "training.stop_if.reward_below: reward/mean below 999 for 2 iterations in a row, last "
     overrides = (
-        *(f"training.stop_if.{limit}", "training.stop_if.patience=2", "training.iterations=9"),
+        *("training.stop_if.reward_below=999", "training.stop_if.patience=2", "training.iterations=9"),
         *("optimizer.learning_rate=3e-3", "evaluation.prompts=4", "evaluation.every=0", "checkpoint.every=0"),
     )
     run = run_with(tmp_path, "pass", *overrides)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from apa_cli import assets
 from apa_cli.assets import grammar
@@ -111,17 +111,6 @@ def test_decoding_gives_the_text_back(tokenizer, prompts: dict[str, list[str]]) 
     rng = random.Random(0)
     texts = [f"{prompt} {grammar.sample_response(prompt, rng)}" for prompt in prompts["eval_prompts"]]
     assert tokenizer.batch_decode(tokenizer(texts)["input_ids"]) == texts
-
-
-def test_policy_writes_reviews_that_parse(tokenizer, prompts: dict[str, list[str]]) -> None:
-    policy = AutoModelForCausalLM.from_pretrained(REVIEWS / "policy")
-    batch = tokenizer(prompts["eval_prompts"][:64], padding=True, return_tensors="pt", return_token_type_ids=False)
-    torch.manual_seed(0)
-    ids = policy.generate(**batch, do_sample=True, max_new_tokens=32)[:, batch["input_ids"].shape[1] :]
-    responses = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    assert (ids == tokenizer.eos_token_id).any(dim=1).float().mean() > 0.95
-    assert statistics.mean(map(grammar.parses, responses)) > 0.8
-    assert len(set(responses)) > 60
 
 
 def test_reward_model_prefers_friendly_and_whole_reviews(prompts: dict[str, list[str]]) -> None:

@@ -201,20 +201,6 @@ def test_a_crash_between_two_renames_loses_nothing(tmp_path):
     assert (folder / "file").read_text() == "new"
 
 
-def test_what_was_not_written_by_the_run_is_not_replaced(tmp_path):
-    folder = tmp_path / "final"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "sub" / "mine").write_text("mine")
-    partial = partial_of(folder)
-    (partial / "file").write_text("new")
-    put_in_place(partial, folder, [])
-    assert files_in(tmp_path) == ["final/file", "final/sub/mine"]
-    (partial_of(folder) / "file").write_text("newer")
-    with pytest.raises(FileExistsError, match="final/file was not written by this run"):
-        put_in_place(partial, folder, [])
-    assert (folder / "file").read_text() == "new"
-
-
 def test_text_is_whole_or_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "config.yaml"
     write_text(path, "a: 1\n")

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from refused import refusal
 
 from apa_cli.config.compose import compose_train
-from apa_cli.config.members import member_name, short_name
+from apa_cli.config.members import member_name
 from apa_cli.config.overrides import prepared
 
 FREE = "reward.path=null"  # the built-in recipe has one
@@ -111,11 +111,6 @@ def test_entries_are_begun_once_and_name_no_folder():
 )  # fmt: skip
 def test_one_line(overrides: list[str], line: str):
     assert refusal(compose_train, overrides).startswith(line)
-
-
-def test_two_weights_are_told_apart_in_tables_and_folders():
-    keys = ["reward.components.a.weight", "reward.components.b.weight", "objective.kl_lambda", "seed"]
-    assert [short_name(key) for key in keys] == ["a.weight", "b.weight", "kl_lambda", "seed"]
 
 
 def test_a_penalty_of_nothing_may_have_a_target():

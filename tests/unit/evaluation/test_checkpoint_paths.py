@@ -5,7 +5,7 @@ import json
 import pytest
 import refused
 
-from apa_cli.checkpoints.manifest import MANIFEST, write_manifest
+from apa_cli.checkpoints.manifest import write_manifest
 from apa_cli.evaluation.checkpoint_paths import find_checkpoints
 
 
@@ -145,17 +145,6 @@ def test_a_hub_id_passes_through(tmp_path, monkeypatch):
     for name in ("gpt2", "organisation/model"):
         found = only(name)
         assert (found.name, found.policy, found.run_dir, found.iteration) == (name, name, None, None)
-
-
-def test_half_written(run):
-    partial = run / "checkpoints" / ".iter_000002.partial"
-    (run / "checkpoints" / "iter_000002").rename(partial)
-    assert "was never finished" in refusal(partial)
-    assert "was never finished" in refusal(partial / "policy")
-    for path in ("trainer_state/state", MANIFEST):
-        (partial / path).unlink()
-    (partial / "trainer_state").rmdir()
-    assert "was never finished" in refusal(partial)
 
 
 @pytest.mark.parametrize("place", ["/no/such/run", "./mine", "../mine", "~/no-such-run", "a/b/c", "runs/mine"])

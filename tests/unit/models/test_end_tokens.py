@@ -1,12 +1,8 @@
 """Which tokens end a response, as each family of chat models has it."""
 
-import json
-
 import pytest
 from tiny_models import CHAT_FAMILIES, CHATML, CPU, make_chat_tokenizer, make_config, make_tokenizer, save_policy
-from transformers import AutoTokenizer
 
-from apa_cli.checkpoints.export import save_policy as export
 from apa_cli.errors import UserError
 from apa_cli.models.roles import load_models
 from apa_cli.models.token_ids import end_of_turn
@@ -69,12 +65,3 @@ def test_a_token_that_the_model_lacks_ends_nothing(tmp_path):
     assert ends(tmp_path) == {"<eos>": "EOS"}
     with pytest.raises(UserError, match=r"^generation.stop_tokens: <\|im_end\|> is no token"):
         ends(tmp_path, generation__stop_tokens=["<|im_end|>"])
-
-
-def test_what_is_exported_ends_there_too(tmp_path):
-    tokenizer = make_chat_tokenizer("chatml")
-    save_policy(tmp_path / "policy", tokenizer, generation={"eos_token_id": 0, "top_k": 20, "do_sample": True})
-    export(load_models(make_config(tmp_path / "policy"), CPU).policy, tmp_path / "final")
-    own = json.loads((tmp_path / "final" / "generation_config.json").read_text())
-    assert (own["eos_token_id"], own["top_k"]) == ([0, tokenizer.convert_tokens_to_ids("<|im_end|>")], 20)
-    assert AutoTokenizer.from_pretrained(tmp_path / "final").chat_template == CHATML

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from run_folders import row, write_run
 
+from apa_cli.config.yaml_files import escaped
 from apa_cli.runs.folders import FAILED, FINISHED, UNFINISHED, find_runs, is_finished, read_run
 from apa_cli.tracking.samples import SamplePair
 
@@ -81,3 +83,14 @@ def test_what_cannot_be_drawn_is_not_measured(tmp_path: Path, written: str):
     (tmp_path / "metrics.jsonl").write_text(f'{{"iteration": 1, "eval/reward": {written}, "eval/kl": 0.5}}\n')
     run = read_run(tmp_path)
     assert (run.last("eval/reward"), run.last("eval/kl")) == (None, 0.5)
+
+
+TEXTS = ["a ${x} b", r"\${x}", r"\\${x}", "${nowhere", r"a\b ${x", "x\\", "$x", r"\$ ${a:b} \\ ${c}", "${oc.env:HOME}"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_with_a_dollar_comes_back(tmp_path: Path, text: str):
+    OmegaConf.save(OmegaConf.create(escaped({"a": {"b": [text, 1, None]}, "c": text})), tmp_path / "config.yaml")
+    read = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=True)
+    assert read == {"a": {"b": [text, 1, None]}, "c": text}
+    assert read_run(tmp_path).config == {"a.b": [text, 1, None], "c": text}

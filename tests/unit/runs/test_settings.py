@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from run_folders import row, write_grid, write_run
 
+from apa_cli.runs.figures import curve
 from apa_cli.runs.folders import find_runs, read_run
 from apa_cli.runs.settings import estimate, group, student_t
 
@@ -149,3 +150,11 @@ def test_unfinished_runs_count_only_where_none_is_finished(tmp_path: Path):
     (tmp_path / "a" / "summary.json").unlink()
     [setting] = group(runs_in(tmp_path))
     assert setting.final("eval/kl").mean == 5.0
+
+
+def test_curves_are_over_what_every_seed_has(tmp_path: Path):
+    write_run(tmp_path / "a", [row(1, reward_mean=1.0), row(2, reward_mean=3.0), row(3, reward_mean=9.0)])
+    write_run(tmp_path / "b", [row(1, reward_mean=2.0), row(2, reward_mean=7.0)], seed=1)
+    [setting] = group(runs_in(tmp_path))
+    assert curve(setting, "reward/mean") == ([1, 2], [1.5, 5.0], [1.0, 3.0], [2.0, 7.0])
+    assert curve(setting, "kl/to_init") == ([], [], [], [])
