@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -20,15 +21,17 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def uninterrupted(server, tmp_path_factory):
-    """uninterrupted(variant): the folder of a run of it from beginning to end."""
-    done = {}
+def uninterrupted(server, tmp_path_factory, worker_id):
+    """uninterrupted(variant): the folder of a run of it from beginning to end, made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    place = base if worker_id == "master" else base.parent
 
     def run(variant):
-        if variant not in done:
-            folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-            assert server.run(folder, *SMALL, *VARIANTS[variant]) == 0, server.output.read_text()[-2000:]
-            done[variant] = folder
-        return done[variant]
+        folder = place / f"uninterrupted{list(VARIANTS).index(variant)}"
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (folder / "summary.json").exists():
+                assert server.run(folder, *SMALL, *VARIANTS[variant]) == 0, server.output.read_text()[-2000:]
+        return folder
 
     return run

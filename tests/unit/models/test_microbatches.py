@@ -62,7 +62,3 @@ def test_a_little_of_real_dialogues_is_padding(rows, most):
         needed += sum(prompts) + sum(responses)
     assert whole > 2 * needed
     assert spent < most * needed
-
-
-def test_no_rows():
-    assert plan_microbatches([], [], 10) == []
